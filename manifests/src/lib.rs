@@ -1,0 +1,12 @@
+//! What users may say to Flotilla: kinds, schema, defaults, validation, patches, admission.
+//!
+//! Owns the language of manifests and every pure decision about one object. Refuses I/O, clocks, randomness and threads:
+//! `now`, uids and name suffixes are arguments. Start reading at [`object`] and [`kind`], then [`admission`].
+#![forbid(unsafe_code)]
+
+pub mod admission;
+pub mod api_error;
+pub mod kind;
+pub mod object;
+pub mod patch;
+pub mod time;
