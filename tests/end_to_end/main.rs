@@ -1,0 +1,8 @@
+//! The walk of one manifest with real parts: real kubectl, real sockets, real processes, a real mosquitto.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+mod story;
+mod walk;
+
+/// The binary cargo built for these tests.
+const BINARY: &str = env!("CARGO_BIN_EXE_flotilla");

@@ -1,0 +1,248 @@
+//! A hub and its agents as real processes in one temporary folder.
+
+use std::collections::BTreeMap;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::kubectl::Kubectl;
+use crate::process::{self, Process};
+use crate::wait;
+
+/// How devices reach the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Road {
+    Quic,
+    Mqtt,
+}
+
+/// Everything of one test. Dropping it ends every process it started and removes the folder.
+#[derive(Debug)]
+pub struct Fleet {
+    binary: PathBuf,
+    folder: tempfile::TempDir,
+    road: Road,
+    api_port: u16,
+    quic_port: u16,
+    broker_port: u16,
+    hub: Option<Process>,
+    broker: Option<Process>,
+    agents: BTreeMap<String, Process>,
+    hub_arguments: Vec<String>,
+}
+
+impl Fleet {
+    /// Starts the hub (and for MQTT a mosquitto); no agents yet.
+    pub fn start(binary: &str, road: Road, hub_arguments: &[&str]) -> Self {
+        let folder = tempfile::Builder::new().prefix("flotilla-test-").tempdir().unwrap();
+        let mut fleet = Self {
+            binary: binary.into(),
+            folder,
+            road,
+            api_port: free_tcp_port(),
+            quic_port: UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(),
+            broker_port: free_tcp_port(),
+            hub: None,
+            broker: None,
+            agents: BTreeMap::new(),
+            hub_arguments: hub_arguments.iter().map(|text| (*text).to_owned()).collect(),
+        };
+        if road == Road::Mqtt {
+            fleet.start_broker();
+        }
+        fleet.start_hub();
+        fleet
+    }
+
+    /// Starts the hub and `nodes` agents named `n1`, `n2`, ... and waits until they are Ready.
+    pub fn with_agents(binary: &str, road: Road, nodes: usize) -> Self {
+        let mut fleet = Self::start(binary, road, &[]);
+        for number in 1..=nodes {
+            fleet.join(&format!("n{number}"), &[]);
+        }
+        let kubectl = fleet.kubectl();
+        for number in 1..=nodes {
+            kubectl.run(&format!("wait --for=condition=Ready node/n{number} --timeout=60s"));
+        }
+        fleet
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn hub_folder(&self) -> PathBuf {
+        self.folder.path().join("hub")
+    }
+
+    pub fn agent_folder(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn start_broker(&mut self) {
+        let configuration = self.folder.path().join("mosquitto.conf");
+        let text = format!("listener {} 127.0.0.1\nallow_anonymous true\npersistence false\n", self.broker_port);
+        std::fs::write(&configuration, text).unwrap();
+        let arguments = vec!["-c".to_owned(), configuration.to_string_lossy().into_owned()];
+        let program = crate::process_path("mosquitto").expect("mosquitto was looked for before this test began");
+        self.broker = Some(Process::start(&program, &arguments, &self.folder.path().join("mosquitto.log")));
+        let port = self.broker_port;
+        wait::until_true("mosquitto listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    }
+
+    pub fn kill_broker(&mut self) {
+        self.broker.take().unwrap().kill();
+    }
+
+    /// Starts (or starts again) the hub on its ports and waits until it answers.
+    pub fn start_hub(&mut self) {
+        let mut arguments = self.words(&["hub", "run"]);
+        arguments.extend(self.words(&["--data", &self.hub_folder().to_string_lossy()]));
+        arguments.extend(self.words(&["--listen", &format!("127.0.0.1:{}", self.api_port)]));
+        arguments.extend(self.words(&["--quic", &format!("127.0.0.1:{}", self.quic_port)]));
+        if self.road == Road::Mqtt {
+            arguments.extend(self.words(&["--mqtt", &format!("mqtt://127.0.0.1:{}", self.broker_port)]));
+        }
+        arguments.extend(self.hub_arguments.clone());
+        let log = self.folder.path().join("hub.log");
+        self.hub = Some(Process::start(&self.binary, &arguments, &log));
+        wait::until("the hub answers /readyz", || {
+            let hub = self.hub.as_mut().unwrap();
+            assert!(hub.is_running(), "the hub ended:\n{}", hub.output());
+            let kubeconfig = self.folder.path().join("hub/admin.kubeconfig");
+            if !kubeconfig.exists() {
+                return Err("no kubeconfig yet".to_owned());
+            }
+            let Some(kubectl) = Kubectl::newest(&kubeconfig, self.folder.path()) else { return Ok(()) };
+            kubectl.attempt("get --raw /readyz").map(|_| ())
+        });
+    }
+
+    pub fn hub(&mut self) -> &mut Process {
+        self.hub.as_mut().expect("the hub runs")
+    }
+
+    pub fn kill_hub(&mut self) {
+        self.hub.take().unwrap().kill();
+    }
+
+    /// Mints a token and starts an agent that joins with it.
+    pub fn join(&mut self, name: &str, arguments: &[&str]) {
+        let token = self.run(&["token", "create", "--data", &self.hub_folder().to_string_lossy(), "--node", name]).unwrap();
+        let mut all = vec!["--join".to_owned(), token.trim().to_owned()];
+        all.extend(arguments.iter().map(|text| (*text).to_owned()));
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        self.start_agent(name, &all);
+    }
+
+    /// Starts (or starts again) the agent of that name.
+    pub fn start_agent(&mut self, name: &str, arguments: &[&str]) {
+        let mut all = self.words(&["agent", "run", "--name", name, "--data", &self.agent_folder(name).to_string_lossy()]);
+        all.extend(self.words(&["--transport", if self.road == Road::Mqtt { "mqtt" } else { "quic" }]));
+        all.extend(self.words(arguments));
+        let log = self.folder.path().join(format!("{name}.log"));
+        self.agents.insert(name.to_owned(), Process::start(&self.binary, &all, &log));
+    }
+
+    pub fn agent(&mut self, name: &str) -> &mut Process {
+        self.agents.get_mut(name).expect("the agent was started")
+    }
+
+    /// `kill -9` of the agent alone; its shims and pods go on.
+    pub fn kill_agent(&mut self, name: &str) {
+        self.agents.remove(name).unwrap().kill();
+    }
+
+    /// Kills agent, shims and pods: what a power cut leaves.
+    pub fn power_cut(&mut self, name: &str) {
+        self.agents.remove(name).unwrap().kill();
+        process::kill_all_of(&self.agent_folder(name));
+    }
+
+    /// kubectl as the hub's administrator.
+    pub fn kubectl(&self) -> Kubectl {
+        Kubectl::newest(&self.hub_folder().join("admin.kubeconfig"), self.folder.path()).expect("a kubectl")
+    }
+
+    /// kubectl against one device's own API.
+    pub fn local_kubectl(&self, name: &str) -> Kubectl {
+        let home = self.folder.path().join(format!("{name}-home"));
+        Kubectl::newest(&self.agent_folder(name).join("local.kubeconfig"), &home).expect("a kubectl")
+    }
+
+    /// Runs the one binary to its end.
+    pub fn run(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = Command::new(&self.binary).args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() { Ok(text) } else { Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr))) }
+    }
+
+    /// The logs of all processes, for a failing test.
+    pub fn logs(&self) -> String {
+        let mut all = String::new();
+        for entry in std::fs::read_dir(self.folder.path()).unwrap().flatten() {
+            if entry.path().extension().is_some_and(|ending| ending == "log") {
+                let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                let tail: Vec<&str> = text.lines().rev().take(60).collect();
+                let tail: Vec<&str> = tail.into_iter().rev().collect();
+                all.push_str(&format!("--- {}\n{}\n", entry.file_name().to_string_lossy(), tail.join("\n")));
+            }
+        }
+        all
+    }
+
+    /// Running pods by name with their node, once there are `count` of them.
+    pub fn running_pods(&self, selector: &str, count: usize) -> BTreeMap<String, Value> {
+        let kubectl = self.kubectl();
+        wait::until(&format!("{count} running pods with {selector}"), || {
+            let list = kubectl.json(&format!("get pods -l {selector}"))?;
+            let pods: BTreeMap<String, Value> = list["items"].as_array().into_iter().flatten().map(named).collect();
+            let ready = pods.values().filter(|pod| is_ready(pod)).count();
+            if ready == count && pods.len() == count { Ok(pods) } else { Err(summary(&pods)) }
+        })
+    }
+
+    fn words(&self, words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            #[expect(clippy::print_stderr, reason = "the person who reads a failed test needs the logs")]
+            {
+                eprintln!("{}", self.logs());
+            }
+        }
+        self.agents.clear();
+        self.hub = None;
+        self.broker = None;
+        process::kill_all_of(self.folder.path());
+    }
+}
+
+/// Whether a Pod is Running with every container ready, and not on its way out.
+pub fn is_ready(pod: &Value) -> bool {
+    let containers = pod["status"]["containerStatuses"].as_array();
+    pod["status"]["phase"] == "Running"
+        && pod["metadata"]["deletionTimestamp"].is_null()
+        && containers.is_some_and(|all| !all.is_empty() && all.iter().all(|one| one["ready"] == true))
+}
+
+fn named(pod: &Value) -> (String, Value) {
+    (pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(), pod.clone())
+}
+
+fn summary(pods: &BTreeMap<String, Value>) -> String {
+    let one = |(name, pod): (&String, &Value)| {
+        format!("{name}: {} on {} ({})", pod["status"]["phase"], pod["spec"]["nodeName"], pod["status"]["containerStatuses"])
+    };
+    pods.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn free_tcp_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
