@@ -6,7 +6,11 @@
 
 pub mod admission;
 pub mod api_error;
+pub mod condition;
+pub mod int_or_string;
 pub mod kind;
+pub mod label;
 pub mod object;
 pub mod patch;
+pub mod quantity;
 pub mod time;
