@@ -1,0 +1,167 @@
+//! What has to happen on this device, as a value.
+//!
+//! Owns every decision about pods: order, restarts and back-off, stops, probes' consequences, and the PodStatus that tells of it.
+//! Refuses I/O, clocks and handles: `plan` is a function of its arguments, and calling it again before its actions are
+//! carried out gives the same plan. Start reading at [`plan`], then [`history`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use flotilla_manifests::object::Object;
+use flotilla_manifests::time::Timestamp;
+use serde_json::Value;
+
+use crate::runtime::{ContainerConfig, SandboxConfig, SandboxStatus};
+
+//mod environment;
+pub mod history;
+mod lifecycle;
+//pub mod pod;
+//mod restart;
+//mod status;
+//#[cfg(test)]
+//mod tests;
+
+//pub use environment::expand;
+pub use history::{ContainerHistory, History, PodHistory};
+//pub use pod::container_digest;
+
+/// Everything this device shall run now: the effective state.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DesiredPods {
+    /// By pod uid.
+    pub pods: BTreeMap<String, DesiredPod>,
+    /// `data` by (namespace, name). `binaryData` is not usable in an environment.
+    pub config_maps: BTreeMap<(String, String), BTreeMap<String, String>>,
+    /// Opened `data` by (namespace, name); a value that is not UTF-8 is named as the reason its container waits.
+    pub secrets: BTreeMap<(String, String), BTreeMap<String, Vec<u8>>>,
+}
+
+/// One pod that shall run, or end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DesiredPod {
+    /// The Pod with metadata (name, namespace, uid, creationTimestamp) and spec; its status is not read.
+    pub object: Arc<Object>,
+    /// Why this pod may not run here, if so: its status says this.
+    pub refusal: Option<Refusal>,
+    /// `Some`: end it, with this many seconds of grace (`None` inside: the manifest's own).
+    pub deletion: Option<Deletion>,
+}
+
+/// A pod is to be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deletion {
+    pub grace_seconds: Option<u32>,
+}
+
+/// A reason, in CamelCase, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: String,
+    pub message: String,
+}
+
+/// What is the case on this device.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Observed {
+    /// From [`Runtime::list`](crate::runtime::Runtime::list), by pod uid.
+    pub sandboxes: BTreeMap<String, SandboxStatus>,
+    /// Pods with actions still being carried out: no further action is planned for them.
+    pub busy: BTreeSet<String>,
+    /// The last failed action of each pod, until one succeeds.
+    pub failures: BTreeMap<String, Failure>,
+    /// Newest word of the probes.
+    pub probes: BTreeMap<ProbeKey, ProbeStatus>,
+}
+
+/// An action could not be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub message: String,
+    pub at: Timestamp,
+    /// How many in a row.
+    pub count: u32,
+}
+
+/// One attempt of one container, the subject of probes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProbeKey {
+    pub pod_uid: String,
+    pub container: String,
+    pub sandbox_attempt: u32,
+    pub attempt: u32,
+}
+
+/// What the probes of one container say. A container without a probe of some kind counts as passing it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProbeStatus {
+    /// The startup probe has succeeded.
+    pub started: bool,
+    /// The readiness probe's newest verdict.
+    pub ready: bool,
+    /// `Some(why)`: the liveness or startup probe failed often enough; the container must be killed.
+    pub failed: Option<String>,
+}
+
+/// A container whose probes have to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProbeTarget {
+    /// `startupProbe`, `livenessProbe`, `readinessProbe`, and `ports` as in the manifest.
+    pub container: Value,
+    /// Environment and working directory, for exec probes.
+    pub env: BTreeMap<String, String>,
+    pub working_dir: String,
+    pub started_at: Timestamp,
+}
+
+/// Facts about this device that a plan needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Kernel boot id: an attempt started in another boot cannot run any more.
+    pub boot_id: String,
+    /// The address pods are reached at (the process backend has no network namespaces).
+    pub host_ip: String,
+    pub node_name: String,
+    /// The runtime's handler, `process`.
+    pub handler: String,
+    pub now: Timestamp,
+}
+
+/// One step. Steps of one pod are carried out in order, a failed one drops those after it; pods do not wait for each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    RunSandbox(SandboxConfig),
+    StartContainer(ContainerConfig),
+    StopContainer {
+        container: String,
+        attempt: u32,
+        grace_ms: u64,
+        /// For the event and the log: `liveness probe failed: ...`, `definition changed`, `pod deleted`.
+        why: String,
+    },
+    /// Ends the sandbox of a pod that has come to its end; logs and exit records stay.
+    StopSandbox,
+    RemoveSandbox,
+}
+
+/// What to do now.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// To be made durable BEFORE any action is taken; `None` forgets the pod. Only what changed.
+    pub history: BTreeMap<String, Option<PodHistory>>,
+    /// By pod uid.
+    pub actions: BTreeMap<String, Vec<Action>>,
+    /// PodStatus as kubelet writes it, for every desired pod, by uid.
+    pub statuses: BTreeMap<String, Value>,
+    /// Pods that were to end and of which nothing is left: confirm their end.
+    pub ended: BTreeSet<String>,
+    /// Containers whose probes shall run; all others stop.
+    pub probes: BTreeMap<ProbeKey, ProbeTarget>,
+    /// Plan again at this time even if nothing happens.
+    pub wake_at: Option<Timestamp>,
+}
+
+/// Decides everything there is to do. Pure; the same arguments give the same plan.
+pub fn plan(desired: &DesiredPods, observed: &Observed, history: &History, place: &Place) -> Plan {
+    lifecycle::plan(desired, observed, history, place)
+}
