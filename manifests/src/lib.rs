@@ -7,10 +7,14 @@
 pub mod admission;
 pub mod api_error;
 pub mod condition;
+pub mod decode;
+pub mod defaults;
 pub mod int_or_string;
 pub mod kind;
 pub mod label;
 pub mod object;
 pub mod patch;
 pub mod quantity;
+pub mod schema;
 pub mod time;
+pub mod validate;
