@@ -1,0 +1,50 @@
+//! What is drawn by chance: uids, name suffixes, secrets. The hub's one door to randomness.
+
+use flotilla_manifests::api_error::{ApiError, Reason};
+use ring::rand::{SecureRandom, SystemRandom};
+
+/// Kubernetes' alphabet for generated names: no vowels, no look-alikes.
+const SAFE_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// `N` bytes from the operating system.
+///
+/// # Errors
+/// When the operating system has no randomness to give.
+pub(crate) fn bytes<const N: usize>() -> Result<[u8; N], ApiError> {
+    let mut out = [0_u8; N];
+    let drawn = SystemRandom::new().fill(&mut out);
+    drawn.map_err(|_| ApiError::of(Reason::InternalError, "the operating system gave no random bytes"))?;
+    Ok(out)
+}
+
+/// A version 4 UUID (RFC 9562).
+///
+/// # Errors
+/// When the operating system has no randomness to give.
+pub(crate) fn uid() -> Result<String, ApiError> {
+    let mut raw = bytes::<16>()?;
+    raw[6] = (raw[6] & 0x0f) | 0x40;
+    raw[8] = (raw[8] & 0x3f) | 0x80;
+    let hex = hex(&raw);
+    Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+}
+
+/// Five characters for `generateName`.
+///
+/// # Errors
+/// When the operating system has no randomness to give.
+pub(crate) fn name_suffix() -> Result<String, ApiError> {
+    let raw = bytes::<5>()?;
+    Ok(raw.iter().map(|byte| char::from(SAFE_ALPHABET[usize::from(*byte) % SAFE_ALPHABET.len()])).collect())
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(raw: &[u8]) -> String {
+    use std::fmt::Write;
+    raw.iter().fold(String::with_capacity(raw.len() * 2), |mut text, byte| {
+        if write!(text, "{byte:02x}").is_err() {
+            unreachable!("writing to a String does not fail");
+        }
+        text
+    })
+}

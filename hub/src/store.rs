@@ -1,0 +1,313 @@
+//! The hub's memory: a commit log and the state folded from it, in one SQLite database.
+//!
+//! Owns durability, resource versions, the order of all writes and the watch history. Refuses every decision: what may be
+//! written is admission's, what follows from it is the controllers'. One thread writes ([`writer`]), many read from memory.
+//! Start reading at [`Store`], then [`Batch`].
+
+mod batch;
+mod history;
+mod index;
+mod load;
+mod schema;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use flotilla_manifests::api_error::{ApiError, Reason};
+use flotilla_manifests::kind::KindRef;
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::time::Timestamp;
+use flotilla_rest::backend::{Listing, WatchEvent};
+use tokio::sync::{mpsc, watch};
+
+pub use batch::Batch;
+pub use history::{Change, Event};
+pub use index::{Index, RolloutState};
+
+use crate::clock::Clock;
+use crate::config::Retention;
+use history::{History, Read};
+use writer::{Call, Job, Working};
+
+/// Writes waiting for the writer; beyond that, callers wait.
+const QUEUE_LEN_MAX: usize = 1024;
+/// Events a watcher may have unread in its channel; beyond that it falls behind in the history.
+const WATCH_LEN_MAX: usize = 256;
+
+/// What goes wrong with the database.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot open the database {path}")]
+    Open { path: PathBuf, source: rusqlite::Error },
+    #[error("the database refused a statement")]
+    Sql(#[from] rusqlite::Error),
+    #[error("the database has schema version {found}, this build knows {known} at most: use a newer build")]
+    TooNew { found: u32, known: u32 },
+    #[error("{0} already exists")]
+    Exists(ObjectKey),
+    #[error("{from} cannot become {to}")]
+    Renamed { from: ObjectKey, to: ObjectKey },
+    #[error("the operating system gave no random bytes")]
+    NoRandomness,
+    #[error("cannot start the writer's thread")]
+    Thread(#[source] std::io::Error),
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Exists(key) => Self::already_exists(&key),
+            StoreError::Sql(source) => {
+                Self::of(Reason::InternalError, format!("the hub's database refused the write: {source}"))
+            }
+            other => Self::of(Reason::InternalError, other.to_string()),
+        }
+    }
+}
+
+/// A handle on the store; cheap to clone. The writer ends when the last handle is gone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    handle: Arc<Handle>,
+}
+
+/// What readers and the writer share.
+struct Shared {
+    committed: RwLock<Committed>,
+    revision: watch::Sender<u64>,
+    clock: Clock,
+}
+
+#[derive(Debug)]
+struct Committed {
+    index: Index,
+    history: History,
+    version: u64,
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    queue: Option<mpsc::Sender<Box<dyn Job>>>,
+    thread: Option<JoinHandle<()>>,
+    incarnation: u64,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens or creates the database at `path` and loads it. Rows that cannot be read are set aside and counted.
+    ///
+    /// # Errors
+    /// When the file is no database of ours, or of a newer build.
+    pub fn open(path: &Path, retention: Retention, clock: Clock) -> Result<Self, StoreError> {
+        let opened = || -> rusqlite::Result<rusqlite::Connection> {
+            let connection = rusqlite::Connection::open(path)?;
+            schema::configure(&connection)?;
+            Ok(connection)
+        };
+        let mut connection = opened().map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+        schema::migrate(&mut connection)?;
+        let now = clock();
+        let loaded = load::load(&mut connection, &retention, now)?;
+        let incarnation = loaded.incarnation;
+        let working = Working::starting(load::copy(&loaded.index), incarnation, loaded.version);
+        let committed = Committed { index: loaded.index, history: loaded.history, version: loaded.version };
+        let (revision, _) = watch::channel(committed.version);
+        let shared = Arc::new(Shared { committed: RwLock::new(committed), revision, clock });
+        let (queue, jobs) = mpsc::channel(QUEUE_LEN_MAX);
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer::run(connection, working, &theirs, &retention, jobs))
+            .map_err(StoreError::Thread)?;
+        let handle = Handle { shared, queue: Some(queue), thread: Some(thread), incarnation, path: path.to_owned() };
+        Ok(Self { handle: Arc::new(handle) })
+    }
+
+    /// Runs `work` in the writer, durable when this returns `Ok`; nothing of it stays when it answers `Err`.
+    ///
+    /// # Errors
+    /// What `work` answered, or that the database failed.
+    pub async fn write<T, F>(&self, work: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Batch<'_>) -> Result<T, ApiError> + Send + 'static,
+    {
+        let (call, answer) = Call::of(work);
+        let stopped = || ApiError::of(Reason::ServiceUnavailable, "the hub's store has stopped");
+        let queue = self.handle.queue.as_ref().ok_or_else(stopped)?;
+        queue.send(Box::new(call)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    pub fn read(&self, key: &ObjectKey) -> Option<Arc<Object>> {
+        self.view(|index| index.get(key).cloned())
+    }
+
+    /// Objects of a kind in key order, with the version the list stands at.
+    pub fn list(&self, kind: KindRef, namespace: Option<&str>) -> Listing {
+        let committed = self.committed();
+        let items = committed.index.list(kind, namespace).cloned().collect();
+        Listing { resource_version: committed.version, items }
+    }
+
+    /// Looks at all committed objects at one version. `look` must be short: the next commit waits for it.
+    pub fn view<T>(&self, look: impl FnOnce(&Index) -> T) -> T {
+        look(&self.committed().index)
+    }
+
+    /// The newest committed version.
+    pub fn version(&self) -> u64 {
+        self.committed().version
+    }
+
+    /// Which life of the database this is; the upper part of every resource version.
+    pub fn incarnation(&self) -> u64 {
+        self.handle.incarnation
+    }
+
+    /// Signals *that* something was committed: the newest version.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.handle.shared.revision.subscribe()
+    }
+
+    pub fn now(&self) -> Timestamp {
+        (self.handle.shared.clock)()
+    }
+
+    /// Changes of a kind after `from`, in order, each once. A watcher that falls out of the history is ended with
+    /// [`WatchEvent::Expired`]. Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// 410 when history does not reach back to `from`, or `from` is another server's.
+    pub fn watch(
+        &self,
+        kind: KindRef,
+        namespace: Option<&str>,
+        from: u64,
+    ) -> Result<mpsc::Receiver<WatchEvent>, ApiError> {
+        let committed = self.committed();
+        let floor = committed.history.floor();
+        if from < floor || from > committed.version {
+            let message = format!("too old resource version: {from} ({floor})");
+            return Err(ApiError::of(Reason::Expired, message));
+        }
+        drop(committed);
+        let (sender, receiver) = mpsc::channel(WATCH_LEN_MAX);
+        let revision = self.changes();
+        let shared = Arc::clone(&self.handle.shared);
+        let namespace = namespace.map(str::to_owned);
+        tokio::spawn(feed(shared, revision, kind, namespace, from, sender));
+        Ok(receiver)
+    }
+
+    fn committed(&self) -> std::sync::RwLockReadGuard<'_, Committed> {
+        self.handle.shared.committed.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Copies one watcher's events from the history into its channel, at the watcher's own pace. The history is shared and
+/// bounded, so a slow watcher costs nothing: it falls out of the window and is told so.
+async fn feed(
+    shared: Arc<Shared>,
+    mut revision: watch::Receiver<u64>,
+    kind: KindRef,
+    namespace: Option<String>,
+    from: u64,
+    sender: mpsc::Sender<WatchEvent>,
+) {
+    let mut position = from;
+    loop {
+        revision.mark_unchanged();
+        let read = {
+            let committed = shared.committed.read().unwrap_or_else(PoisonError::into_inner);
+            committed.history.read(kind, namespace.as_deref(), position, committed.version, WATCH_LEN_MAX)
+        };
+        match read {
+            Read::Expired => {
+                // A watcher that is gone need not hear it.
+                drop(sender.send(WatchEvent::Expired).await);
+                return;
+            }
+            Read::Events(events, end) => {
+                let full = events.len() == WATCH_LEN_MAX;
+                let progressed = events.is_empty() && end > position;
+                for event in events {
+                    if sender.send(event).await.is_err() {
+                        return;
+                    }
+                }
+                position = end;
+                if full {
+                    continue;
+                }
+                if progressed && sender.try_send(WatchEvent::Progress(end)).is_err() && sender.is_closed() {
+                    return;
+                }
+            }
+        }
+        tokio::select! {
+            () = sender.closed() => return,
+            changed = revision.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+impl Shared {
+    /// Makes a commit visible: state, history and version in one step.
+    fn publish(&self, events: Vec<Event>, working: &Working, retention: &Retention, now: Timestamp) {
+        if events.is_empty() && working.rollouts_touched.is_empty() {
+            return;
+        }
+        let mut committed = self.committed.write().unwrap_or_else(PoisonError::into_inner);
+        for event in events {
+            let object = (event.change != Change::Deleted).then(|| Arc::clone(&event.object));
+            committed.index.set(&event.key, object);
+            committed.history.push(event);
+        }
+        for workload in &working.rollouts_touched {
+            committed.index.set_rollout(workload, working.index.rollout(workload));
+        }
+        committed.history.trim(retention, now);
+        committed.version = working.version;
+        drop(committed);
+        self.revision.send_replace(working.version);
+    }
+
+    fn history_floor(&self) -> u64 {
+        self.committed.read().unwrap_or_else(PoisonError::into_inner).history.floor()
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Shared").field("revision", &*self.revision.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Handle")
+            .field("path", &self.path)
+            .field("incarnation", &self.incarnation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.queue = None;
+        // Every acknowledged write is on the disk already; waiting only lets the database close its WAL.
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's writer ended by a fault");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

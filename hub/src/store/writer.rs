@@ -1,0 +1,202 @@
+//! The one thread that changes the database: it drains the queue into one transaction, commits once, then answers all.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use flotilla_manifests::api_error::{ApiError, Reason};
+use flotilla_manifests::time::Timestamp;
+use rusqlite::{Connection, Transaction};
+use tokio::sync::{mpsc, oneshot};
+
+use super::batch::{Batch, Undo};
+use super::history::Event;
+use super::index::Index;
+use super::{Shared, StoreError, schema};
+use crate::config::Retention;
+
+/// Jobs in one transaction at most: bounds the time the first of them waits.
+const BATCH_JOBS_MAX: usize = 256;
+
+/// What the writer alone holds: the state as of the newest job, committed or not.
+#[derive(Debug)]
+pub(crate) struct Working {
+    pub(super) index: Index,
+    pub(super) incarnation: u64,
+    /// The newest resource version given out.
+    pub(super) version: u64,
+    /// Workloads whose thresholds or grants changed since the last commit.
+    pub(super) rollouts_touched: BTreeSet<String>,
+}
+
+impl Working {
+    pub(super) fn starting(index: Index, incarnation: u64, version: u64) -> Self {
+        Self { index, incarnation, version, rollouts_touched: BTreeSet::new() }
+    }
+}
+
+/// One write waiting for its turn.
+pub(super) trait Job: Send {
+    /// Does the work inside its savepoint; `false` means: undo it.
+    fn run(&mut self, batch: &mut Batch<'_>) -> bool;
+    /// Replaces the result: the work was undone for another reason than its own.
+    fn fail(&mut self, error: ApiError);
+    /// Tells the caller; called once, after the commit.
+    fn answer(self: Box<Self>);
+}
+
+/// A closure as a [`Job`].
+pub(super) struct Call<T, F> {
+    work: Option<F>,
+    result: Option<Result<T, ApiError>>,
+    answer: oneshot::Sender<Result<T, ApiError>>,
+}
+
+impl<T, F> Call<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut Batch<'_>) -> Result<T, ApiError> + Send,
+{
+    pub(super) fn of(work: F) -> (Self, oneshot::Receiver<Result<T, ApiError>>) {
+        let (answer, receiver) = oneshot::channel();
+        (Self { work: Some(work), result: None, answer }, receiver)
+    }
+}
+
+impl<T, F> Job for Call<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut Batch<'_>) -> Result<T, ApiError> + Send,
+{
+    fn run(&mut self, batch: &mut Batch<'_>) -> bool {
+        let Some(work) = self.work.take() else { return false };
+        let result = work(batch);
+        let fine = result.is_ok();
+        self.result = Some(result);
+        fine
+    }
+
+    fn fail(&mut self, error: ApiError) {
+        self.result = Some(Err(error));
+    }
+
+    fn answer(self: Box<Self>) {
+        let lost = || Err(ApiError::of(Reason::InternalError, "the write was dropped before it ran"));
+        // A caller that went away needs no answer; its write stands.
+        drop(self.answer.send(self.result.unwrap_or_else(lost)));
+    }
+}
+
+/// The writer's loop; ends when every [`Store`](super::Store) handle is gone.
+pub(super) fn run(
+    mut connection: Connection,
+    mut working: Working,
+    shared: &Shared,
+    retention: &Retention,
+    mut queue: mpsc::Receiver<Box<dyn Job>>,
+) {
+    while let Some(first) = queue.blocking_recv() {
+        let mut jobs = vec![first];
+        while jobs.len() < BATCH_JOBS_MAX {
+            let Ok(next) = queue.try_recv() else { break };
+            jobs.push(next);
+        }
+        commit(&mut connection, &mut working, shared, retention, &mut jobs);
+        for job in jobs {
+            job.answer();
+        }
+    }
+}
+
+fn commit(
+    connection: &mut Connection,
+    working: &mut Working,
+    shared: &Shared,
+    retention: &Retention,
+    jobs: &mut [Box<dyn Job>],
+) {
+    let now = (shared.clock)();
+    let version_before = working.version;
+    let mut undo = Vec::new();
+    match attempt(connection, working, shared, jobs, now, &mut undo) {
+        Ok(events) => shared.publish(events, working, retention, now),
+        Err(error) => {
+            tracing::error!(error = %Chain(&error), jobs = jobs.len(), "a commit failed; its writes were undone");
+            roll_back(working, undo, version_before);
+            let answer = ApiError::from(error);
+            jobs.iter_mut().for_each(|job| job.fail(answer.clone()));
+        }
+    }
+    working.rollouts_touched.clear();
+}
+
+fn attempt(
+    connection: &mut Connection,
+    working: &mut Working,
+    shared: &Shared,
+    jobs: &mut [Box<dyn Job>],
+    now: Timestamp,
+    undo: &mut Vec<Undo>,
+) -> Result<Vec<Event>, StoreError> {
+    let transaction = connection.transaction()?;
+    let mut events = Vec::new();
+    for job in jobs {
+        transaction.execute_batch("SAVEPOINT job")?;
+        let version_before = working.version;
+        let mut batch = Batch { transaction: &transaction, working, now, events: Vec::new(), undo: Vec::new() };
+        let fine = catch_unwind(AssertUnwindSafe(|| job.run(&mut batch))).unwrap_or_else(|_| {
+            job.fail(ApiError::of(Reason::InternalError, "the write met a fault in the hub; it was undone"));
+            false
+        });
+        let Batch { events: more, undo: back, .. } = batch;
+        if fine {
+            events.extend(more);
+            undo.extend(back);
+        } else {
+            transaction.execute_batch("ROLLBACK TO job")?;
+            roll_back(working, back, version_before);
+        }
+        transaction.execute_batch("RELEASE job")?;
+    }
+    if !events.is_empty() {
+        trim(&transaction, shared, working.version)?;
+    }
+    transaction.commit()?;
+    Ok(events)
+}
+
+/// Drops from the `event` table what the window in memory has dropped, and remembers the newest version.
+fn trim(transaction: &Transaction<'_>, shared: &Shared, version: u64) -> Result<(), StoreError> {
+    let floor = shared.history_floor();
+    transaction.prepare_cached("DELETE FROM event WHERE version <= ?1")?.execute([floor.cast_signed()])?;
+    schema::set_meta(transaction, "version", version.cast_signed())?;
+    Ok(())
+}
+
+fn roll_back(working: &mut Working, undo: Vec<Undo>, version: u64) {
+    for step in undo.into_iter().rev() {
+        match step {
+            Undo::Object(key, object) => {
+                working.index.set(&key, object);
+            }
+            Undo::Rollout(workload, state) => {
+                working.index.set_rollout(&workload, state);
+            }
+        }
+    }
+    working.version = version;
+}
+
+/// An error with its sources, for the log.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(next) = source {
+            write!(formatter, ": {next}")?;
+            source = next.source();
+        }
+        Ok(())
+    }
+}
