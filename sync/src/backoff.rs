@@ -1,0 +1,178 @@
+//! When to try again, and over which road: pure, with time and chance as arguments.
+
+/// First upper bound of a wait.
+const FIRST_MS: u64 = 250;
+/// Upper bound during the first two minutes of an outage.
+const EARLY_MS_MAX: u64 = 5_000;
+const EARLY_FOR_MS: u64 = 2 * 60_000;
+/// Upper bound after that.
+const LATE_MS_MAX: u64 = 60_000;
+/// A connection that lasted this long ends the outage; a shorter one does not.
+const STABLE_MS: u64 = 60_000;
+/// Largest wait that a hub may ask for.
+const RETRY_AFTER_MS_MAX: u64 = 60 * 60_000;
+/// While on a worse road, how long until a better one is tried.
+const BETTER_AFTER_MS: u64 = 5 * 60_000;
+
+/// Full-jitter exponential backoff.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backoff {
+    attempts: u32,
+    outage_since_ms: Option<u64>,
+    connected_since_ms: Option<u64>,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Backoff {
+    /// No failure yet.
+    pub const fn new() -> Self {
+        Self { attempts: 0, outage_since_ms: None, connected_since_ms: None }
+    }
+
+    /// A connection stands.
+    pub fn connected(&mut self, now_ms: u64) {
+        self.connected_since_ms = Some(now_ms);
+    }
+
+    /// An attempt failed or a connection ended: how long to wait, in milliseconds. `random` is uniform over all of `u64`. The
+    /// hub's retry-after wins over every other rule, spread upwards by up to a quarter so that those who were told the same do
+    /// not come back together.
+    pub fn wait_ms(&mut self, now_ms: u64, random: u64, retry_after_ms: Option<u64>) -> u64 {
+        if let Some(since_ms) = self.connected_since_ms.take()
+            && now_ms.saturating_sub(since_ms) >= STABLE_MS
+        {
+            self.attempts = 0;
+            self.outage_since_ms = None;
+        }
+        let since_ms = *self.outage_since_ms.get_or_insert(now_ms);
+        let exponential = FIRST_MS.saturating_mul(1 << self.attempts.min(16));
+        self.attempts = self.attempts.saturating_add(1);
+        if let Some(asked_ms) = retry_after_ms {
+            let asked_ms = asked_ms.min(RETRY_AFTER_MS_MAX);
+            return asked_ms + random % (asked_ms / 4 + 1);
+        }
+        let early = now_ms.saturating_sub(since_ms) < EARLY_FOR_MS;
+        random % (exponential.min(if early { EARLY_MS_MAX } else { LATE_MS_MAX }) + 1)
+    }
+}
+
+/// Which transports a device may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preference {
+    /// QUIC, then MQTT, then wait; back to the better one when it works again.
+    #[default]
+    Auto,
+    /// QUIC alone.
+    Quic,
+    /// MQTT alone.
+    Mqtt,
+}
+
+impl Preference {
+    /// Reads `auto`, `quic` or `mqtt`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "quic" => Some(Self::Quic),
+            "mqtt" => Some(Self::Mqtt),
+            _ => None,
+        }
+    }
+}
+
+/// One address to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Road {
+    /// The QUIC address with this index.
+    Quic(usize),
+    /// The MQTT address with this index.
+    Mqtt(usize),
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Try this one.
+    Try(Road),
+    /// All have failed: wait as [`Backoff`] says, then ask again.
+    Wait,
+}
+
+/// The order in which the known addresses are tried: best first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roads {
+    order: Vec<Road>,
+    next: usize,
+    connected: Option<(usize, u64)>,
+    better_at_ms: Option<u64>,
+}
+
+impl Roads {
+    /// The roads a preference leaves of so many QUIC and MQTT addresses.
+    pub fn new(preference: Preference, quic_len: usize, mqtt_len: usize) -> Self {
+        let quic = (0..quic_len).map(Road::Quic).filter(|_| preference != Preference::Mqtt);
+        let mqtt = (0..mqtt_len).map(Road::Mqtt).filter(|_| preference != Preference::Quic);
+        Self { order: quic.chain(mqtt).collect(), next: 0, connected: None, better_at_ms: None }
+    }
+
+    /// Whether there is any road at all. When not, the configuration is at fault and waiting does not help.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// The next road, best first; [`Step::Wait`] once after each has been tried.
+    pub fn step(&mut self) -> Step {
+        match self.order.get(self.next) {
+            Some(road) => {
+                self.next += 1;
+                Step::Try(*road)
+            }
+            None => {
+                self.next = 0;
+                Step::Wait
+            }
+        }
+    }
+
+    /// The road works. `random` is uniform over all of `u64` and spreads the return of many devices to a better road.
+    pub fn connected(&mut self, road: Road, now_ms: u64, random: u64) {
+        let Some(index) = self.order.iter().position(|known| *known == road) else { return };
+        self.connected = Some((index, now_ms));
+        self.next = 0;
+        let better = self.order.first().is_some_and(|best| kind(*best) != kind(road));
+        self.better_at_ms = better.then(|| now_ms + BETTER_AFTER_MS + random % BETTER_AFTER_MS);
+    }
+
+    /// The connection ended: the search begins at the best road again.
+    pub fn disconnected(&mut self) {
+        self.connected = None;
+        self.better_at_ms = None;
+        self.next = 0;
+    }
+
+    /// When to ask [`Self::better`] while connected; `None` on the best kind of road. Milliseconds.
+    pub fn better_at_ms(&self) -> Option<u64> {
+        self.better_at_ms
+    }
+
+    /// The roads of a better kind to probe now while the present one keeps serving; empty when it is not time. Asking when it is
+    /// time sets the time of the next probe.
+    pub fn better(&mut self, now_ms: u64, random: u64) -> Vec<Road> {
+        let (Some((index, _)), Some(at_ms)) = (self.connected, self.better_at_ms) else { return Vec::new() };
+        if now_ms < at_ms {
+            return Vec::new();
+        }
+        self.better_at_ms = Some(now_ms + BETTER_AFTER_MS + random % BETTER_AFTER_MS);
+        let present = kind(self.order[index]);
+        self.order[..index].iter().copied().filter(|road| kind(*road) != present).collect()
+    }
+}
+
+fn kind(road: Road) -> std::mem::Discriminant<Road> {
+    std::mem::discriminant(&road)
+}

@@ -1,0 +1,210 @@
+//! What the transports of the fleet door share: certificates, limits, and the gate that paces a storm of devices.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::ServerConfig;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{PeerIdentity, Reader, Writer};
+use crate::identity::{IdentityError, Installation, InstallationId, NodeName, TrustTime, door_server};
+
+/// The byte a device begins with: the version of what follows.
+const PREFACE: u8 = 1;
+/// The hub's answers.
+const ACCEPTED: u8 = 0;
+const BUSY: u8 = 1;
+
+/// Bounds on those who have not proven themselves, and on those who have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DoorLimits {
+    /// Handshakes that run at one time, over each transport.
+    pub handshakes_max: usize,
+    /// A handshake takes at most this long.
+    pub handshake_ms_max: u64,
+    /// Connections of devices, over each transport.
+    pub connections_max: usize,
+    /// Accepted streams that wait for the hub to take them.
+    pub accepted_len_max: usize,
+}
+
+impl Default for DoorLimits {
+    fn default() -> Self {
+        Self { handshakes_max: 512, handshake_ms_max: 10_000, connections_max: 50_000, accepted_len_max: 256 }
+    }
+}
+
+/// The hub asks a device to come back after so many milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryAfter(pub u32);
+
+/// The hub's say in who gets in, beside certificates. Called from many tasks; must not block.
+pub trait Gate: Send + Sync + fmt::Debug {
+    /// Before a handshake, which is the expensive part: refuse here when there are too many. Over QUIC a refusal costs one
+    /// packet.
+    fn handshake(&self) -> bool;
+
+    /// After it, when the device is known.
+    ///
+    /// # Errors
+    /// When it should come back later.
+    fn admit(&self, node: &NodeName) -> Result<(), RetryAfter>;
+}
+
+/// A gate that lets everyone in.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenGate;
+
+impl Gate for OpenGate {
+    fn handshake(&self) -> bool {
+        true
+    }
+
+    fn admit(&self, _node: &NodeName) -> Result<(), RetryAfter> {
+        Ok(())
+    }
+}
+
+/// A token bucket over handshakes: so many per second, with a burst of one second's worth.
+#[derive(Debug)]
+pub struct AcceptBucket {
+    per_second: f64,
+    state: Mutex<(f64, Instant)>,
+}
+
+impl AcceptBucket {
+    /// A full bucket. About 500 per second and core is what handshakes cost.
+    pub fn new(per_second: u32, now: Instant) -> Self {
+        Self { per_second: f64::from(per_second), state: Mutex::new((f64::from(per_second), now)) }
+    }
+
+    /// Takes one token, if there is one.
+    pub fn take(&self, now: Instant) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tokens, since) = &mut *state;
+        *tokens = now.duration_since(*since).as_secs_f64().mul_add(self.per_second, *tokens).min(self.per_second);
+        *since = now;
+        let taken = *tokens >= 1.0;
+        if taken {
+            *tokens -= 1.0;
+        }
+        taken
+    }
+}
+
+impl Gate for AcceptBucket {
+    fn handshake(&self) -> bool {
+        self.take(Instant::now())
+    }
+
+    fn admit(&self, _node: &NodeName) -> Result<(), RetryAfter> {
+        Ok(())
+    }
+}
+
+/// The fleet door: what every transport needs to let devices in.
+pub struct Door {
+    tls: Arc<ServerConfig>,
+    time: Arc<dyn TrustTime>,
+    gate: Arc<dyn Gate>,
+    limits: DoorLimits,
+    installation: InstallationId,
+}
+
+impl Door {
+    /// A door with a fresh server certificate of the installation.
+    ///
+    /// # Errors
+    /// When the certificate cannot be made.
+    pub fn new(
+        installation: &Installation,
+        time: Arc<dyn TrustTime>,
+        gate: Arc<dyn Gate>,
+        limits: DoorLimits,
+    ) -> Result<Arc<Self>, IdentityError> {
+        let credentials = installation.issue_door(time.now_ms())?;
+        let tls = door_server(&credentials, installation.authority(), &time)?;
+        Ok(Arc::new(Self { tls, time, gate, limits, installation: installation.id() }))
+    }
+
+    pub(super) fn tls(&self) -> &Arc<ServerConfig> {
+        &self.tls
+    }
+
+    pub(super) fn limits(&self) -> &DoorLimits {
+        &self.limits
+    }
+
+    pub(super) fn gate(&self) -> &dyn Gate {
+        &*self.gate
+    }
+
+    pub(super) fn installation(&self) -> &InstallationId {
+        &self.installation
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        self.time.now_ms()
+    }
+
+    pub(super) fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.limits.handshake_ms_max)
+    }
+}
+
+impl fmt::Debug for Door {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Door").field("installation", &self.installation).finish_non_exhaustive()
+    }
+}
+
+/// How the first bytes of a stream went wrong.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GreetingError {
+    #[error("the stream ended: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("the device speaks version {0}, this hub version {PREFACE}: update the older one")]
+    Preface(u8),
+    #[error("the hub is busy")]
+    Busy(RetryAfter),
+    #[error("the hub answered {0}, which this version does not know: update this device")]
+    Answer(u8),
+}
+
+/// The hub's half of the first bytes.
+pub(super) async fn greet_device(
+    reader: &mut Reader,
+    writer: &mut Writer,
+    gate: &dyn Gate,
+    peer: Option<&PeerIdentity>,
+) -> Result<(), GreetingError> {
+    let preface = reader.read_u8().await?;
+    if preface != PREFACE {
+        return Err(GreetingError::Preface(preface));
+    }
+    if let Some(PeerIdentity::Device { node }) = peer
+        && let Err(retry_after) = gate.admit(node)
+    {
+        let [a, b, c, d] = retry_after.0.to_be_bytes();
+        writer.write_all(&[BUSY, a, b, c, d]).await?;
+        writer.shutdown().await?;
+        // The device closes once it has read this; the handshake's timeout is over us.
+        while reader.read(&mut [0; 16]).await.is_ok_and(|length| length > 0) {}
+        return Err(GreetingError::Busy(retry_after));
+    }
+    writer.write_all(&[ACCEPTED]).await?;
+    writer.flush().await?;
+    Ok(())
+}
+
+/// The device's half.
+pub(super) async fn greet_hub(reader: &mut Reader, writer: &mut Writer) -> Result<(), GreetingError> {
+    writer.write_all(&[PREFACE]).await?;
+    writer.flush().await?;
+    match reader.read_u8().await? {
+        ACCEPTED => Ok(()),
+        BUSY => Err(GreetingError::Busy(RetryAfter(reader.read_u32().await?))),
+        other => Err(GreetingError::Answer(other)),
+    }
+}

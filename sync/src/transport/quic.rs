@@ -1,0 +1,285 @@
+//! QUIC (quinn): one connection per device, one bidirectional stream as the pipe.
+//!
+//! Tuned for tens of thousands of idle connections: small windows, one stream, keep-alive by the device alone and rare.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
+use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, TransportErrorCode, VarInt};
+use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+use super::door::{self, Door, GreetingError};
+use super::{ConnectError, EnrolStream, Incoming, ListenError, PeerIdentity, Pipe, Reader, Transport, Writer};
+use crate::identity::{ALPN_ENROL, ALPN_SESSION, InstallationId, peer_node};
+
+/// A device says that it lives at least this often. Together with the answer it costs about
+/// 240 bytes a minute; most address translators keep a UDP flow that long.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// A peer that has said nothing for so long is gone.
+const IDLE: Duration = Duration::from_secs(90);
+/// Bytes in flight on the stream, each way.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Wished socket buffers of a door: a burst of ten thousand devices must not fall out of them. The system may give less.
+const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+/// Label of the value that binds an enrolment to its connection (RFC 5705).
+const EXPORTER_LABEL: &[u8] = b"EXPORTER-flotilla-enrol";
+/// Application close codes.
+const CLOSE_DONE: VarInt = VarInt::from_u32(0);
+const CLOSE_REFUSED: VarInt = VarInt::from_u32(1);
+
+/// A listening endpoint.
+#[derive(Debug)]
+pub(super) struct Listening {
+    endpoint: Endpoint,
+    accepting: JoinHandle<()>,
+}
+
+/// Binds and begins to accept.
+pub(super) fn listen(
+    address: SocketAddr,
+    door: &Arc<Door>,
+    sender: mpsc::Sender<Incoming>,
+) -> Result<Listening, ListenError> {
+    let crypto =
+        QuicServerConfig::try_from(Arc::clone(door.tls())).map_err(|error| ListenError::Tls(error.to_string()))?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(transport(None)));
+    config.max_incoming(door.limits().handshakes_max);
+    config.incoming_buffer_size(16 * 1024);
+    let bind = |source| ListenError::Bind { address, source };
+    let socket = socket(address, SOCKET_BUFFER_BYTES).map_err(bind)?;
+    let endpoint =
+        Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(quinn::TokioRuntime)).map_err(bind)?;
+    let accepting = tokio::spawn(accept_all(endpoint.clone(), Arc::clone(door), sender));
+    Ok(Listening { endpoint, accepting })
+}
+
+impl Listening {
+    pub(super) fn local_addr(&self) -> Option<SocketAddr> {
+        self.endpoint.local_addr().ok()
+    }
+
+    pub(super) async fn close(&self) {
+        self.endpoint.close(CLOSE_DONE, b"the hub stops");
+        // Bounded: quinn drops closed connections after three probe timeouts.
+        self.endpoint.wait_idle().await;
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.endpoint.set_server_config(None);
+    }
+}
+
+async fn accept_all(endpoint: Endpoint, door: Arc<Door>, sender: mpsc::Sender<Incoming>) {
+    let handshakes = Arc::new(Semaphore::new(door.limits().handshakes_max));
+    while let Some(incoming) = endpoint.accept().await {
+        let full = endpoint.open_connections() >= door.limits().connections_max;
+        if full || !door.gate().handshake() {
+            tracing::debug!(remote = %incoming.remote_address(), full, "refused a QUIC handshake");
+            incoming.refuse();
+            continue;
+        }
+        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let (door, sender) = (Arc::clone(&door), sender.clone());
+        tokio::spawn(async move {
+            let remote = incoming.remote_address();
+            match tokio::time::timeout(door.handshake_timeout(), arrive(incoming, &door)).await {
+                Ok(Ok(arrival)) => {
+                    drop(permit);
+                    // The listener may be gone: then so is this arrival.
+                    sender.send(arrival).await.unwrap_or_default();
+                }
+                Ok(Err(reason)) => tracing::info!(%remote, reason, "a QUIC handshake failed"),
+                Err(_elapsed) => tracing::info!(%remote, reason = "it took too long", "a QUIC handshake failed"),
+            }
+        });
+    }
+}
+
+async fn arrive(incoming: quinn::Incoming, door: &Door) -> Result<Incoming, String> {
+    let remote = format!("udp {}", incoming.remote_address());
+    let connection = incoming.await.map_err(|error| error.to_string())?;
+    let protocol = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.protocol);
+    let peer = match protocol.as_deref() {
+        Some(ALPN_ENROL) => None,
+        Some(ALPN_SESSION) => {
+            let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+            match peer_node(chain.as_ref().map(|chain| &chain[..]), door.now_ms()) {
+                Ok(node) => Some(PeerIdentity::Device { node }),
+                Err(error) => {
+                    let reason = error.to_string();
+                    connection.close(CLOSE_REFUSED, reason.as_bytes());
+                    return Err(reason);
+                }
+            }
+        }
+        _ => return Err("it offered no known protocol".to_owned()),
+    };
+    let (writer, reader) = connection.accept_bi().await.map_err(|error| error.to_string())?;
+    let (mut writer, mut reader): (Writer, Reader) = (Box::new(writer), Box::new(reader));
+    door::greet_device(&mut reader, &mut writer, door.gate(), peer.as_ref())
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok(match peer {
+        Some(peer) => Incoming::Session(Pipe { reader, writer, peer, transport: Transport::Quic, remote }),
+        None => {
+            let binding = binding(&connection)?;
+            Incoming::Enrol(EnrolStream { reader, writer, binding, transport: Transport::Quic, remote })
+        }
+    })
+}
+
+/// Opens a session's pipe.
+pub(super) async fn connect(
+    address: &str,
+    tls: &Arc<ClientConfig>,
+    installation: &InstallationId,
+) -> Result<Pipe, ConnectError> {
+    let (_connection, reader, writer, remote) = dial(address, tls, installation).await?;
+    Ok(Pipe { reader, writer, peer: PeerIdentity::Hub, transport: Transport::Quic, remote })
+}
+
+/// Opens an enrolment's stream.
+pub(super) async fn connect_enrol(
+    address: &str,
+    tls: &Arc<ClientConfig>,
+    installation: &InstallationId,
+) -> Result<EnrolStream, ConnectError> {
+    let (connection, reader, writer, remote) = dial(address, tls, installation).await?;
+    let binding =
+        binding(&connection).map_err(|why| ConnectError::Unreachable { target: format!("quic {address}"), why })?;
+    Ok(EnrolStream { reader, writer, binding, transport: Transport::Quic, remote })
+}
+
+async fn dial(
+    address: &str,
+    tls: &Arc<ClientConfig>,
+    installation: &InstallationId,
+) -> Result<(quinn::Connection, Reader, Writer, String), ConnectError> {
+    let target = || format!("quic {address}");
+    let resolve = |why: String| ConnectError::Resolve { target: target(), why };
+    let addresses = tokio::net::lookup_host(address).await.map_err(|error| resolve(error.to_string()))?;
+    let mut failure = resolve("it has no address".to_owned());
+    // A name may stand for several addresses, of both families.
+    for resolved in addresses.take(4) {
+        match dial_one(resolved, tls, installation, &target()).await {
+            Ok((connection, reader, writer)) => {
+                return Ok((connection, reader, writer, format!("udp {resolved}")));
+            }
+            Err(error @ ConnectError::Unreachable { .. }) => failure = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(failure)
+}
+
+async fn dial_one(
+    address: SocketAddr,
+    tls: &Arc<ClientConfig>,
+    installation: &InstallationId,
+    target: &str,
+) -> Result<(quinn::Connection, Reader, Writer), ConnectError> {
+    let unreachable = |why: String| ConnectError::Unreachable { target: target.to_owned(), why };
+    let crypto = QuicClientConfig::try_from(Arc::clone(tls)).map_err(|error| unreachable(error.to_string()))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport(Some(KEEP_ALIVE))));
+    let local: SocketAddr =
+        if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    // A fresh socket each time: a device's addresses change beneath it.
+    let endpoint = Endpoint::client(local).map_err(|error| unreachable(error.to_string()))?;
+    let connection = endpoint
+        .connect_with(config, address, &installation.door_name())
+        .map_err(|error| unreachable(error.to_string()))?
+        .await
+        .map_err(|error| connection_error(target, &error))?;
+    let (writer, reader) = connection.open_bi().await.map_err(|error| connection_error(target, &error))?;
+    let (mut writer, mut reader): (Writer, Reader) = (Box::new(writer), Box::new(reader));
+    match door::greet_hub(&mut reader, &mut writer).await {
+        Ok(()) => Ok((connection, reader, writer)),
+        Err(GreetingError::Busy(retry_after)) => {
+            Err(ConnectError::Busy { target: target.to_owned(), retry_after_ms: Some(retry_after.0.into()) })
+        }
+        Err(error) => Err(match connection.close_reason() {
+            Some(reason) => connection_error(target, &reason),
+            None => unreachable(error.to_string()),
+        }),
+    }
+}
+
+/// What a failed connection means to the device.
+fn connection_error(target: &str, error: &ConnectionError) -> ConnectError {
+    let target = target.to_owned();
+    // Alerts of TLS travel as 0x100 + alert (RFC 9001, 4.8). Those about the certificate of the peer that hears them:
+    // 42 to 46, 48 and 116 of RFC 8446.
+    let alert = |code: u64| matches!(code, 0x12a..=0x12e | 0x130 | 0x174);
+    match error {
+        ConnectionError::ConnectionClosed(close) if close.error_code == TransportErrorCode::CONNECTION_REFUSED => {
+            ConnectError::Busy { target, retry_after_ms: None }
+        }
+        ConnectionError::ConnectionClosed(close) if alert(close.error_code.into()) => {
+            ConnectError::Refused { target, why: close.to_string() }
+        }
+        ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_REFUSED => {
+            ConnectError::Refused { target, why: String::from_utf8_lossy(&close.reason).into_owned() }
+        }
+        ConnectionError::TransportError(error) if alert(error.code.into()) => {
+            ConnectError::NotTheHub { target, why: error.to_string() }
+        }
+        ConnectionError::TimedOut => ConnectError::Timeout { target },
+        other => ConnectError::Unreachable { target, why: other.to_string() },
+    }
+}
+
+fn binding(connection: &quinn::Connection) -> Result<[u8; 32], String> {
+    let mut binding = [0; 32];
+    connection
+        .export_keying_material(&mut binding, EXPORTER_LABEL, b"")
+        .map_err(|_error| "the TLS library exports no key".to_owned())?;
+    Ok(binding)
+}
+
+fn transport(keep_alive: Option<Duration>) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .send_window(u64::from(STREAM_WINDOW_BYTES))
+        .keep_alive_interval(keep_alive)
+        .max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
+    transport
+}
+
+fn socket(address: SocketAddr, buffer_bytes: usize) -> io::Result<std::net::UdpSocket> {
+    let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        // One socket for both families where the system can.
+        socket.set_only_v6(false).unwrap_or_default();
+    }
+    for set in [Socket::set_recv_buffer_size, Socket::set_send_buffer_size] {
+        if let Err(error) = set(&socket, buffer_bytes) {
+            tracing::debug!(%error, bytes = buffer_bytes, "the system refuses larger socket buffers");
+        }
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
