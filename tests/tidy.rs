@@ -54,7 +54,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("automerge::", &["sync/src/document.rs", "sync/src/document/"]),
     (
         "rustls::",
-        &["sync/src/identity", "sync/src/enrol", "sync/src/transport", "manifests/rest/src/server", "manifests/rest/src/tls.rs"],
+        &["sync/src/identity", "sync/src/enrol", "sync/src/transport", "manifests/rest/src/server", "manifests/rest/src/tls.rs", "hub/cli/src/demo/api.rs"],
     ),
     (
         "process::Command",

@@ -1,0 +1,64 @@
+//! The agent's command line, shared by `flotilla agent run` and the slim binary `flotilla-agent run`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// `flotilla agent ...`
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// Run this device: start its workloads from disk, keep them running, and sync when there is a link
+    Run(RunArguments),
+}
+
+/// `flotilla agent run`
+#[derive(Debug, Clone, Args)]
+pub struct RunArguments {
+    /// Folder for identity, replica, pods and logs; the first start creates it
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Name of this device's Node (RFC 1123 subdomain); default: the host name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Token from `flotilla token create`; needed once
+    #[arg(long, value_name = "TOKEN")]
+    pub join: Option<String>,
+    /// Labels of the Node at enrolment, `site=hall-3,role=pump`
+    #[arg(long, value_name = "K=V,...", value_parser = parse_labels, default_value = "")]
+    pub labels: Labels,
+    /// How to reach the hub; `auto` uses the best road that works
+    #[arg(long, value_enum, default_value_t = Transport::Auto)]
+    pub transport: Transport,
+    /// Reach the hub here instead of at the addresses it advertises: a port forward, a relay; repeat it for more than one
+    #[arg(long, value_name = "HOST:PORT")]
+    pub hub: Vec<String>,
+    /// Address of the local Kubernetes API; default: a free loopback port, kept once chosen
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Stop all pods when the agent is told to end (SIGTERM); by default they go on running
+    #[arg(long)]
+    pub drain: bool,
+}
+
+/// Node labels as given on the command line.
+pub type Labels = BTreeMap<String, String>;
+
+/// Roads to the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    Auto,
+    Quic,
+    Mqtt,
+}
+
+fn parse_labels(text: &str) -> Result<Labels, String> {
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').ok_or_else(|| format!("{pair:?} is not of the form name=value"))?;
+            Ok((name.trim().to_owned(), value.trim().to_owned()))
+        })
+        .collect()
+}

@@ -1,0 +1,290 @@
+//! From what a device knows to what it shows and runs: the effective state.
+//!
+//! Owns: which DaemonSets select this Node, which rollout number runs, what overrides change, what a hold stops. Refuses I/O and
+//! remembers nothing: what must survive a restart comes in and goes out as [`Memory`]. Start reading at [`effective`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use flotilla_manifests::derive::{self, NodeRef, Placement};
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::overrides::{self, Notice, OverrideRecord};
+use flotilla_manifests::rollout::{self, RolloutNumber};
+use flotilla_manifests::time::Timestamp;
+use flotilla_manifests::{defaults, kind};
+
+use crate::reconcile::{Deletion, DesiredPod, DesiredPods};
+
+/// Annotation a technician's delete puts, by an override, on a workload: nothing of it runs here, and it is not shown.
+pub const HOLD_ANNOTATION: &str = "flotilla.dev/hold";
+
+/// A manifest as its document says it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Manifest {
+    pub object: Object,
+    /// Thresholds of the rollout numbers in flight.
+    pub thresholds: BTreeMap<RolloutNumber, u64>,
+    /// The manifest as it was when each number in flight began, where the document still knows.
+    pub at_number: BTreeMap<RolloutNumber, Object>,
+}
+
+/// Everything a device knows, unpacked.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Known {
+    /// By object uid.
+    pub manifests: BTreeMap<String, Manifest>,
+    /// By pod uid.
+    pub placements: BTreeMap<String, Placement>,
+    /// Workload uid -> number this device may move to.
+    pub grants: BTreeMap<String, RolloutNumber>,
+    /// Pod uids the hub wants ended.
+    pub evictions: BTreeSet<String>,
+    /// Opened Secrets, as objects.
+    pub secrets: BTreeMap<String, Object>,
+    /// This device's own overrides, oldest first.
+    pub overrides: Vec<OverrideRecord>,
+}
+
+/// What a device remembers about one workload beyond its documents. Durable.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct WorkloadMemory {
+    /// What runs: a device never moves back from it by itself.
+    pub number: Option<RolloutNumber>,
+    /// The manifest at `number`, for when the document has forgotten it.
+    pub manifest: Option<serde_json::Value>,
+}
+
+/// Durable facts of this device's own.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Memory {
+    /// By workload uid.
+    pub workloads: BTreeMap<String, WorkloadMemory>,
+    /// Raised when a derived Pod is deleted or evicted: by workload uid for DaemonSets, by pod uid for placements.
+    pub attempts: BTreeMap<String, u64>,
+}
+
+/// What the device shows and runs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Effective {
+    /// Everything but Pods' statuses.
+    pub objects: BTreeMap<ObjectKey, Object>,
+    pub pods: DesiredPods,
+    /// Pod uid -> (workload uid, number, attempt); the uid is the pod's own for a bare Pod.
+    pub origins: BTreeMap<String, Origin>,
+    pub memory: Memory,
+    /// Overrides that no longer fit their base, for the override's status.
+    pub notices: Vec<Notice>,
+}
+
+/// What a Pod was derived from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    pub workload: String,
+    pub number: Option<RolloutNumber>,
+    pub attempt: u64,
+}
+
+/// The effective state of the device `node`, whose Node manifest is among the known ones once it has synced.
+pub fn effective(node: &NodeRef, known: &Known, memory: &Memory, now: Timestamp) -> Effective {
+    let mut result = Effective::default();
+    let live = overrides::live(&known.overrides, now);
+    let node_object = show_node(node, known, &live, &mut result);
+    for (uid, manifest) in &known.manifests {
+        match manifest.object.kind().name {
+            "Node" => {}
+            "DaemonSet" => daemon_set(uid, manifest, node, &node_object, &live, (known, memory), &mut result),
+            "Deployment" | "ReplicaSet" => placed(uid, manifest, node, &live, (known, memory), &mut result),
+            "Pod" => bare_pod(uid, manifest, &live, known, &mut result),
+            "ConfigMap" => config_map(manifest, &live, &mut result),
+            _ => show(&overridden(&manifest.object, &live, &mut result), &mut result),
+        }
+    }
+    for secret in known.secrets.values() {
+        let data = secret.at("/data").and_then(serde_json::Value::as_object);
+        let opened = data.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), decoded(text.as_str()?)?)));
+        result.pods.secrets.insert((secret.namespace().into(), secret.name().into()), opened.collect());
+        show(secret, &mut result);
+    }
+    result
+}
+
+fn show_node(node: &NodeRef, known: &Known, live: &[OverrideRecord], result: &mut Effective) -> Object {
+    let own = known.manifests.get(&node.uid).map(|manifest| manifest.object.clone());
+    let object = own.unwrap_or_else(|| {
+        let mut unsynced = Object::empty(&kind::NODE, "", &node.name);
+        unsynced.metadata_mut().insert("uid".into(), node.uid.clone().into());
+        unsynced
+    });
+    let object = overridden(&object, live, result);
+    show(&object, result);
+    object
+}
+
+fn daemon_set(
+    uid: &str,
+    manifest: &Manifest,
+    node: &NodeRef,
+    node_object: &Object,
+    live: &[OverrideRecord],
+    (known, memory): (&Known, &Memory),
+    result: &mut Effective,
+) {
+    let shown = overridden(&manifest.object, live, result);
+    let attempt = memory.attempts.get(uid).copied().unwrap_or(0);
+    let remembered = memory.workloads.get(uid);
+    let Some((number, at_number)) = chosen(uid, manifest, &node.uid, known.grants.get(uid), remembered) else {
+        return;
+    };
+    let runs_already = remembered.is_some_and(|workload| workload.number.is_some());
+    let selection = derive::selection(&overridden(&at_number, live, result), node_object);
+    if !(selection.should_run || selection.may_stay && runs_already) {
+        return;
+    }
+    keep_attempt(uid, attempt, result);
+    if held(&shown) {
+        return;
+    }
+    show(&shown, result);
+    remember(uid, number, &at_number, result);
+    let attempt = next_attempt(uid, attempt, |attempt| {
+        known.evictions.contains(&derive::daemon_pod_uid(uid, &node.uid, number, attempt))
+    }, result);
+    let pod = derive::daemon_pod(&at_number, node, number, attempt, live);
+    run(pod, Origin { workload: uid.to_owned(), number: Some(number), attempt }, None, result);
+}
+
+/// Pods of a Deployment or ReplicaSet that the scheduler placed here.
+fn placed(
+    uid: &str,
+    manifest: &Manifest,
+    node: &NodeRef,
+    live: &[OverrideRecord],
+    (known, memory): (&Known, &Memory),
+    result: &mut Effective,
+) {
+    let shown = overridden(&manifest.object, live, result);
+    if held(&shown) {
+        return;
+    }
+    let scaled_to_none = live.iter().any(|one| one.target.uid == uid) && shown.at("/spec/replicas") == Some(&0.into());
+    show(&shown, result);
+    for placement in known.placements.values().filter(|placement| placement.workload == uid) {
+        let number = placement.number;
+        let Some(at_number) = at(manifest, number, memory.workloads.get(&placement.uid)) else { continue };
+        remember(&placement.uid, number, &at_number, result);
+        let attempt = memory.attempts.get(&placement.uid).copied().unwrap_or(0);
+        keep_attempt(&placement.uid, attempt, result);
+        if scaled_to_none {
+            continue;
+        }
+        let pod = derive::placed_pod(&at_number, placement, &node.name, attempt, live);
+        let deletion = known.evictions.contains(&placement.uid).then_some(Deletion { grace_seconds: None });
+        run(pod, Origin { workload: uid.to_owned(), number: Some(number), attempt }, deletion, result);
+    }
+}
+
+fn bare_pod(uid: &str, manifest: &Manifest, live: &[OverrideRecord], known: &Known, result: &mut Effective) {
+    let pod = overridden(&manifest.object, live, result);
+    if held(&pod) {
+        return;
+    }
+    let deletion = known.evictions.contains(uid).then_some(Deletion { grace_seconds: None });
+    run(pod, Origin { workload: uid.to_owned(), number: None, attempt: 0 }, deletion, result);
+}
+
+fn config_map(manifest: &Manifest, live: &[OverrideRecord], result: &mut Effective) {
+    let object = overridden(&manifest.object, live, result);
+    let data = object.at("/data").and_then(serde_json::Value::as_object);
+    let data = data.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned())));
+    result.pods.config_maps.insert((object.namespace().into(), object.name().into()), data.collect());
+    show(&object, result);
+}
+
+/// The newest number this device may run with its manifest; what already runs when nothing newer is allowed.
+fn chosen(
+    uid: &str,
+    manifest: &Manifest,
+    device_uid: &str,
+    grant: Option<&RolloutNumber>,
+    remembered: Option<&WorkloadMemory>,
+) -> Option<(RolloutNumber, Object)> {
+    let allowed = manifest.thresholds.iter().filter(|(number, threshold)| {
+        rollout::admitted(device_uid, **number, **threshold) || grant.is_some_and(|granted| granted == *number)
+    });
+    let newest = allowed.map(|(number, _)| *number).max();
+    let current = remembered.and_then(|workload| workload.number);
+    let number = newest.max(current)?;
+    match at(manifest, number, remembered) {
+        Some(object) => Some((number, object)),
+        None => {
+            // Neither the document nor this device remembers the template: only the running one could be meant.
+            let fallback = current?;
+            tracing::warn!(object = uid, %number, "a rollout number has no template in its document");
+            at(manifest, fallback, remembered).map(|object| (fallback, object))
+        }
+    }
+}
+
+/// The manifest at a number: from the document, else from memory. What is not template follows the newest manifest.
+fn at(manifest: &Manifest, number: RolloutNumber, remembered: Option<&WorkloadMemory>) -> Option<Object> {
+    if let Some(object) = manifest.at_number.get(&number) {
+        return Some(object.clone());
+    }
+    if rollout::number_of(&manifest.object) == Some(number) {
+        return Some(manifest.object.clone());
+    }
+    let workload = remembered.filter(|workload| workload.number == Some(number))?;
+    Object::parse(workload.manifest.clone()?).ok()
+}
+
+fn remember(uid: &str, number: RolloutNumber, manifest: &Object, result: &mut Effective) {
+    let memory = WorkloadMemory { number: Some(number), manifest: Some(manifest.value().clone()) };
+    result.memory.workloads.insert(uid.to_owned(), memory);
+}
+
+fn keep_attempt(uid: &str, attempt: u64, result: &mut Effective) {
+    if attempt > 0 {
+        result.memory.attempts.insert(uid.to_owned(), attempt);
+    }
+}
+
+/// Steps over every attempt the hub wants ended. The raised attempt is durable before the pod's end is confirmed.
+fn next_attempt(uid: &str, mut attempt: u64, ended: impl Fn(u64) -> bool, result: &mut Effective) -> u64 {
+    while ended(attempt) {
+        attempt += 1;
+    }
+    keep_attempt(uid, attempt, result);
+    attempt
+}
+
+fn run(mut pod: Object, origin: Origin, deletion: Option<Deletion>, result: &mut Effective) {
+    defaults::apply(&mut pod);
+    let uid = pod.uid().to_owned();
+    let refusal = pod.spec().and_then(crate::runtime::process::refusal);
+    result.objects.insert(pod.key(), pod.clone());
+    result.origins.insert(uid.clone(), origin);
+    result.pods.pods.insert(uid, DesiredPod { object: Arc::new(pod), refusal, deletion });
+}
+
+fn overridden(base: &Object, live: &[OverrideRecord], result: &mut Effective) -> Object {
+    let applied = overrides::apply(base, live, Timestamp::default());
+    for notice in applied.notices {
+        if !result.notices.contains(&notice) {
+            result.notices.push(notice);
+        }
+    }
+    applied.object
+}
+
+fn held(object: &Object) -> bool {
+    object.annotation(HOLD_ANNOTATION).is_some()
+}
+
+fn show(object: &Object, result: &mut Effective) {
+    result.objects.insert(object.key(), object.clone());
+}
+
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.decode(text).ok()
+}

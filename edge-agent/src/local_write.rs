@@ -1,0 +1,140 @@
+//! What a write at the device's own API amounts to: override records, a restart, a hold, or a clear refusal.
+//!
+//! Pure. Owns the technician's rules of DESIGN section 6: a change becomes an override, setting a field back ends it, deleting a
+//! Pod restarts it, deleting a workload holds it, applying it again lifts the hold. Start reading at [`decide`].
+
+use flotilla_manifests::admission::{self, Context, Mutation, Outcome, Part};
+use flotilla_manifests::api_error::{ApiError, Reason};
+use flotilla_manifests::kind;
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::overrides::{self, Authorship, OverrideRecord, Revision};
+
+use crate::effective::HOLD_ANNOTATION;
+
+/// What the loop is to make durable.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// Records of this device's own log.
+    Revise { revision: Revision, outcome: Outcome },
+    /// End this attempt of a derived Pod and begin the next.
+    Restart { pod: Object },
+    /// The override with this id is no more.
+    EndOverride { id: String, removed: Object },
+    /// Nothing changes.
+    Nothing(Outcome),
+}
+
+/// What the device knows about the object written to.
+#[derive(Debug)]
+pub struct Subject<'a> {
+    /// What the local API shows; `None` when nothing is shown under that key.
+    pub shown: Option<&'a Object>,
+    /// The manifest as the hub wrote it, also when a hold hides it.
+    pub base: Option<&'a Object>,
+    /// This device's records.
+    pub records: &'a [OverrideRecord],
+}
+
+/// A decision with its `Warning:` headers.
+pub type Decided = Result<(Decision, Vec<String>), ApiError>;
+
+/// Decides one write. `id` is a fresh override id; `author` the caller's name.
+pub fn decide(key: &ObjectKey, subject: &Subject<'_>, mutation: &Mutation, context: &Context, id: &str, author: &str) -> Decided {
+    match key.kind {
+        k if k == &kind::OVERRIDE => end_override(key, subject, mutation, context),
+        k if k == &kind::POD && matches!(mutation, Mutation::Delete(_)) => restart(key, subject, mutation, context),
+        _ => {
+            refuse_status(key, mutation)?;
+            overrides::overridable(key.kind).map_err(|error| error.about(key))?;
+            revise(key, subject, mutation, context, id, author)
+        }
+    }
+}
+
+fn refuse_status(key: &ObjectKey, mutation: &Mutation) -> Result<(), ApiError> {
+    let part = match mutation {
+        Mutation::Replace { part, .. } | Mutation::Patch { part, .. } => *part,
+        Mutation::Create { .. } | Mutation::Delete(_) => Part::Main,
+    };
+    if part == Part::Status {
+        let message = format!("the status of {key} is what this device observes; it cannot be written");
+        return Err(ApiError::of(Reason::MethodNotAllowed, message).about(key));
+    }
+    Ok(())
+}
+
+fn end_override(key: &ObjectKey, subject: &Subject<'_>, mutation: &Mutation, context: &Context) -> Decided {
+    let Mutation::Delete(_) = mutation else {
+        let message = "an override is made by editing the object it changes, and ended by deleting it or setting the field back";
+        return Err(ApiError::of(Reason::MethodNotAllowed, message).about(key));
+    };
+    let admitted = admission::admit(key, subject.shown, mutation, context)?;
+    let Outcome::Removed(removed) = admitted.outcome else {
+        return Ok((Decision::Nothing(admitted.outcome), admitted.warnings));
+    };
+    let id = key.name.rsplit_once('.').map_or(key.name.as_str(), |(_, id)| id).to_owned();
+    Ok((Decision::EndOverride { id, removed }, admitted.warnings))
+}
+
+fn restart(key: &ObjectKey, subject: &Subject<'_>, mutation: &Mutation, context: &Context) -> Decided {
+    let admitted = admission::admit(key, subject.shown, mutation, context)?;
+    let pod = match admitted.outcome {
+        Outcome::Removed(pod) | Outcome::Updated(pod) => pod,
+        other => return Ok((Decision::Nothing(other), admitted.warnings)),
+    };
+    if pod.controller().is_none() {
+        let message = format!(
+            "pod {:?} has no workload that would make it again; delete it at the hub, or edit it here to override it",
+            key.name
+        );
+        return Err(ApiError::of(Reason::Forbidden, message).about(key));
+    }
+    Ok((Decision::Restart { pod }, admitted.warnings))
+}
+
+fn revise(
+    key: &ObjectKey,
+    subject: &Subject<'_>,
+    mutation: &Mutation,
+    context: &Context,
+    id: &str,
+    author: &str,
+) -> Decided {
+    if let Mutation::Create { .. } = mutation
+        && subject.base.is_none()
+    {
+        let message = format!(
+            "{key} is not known to this device: new objects come from the hub; what is selected or placed here can be changed here"
+        );
+        return Err(ApiError::of(Reason::Forbidden, message).about(key));
+    }
+    let admitted = admission::admit(key, subject.shown, mutation, context)?;
+    let base = subject.base.ok_or_else(|| ApiError::not_found(key))?;
+    let (wanted, outcome) = match admitted.outcome {
+        Outcome::Unchanged(_) => return Ok((Decision::Nothing(admitted.outcome), admitted.warnings)),
+        Outcome::Created(object) => {
+            // Applying a held workload again: what it says now, on the base's identity.
+            let mut wanted = object;
+            for field in ["uid", "creationTimestamp", "generation"] {
+                match base.at(&format!("/metadata/{field}")) {
+                    Some(value) => drop(wanted.metadata_mut().insert(field.to_owned(), value.clone())),
+                    None => drop(wanted.metadata_mut().remove(field)),
+                }
+            }
+            (wanted.clone(), Outcome::Created(wanted))
+        }
+        Outcome::Updated(object) if object.deletion_timestamp().is_none() => (object.clone(), Outcome::Updated(object)),
+        Outcome::Updated(object) | Outcome::Removed(object) => {
+            let mut wanted = subject.shown.unwrap_or(base).clone();
+            wanted.set_annotation(HOLD_ANNOTATION, "true");
+            (wanted, Outcome::Removed(object))
+        }
+    };
+    let reason = wanted.annotation("kubernetes.io/change-cause").unwrap_or_default().to_owned();
+    let by = Authorship { id: id.to_owned(), author: author.to_owned(), reason, time: context.now, expires: None };
+    let revision = overrides::revise(base, subject.records, &wanted, by)?;
+    if revision == Revision::default() {
+        return Ok((Decision::Nothing(Outcome::Unchanged(wanted)), admitted.warnings));
+    }
+    Ok((Decision::Revise { revision, outcome }, admitted.warnings))
+}

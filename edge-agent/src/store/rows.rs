@@ -1,0 +1,169 @@
+//! Rows of the device's database, and reading all of them at start.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, Row, Transaction, params};
+
+/// Everything in the file. A row that cannot be read fails the start: the file is then damaged, and says which table.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    pub meta: BTreeMap<String, Vec<u8>>,
+    /// Writer id -> certificate chain.
+    pub writers: Vec<(Vec<u8>, Vec<u8>)>,
+    pub heads: Vec<HeadRow>,
+    pub items: Vec<ItemRow>,
+    /// Pod uid -> history as JSON.
+    pub histories: Vec<(String, String)>,
+    pub outbox: Vec<OutboxRow>,
+    /// The device's own batches, in order.
+    pub batches: Vec<BatchRow>,
+}
+
+/// Where a log stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadRow {
+    pub channel: String,
+    pub writer: Vec<u8>,
+    pub seq: u64,
+    pub hash: Vec<u8>,
+}
+
+/// A document or register, encoded by `sync`. Empty bytes remove the row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemRow {
+    pub channel: String,
+    pub id: String,
+    pub bytes: Vec<u8>,
+}
+
+/// One batch of this device's own log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchRow {
+    pub channel: String,
+    pub writer: Vec<u8>,
+    pub first: u64,
+    pub last: u64,
+    pub bytes: Vec<u8>,
+}
+
+/// One observation that waits for the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxRow {
+    pub subject: String,
+    pub incarnation: u64,
+    pub boot: u64,
+    pub seq: u64,
+    pub time_ms: u64,
+    pub urgent: bool,
+    /// JSON; absent when the end of the subject is confirmed.
+    pub body: Option<Vec<u8>>,
+}
+
+/// What one ingestion, or one write here, changes.
+#[derive(Debug, Default)]
+pub struct Ingest {
+    pub writers: Vec<(Vec<u8>, Vec<u8>)>,
+    pub heads: Vec<HeadRow>,
+    pub items: Vec<ItemRow>,
+    pub batches: Vec<BatchRow>,
+    /// Channels that were left: all of their rows go.
+    pub left: Vec<String>,
+    pub meta: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Ingest {
+    pub(super) fn write(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        for channel in &self.left {
+            for table in ["head", "item", "batch"] {
+                transaction.execute(&format!("DELETE FROM {table} WHERE channel = ?1"), params![channel])?;
+            }
+        }
+        for (id, chain) in &self.writers {
+            transaction.execute("INSERT OR REPLACE INTO writer VALUES (?1, ?2)", params![id, chain])?;
+        }
+        for head in &self.heads {
+            let values = params![head.channel, head.writer, head.seq.cast_signed(), head.hash];
+            transaction.execute("INSERT OR REPLACE INTO head VALUES (?1, ?2, ?3, ?4)", values)?;
+        }
+        for item in &self.items {
+            if item.bytes.is_empty() {
+                transaction.execute("DELETE FROM item WHERE channel = ?1 AND id = ?2", params![item.channel, item.id])?;
+            } else {
+                let values = params![item.channel, item.id, item.bytes];
+                transaction.execute("INSERT OR REPLACE INTO item VALUES (?1, ?2, ?3)", values)?;
+            }
+        }
+        for batch in &self.batches {
+            let values =
+                params![batch.channel, batch.writer, batch.first.cast_signed(), batch.last.cast_signed(), batch.bytes];
+            transaction.execute("INSERT OR REPLACE INTO batch VALUES (?1, ?2, ?3, ?4, ?5)", values)?;
+        }
+        for (name, value) in &self.meta {
+            transaction.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![name, value])?;
+        }
+        Ok(())
+    }
+}
+
+impl OutboxRow {
+    pub(super) fn write(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        let values = params![
+            self.subject,
+            self.incarnation.cast_signed(),
+            self.boot.cast_signed(),
+            self.seq.cast_signed(),
+            self.time_ms.cast_signed(),
+            self.urgent,
+            self.body
+        ];
+        transaction.execute("INSERT OR REPLACE INTO outbox VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)", values).map(|_rows| ())
+    }
+}
+
+pub(super) fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
+    Ok(Loaded {
+        meta: all(connection, "SELECT name, value FROM meta", pair)?.into_iter().collect(),
+        writers: all(connection, "SELECT id, chain FROM writer", pair)?,
+        heads: all(connection, "SELECT channel, writer, seq, hash FROM head", |row| {
+            Ok(HeadRow { channel: row.get(0)?, writer: row.get(1)?, seq: unsigned(row, 2)?, hash: row.get(3)? })
+        })?,
+        items: all(connection, "SELECT channel, id, bytes FROM item ORDER BY channel, id", |row| {
+            Ok(ItemRow { channel: row.get(0)?, id: row.get(1)?, bytes: row.get(2)? })
+        })?,
+        histories: all(connection, "SELECT pod, value FROM history", pair)?,
+        outbox: all(connection, "SELECT subject, incarnation, boot, seq, time_ms, urgent, body FROM outbox", |row| {
+            Ok(OutboxRow {
+                subject: row.get(0)?,
+                incarnation: unsigned(row, 1)?,
+                boot: unsigned(row, 2)?,
+                seq: unsigned(row, 3)?,
+                time_ms: unsigned(row, 4)?,
+                urgent: row.get(5)?,
+                body: row.get(6)?,
+            })
+        })?,
+        batches: all(connection, "SELECT channel, writer, first, last, bytes FROM batch ORDER BY channel, writer, first", |row| {
+            Ok(BatchRow {
+                channel: row.get(0)?,
+                writer: row.get(1)?,
+                first: unsigned(row, 2)?,
+                last: unsigned(row, 3)?,
+                bytes: row.get(4)?,
+            })
+        })?,
+    })
+}
+
+fn all<T>(connection: &Connection, query: &str, read: impl Fn(&Row<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<Vec<T>> {
+    let mut statement = connection.prepare(query)?;
+    let rows = statement.query_map([], |row| read(row))?;
+    rows.collect()
+}
+
+fn pair<A: rusqlite::types::FromSql, B: rusqlite::types::FromSql>(row: &Row<'_>) -> rusqlite::Result<(A, B)> {
+    Ok((row.get(0)?, row.get(1)?))
+}
+
+fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(column).map(i64::cast_unsigned)
+}

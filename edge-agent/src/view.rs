@@ -1,0 +1,165 @@
+//! The objects a device's local API shows, and the history of their changes.
+//!
+//! Owns resource versions and watch history of one agent. Refuses to decide what is shown: [`LocalView::replace`] is given all of
+//! it, level-triggered, and derives the events. Start reading there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use flotilla_manifests::kind::KindRef;
+use flotilla_manifests::object::{Object, ObjectKey};
+
+/// Events kept for watchers that come late.
+const HISTORY_LEN_MAX: usize = 2_000;
+
+/// One change of one object, at one resource version.
+#[derive(Debug, Clone)]
+pub struct Change {
+    pub version: u64,
+    pub kind: KindRef,
+    pub namespace: String,
+    pub previous: Option<Arc<Object>>,
+    pub current: Option<Arc<Object>>,
+}
+
+/// Current objects with the newest changes.
+#[derive(Debug)]
+pub struct LocalView {
+    objects: BTreeMap<ObjectKey, Arc<Object>>,
+    history: VecDeque<Arc<Change>>,
+    /// Version of the newest change. Never repeats: the owner starts each life above all versions of the one before.
+    version: u64,
+    /// Watches from below this version are too old.
+    floor: u64,
+}
+
+impl LocalView {
+    /// An empty view whose versions start above `version`.
+    pub fn starting_above(version: u64) -> Self {
+        Self { objects: BTreeMap::new(), history: VecDeque::new(), version, floor: version }
+    }
+
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub fn object(&self, key: &ObjectKey) -> Option<Arc<Object>> {
+        self.objects.get(key).cloned()
+    }
+
+    /// Objects of a kind in key order.
+    pub fn list(&self, kind: KindRef, namespace: Option<&str>) -> Vec<Arc<Object>> {
+        let of_kind = self.objects.range(ObjectKey::of(kind, "", "")..).take_while(|(key, _)| key.kind == kind);
+        of_kind.filter(|(key, _)| namespace.is_none_or(|name| key.namespace == name)).map(|(_, one)| one.clone()).collect()
+    }
+
+    /// Changes after `from`; `None` when history does not reach back that far, or `from` is of another server.
+    pub fn since(&self, from: u64) -> Option<Vec<Arc<Change>>> {
+        if from < self.floor || from > self.version {
+            return None;
+        }
+        let start = self.history.partition_point(|change| change.version <= from);
+        Some(self.history.range(start..).cloned().collect())
+    }
+
+    /// Takes in what is the case now and returns what that changed, deletions first. An object whose uid changed, or that is
+    /// named in `renewed`, is deleted and made anew: that is what `kubectl delete` waits for.
+    pub fn replace(&mut self, now: BTreeMap<ObjectKey, Object>, renewed: &[ObjectKey]) -> Vec<Arc<Change>> {
+        let before = std::mem::take(&mut self.objects);
+        let mut changes = Vec::new();
+        for (key, previous) in &before {
+            let gone = now.get(key).is_none_or(|object| object.uid() != previous.uid()) || renewed.contains(key);
+            if gone {
+                changes.push(self.record(key, Some(previous.clone()), None));
+            }
+        }
+        for (key, mut object) in now {
+            let previous = before.get(&key).filter(|old| old.uid() == object.uid() && !renewed.contains(&key));
+            if let Some(old) = previous {
+                object.set_resource_version(old.resource_version());
+                if **old == object {
+                    self.objects.insert(key, old.clone());
+                    continue;
+                }
+            }
+            let change = self.record(&key, previous.cloned(), Some(object));
+            if let Some(current) = &change.current {
+                self.objects.insert(key, current.clone());
+            }
+            changes.push(change);
+        }
+        changes
+    }
+
+    fn record(&mut self, key: &ObjectKey, previous: Option<Arc<Object>>, current: Option<Object>) -> Arc<Change> {
+        self.version += 1;
+        let stamped = |mut object: Object| {
+            object.set_resource_version(self.version);
+            Arc::new(object)
+        };
+        let (previous, current) = match (previous, current) {
+            // A deletion carries the version it happened at.
+            (Some(last), None) => (Some(stamped((*last).clone())), None),
+            (previous, current) => (previous, current.map(stamped)),
+        };
+        let change =
+            Arc::new(Change { version: self.version, kind: key.kind, namespace: key.namespace.clone(), previous, current });
+        self.history.push_back(change.clone());
+        if self.history.len() > HISTORY_LEN_MAX {
+            if let Some(oldest) = self.history.pop_front() {
+                self.floor = oldest.version;
+            }
+        }
+        change
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use flotilla_manifests::kind;
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, uid: &str, phase: &str) -> (ObjectKey, Object) {
+        let object = Object::parse(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": uid}, "status": {"phase": phase}}));
+        (ObjectKey::of(&kind::POD, "default", name), object.unwrap())
+    }
+
+    #[test]
+    fn a_replacement_tells_each_change_once_and_in_order() {
+        let mut view = LocalView::starting_above(100);
+        view.replace(BTreeMap::from([pod("a", "1", "Pending"), pod("b", "2", "Running")]), &[]);
+        assert_eq!(view.version(), 102);
+        assert!(view.replace(BTreeMap::from([pod("a", "1", "Pending"), pod("b", "2", "Running")]), &[]).is_empty());
+
+        let changes = view.replace(BTreeMap::from([pod("a", "9", "Running")]), &[]);
+        let told: Vec<(u64, bool, bool)> =
+            changes.iter().map(|one| (one.version, one.previous.is_some(), one.current.is_some())).collect();
+        assert_eq!(told, [(103, true, false), (104, true, false), (105, false, true)]);
+        assert_eq!(view.since(102).unwrap().len(), 3);
+        assert!(view.since(99).is_none(), "before this life");
+        assert!(view.since(106).is_none(), "a version nobody has given out");
+    }
+
+    #[test]
+    fn a_renewed_object_is_deleted_and_made_anew() {
+        let mut view = LocalView::starting_above(0);
+        let (key, object) = pod("a", "1", "Running");
+        view.replace(BTreeMap::from([(key.clone(), object.clone())]), &[]);
+        let changes = view.replace(BTreeMap::from([(key.clone(), object)]), &[key]);
+        assert_eq!(changes.len(), 2);
+        assert!(changes[0].current.is_none() && changes[1].previous.is_none());
+    }
+
+    #[test]
+    fn history_is_bounded() {
+        let mut view = LocalView::starting_above(0);
+        for round in 0..=HISTORY_LEN_MAX {
+            view.replace(BTreeMap::from([pod("a", "1", &round.to_string())]), &[]);
+        }
+        assert!(view.since(0).is_none());
+        assert_eq!(view.since(1).unwrap().len(), HISTORY_LEN_MAX);
+    }
+}
