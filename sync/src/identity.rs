@@ -16,6 +16,7 @@ mod name;
 mod sealing;
 mod tls;
 mod trust_time;
+pub mod writer;
 
 pub(crate) use authority::pin_of;
 pub use authority::{Installation, InstallationId, InstallationMaterial};
