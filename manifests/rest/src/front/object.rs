@@ -1,0 +1,79 @@
+//! Objects and lists as bytes, in the negotiated shape.
+
+use std::sync::Arc;
+
+use flotilla_manifests::kind::KindRef;
+use flotilla_manifests::object::Object;
+use flotilla_manifests::time::Timestamp;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::negotiate::{Form, Shape};
+use crate::reply::Reply;
+use crate::route::IncludeObject;
+use crate::table::{Columns, partial};
+
+/// One object.
+pub(super) fn one(status: StatusCode, form: Form, include: IncludeObject, object: &Object, now: Timestamp) -> Reply {
+    match form.shape {
+        Shape::Whole => Reply::json(status, form.encoding, object.value()),
+        Shape::Partial(version) => Reply::json(status, form.encoding, &partial(object, version)),
+        Shape::Table(version) => {
+            let columns = Columns::of(object.kind());
+            let table = json!({
+                "kind": "Table", "apiVersion": version.api_version(),
+                "metadata": {"resourceVersion": object.resource_version().to_string()},
+                "columnDefinitions": columns.definitions(),
+                "rows": [columns.row(object, now, version, include)],
+            });
+            Reply::json(status, form.encoding, &table)
+        }
+    }
+}
+
+/// A list at a version. Written item by item, so that a long list is never copied as a tree.
+pub(super) fn many(
+    kind: KindRef,
+    form: Form,
+    include: IncludeObject,
+    version: u64,
+    items: &[Arc<Object>],
+    now: Timestamp,
+) -> Reply {
+    let metadata = json!({"resourceVersion": version.to_string()});
+    let columns = Columns::of(kind);
+    let (head, field): (Value, &str) = match form.shape {
+        Shape::Whole => {
+            let name = format!("{}List", kind.name);
+            (json!({"kind": name, "apiVersion": kind.api_version(), "metadata": metadata}), "items")
+        }
+        Shape::Partial(version) => (
+            json!({"kind": "PartialObjectMetadataList", "apiVersion": version.api_version(), "metadata": metadata}),
+            "items",
+        ),
+        Shape::Table(version) => (
+            json!({
+                "kind": "Table", "apiVersion": version.api_version(), "metadata": metadata,
+                "columnDefinitions": columns.definitions(),
+            }),
+            "rows",
+        ),
+    };
+    let mut text = head.to_string();
+    text.pop();
+    text.push_str(",\"");
+    text.push_str(field);
+    text.push_str("\":[");
+    for (index, object) in items.iter().enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        text.push_str(&match form.shape {
+            Shape::Whole => object.value().to_string(),
+            Shape::Partial(version) => partial(object, version).to_string(),
+            Shape::Table(version) => columns.row(object, now, version, include).to_string(),
+        });
+    }
+    text.push_str("]}");
+    Reply::bytes(StatusCode::OK, form.encoding.media_type(), text)
+}
