@@ -54,7 +54,8 @@ pub(super) fn spec(spec: &mut Map<String, Value>) {
 
 /// `serviceAccount` is the old name of `serviceAccountName`; the new one wins, and both are shown.
 fn service_account(spec: &mut Map<String, Value>) {
-    let named = |name: &str| spec.get(name).filter(|value| value.as_str().is_some_and(|text| !text.is_empty())).cloned();
+    let named =
+        |name: &str| spec.get(name).filter(|value| value.as_str().is_some_and(|text| !text.is_empty())).cloned();
     if let Some(account) = named("serviceAccountName").or_else(|| named("serviceAccount")) {
         spec.insert("serviceAccount".to_owned(), account.clone());
         spec.insert("serviceAccountName".to_owned(), account);
