@@ -3,6 +3,12 @@
 //! Pure, and the same at the hub and at a device. The store's writer calls [`admit`] inside its transaction, so that
 //! compare-and-swap is exact without retries.
 
+mod content;
+mod create;
+mod delete;
+mod metadata;
+mod update;
+
 use crate::api_error::ApiError;
 use crate::object::{Object, ObjectKey};
 use crate::patch::Patch;
@@ -22,7 +28,7 @@ pub enum FieldValidation {
 pub enum Part {
     /// Everything but `status`.
     Main,
-    /// `status` and nothing else.
+    /// `status`, and of the metadata the labels and annotations the body states, as in Kubernetes.
     Status,
     /// `spec.replicas`, through an `autoscaling/v1` Scale body.
     Scale,
@@ -32,10 +38,18 @@ pub enum Part {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Mutation {
     /// The body; its name may be empty with a `generateName`.
-    Create { body: Object },
+    Create {
+        body: Object,
+    },
     /// PUT; a body with a resourceVersion is a compare-and-swap.
-    Replace { part: Part, body: serde_json::Value },
-    Patch { part: Part, patch: Patch },
+    Replace {
+        part: Part,
+        body: serde_json::Value,
+    },
+    Patch {
+        part: Part,
+        patch: Patch,
+    },
     Delete(DeleteOptions),
 }
 
@@ -86,16 +100,49 @@ pub struct Admitted {
     pub warnings: Vec<String>,
 }
 
-/// Decides one write. `key` is what the URL named; `current` the stored object, if any.
+/// Finalizer that keeps an owner until its dependents are gone.
+pub const FOREGROUND: &str = "foregroundDeletion";
+
+/// Finalizer that keeps an owner until its dependents no longer name it.
+pub const ORPHAN: &str = "orphan";
+
+/// Largest object stored, as JSON: etcd's usual bound, so that manifests move between both worlds.
+pub const OBJECT_BYTES_MAX: usize = 1_536 * 1024;
+
+/// Decides one write. `key` is what the URL named (its name may be empty for a create, see [`created_key`]); `current` the stored
+/// object, if any.
+///
+/// A `Namespace` being deleted is emptied by its controller, which then ends it with a write of [`Part::Main`] that states
+/// `spec.finalizers: []` (Kubernetes' `finalize` subresource); no other write changes that list.
 ///
 /// # Errors
 /// 404, 409 (exists, modified, preconditions), 422 with every fault at once, 400 for an unreadable body or unknown fields
-/// under `Strict`.
+/// under `Strict`, 413 beyond [`OBJECT_BYTES_MAX`].
 pub fn admit(
     key: &ObjectKey,
     current: Option<&Object>,
     mutation: &Mutation,
     context: &Context,
 ) -> Result<Admitted, ApiError> {
-    unimplemented!("{key} {current:?} {mutation:?} {context:?}")
+    let found = || current.ok_or_else(|| ApiError::not_found(key));
+    match mutation {
+        Mutation::Create { body } => create::create(key, current, body, context),
+        Mutation::Replace { part, body } => update::replace(key, found()?, *part, body, context),
+        Mutation::Patch { part, patch } => update::patch(key, found()?, *part, patch, context),
+        Mutation::Delete(options) => delete::delete(key, found()?, options, context),
+    }
 }
+
+/// The key of the object that a create is about: the body's name, or one made of its `generateName`. The store needs it to look
+/// whether such an object is there.
+pub fn created_key(key: &ObjectKey, body: &Object, name_suffix: &str) -> ObjectKey {
+    let mut name = if body.name().is_empty() { key.name.clone() } else { body.name().to_owned() };
+    let base = body.text("/metadata/generateName");
+    if name.is_empty() && !base.is_empty() {
+        name = create::generated_name(base, name_suffix);
+    }
+    ObjectKey::of(key.kind, key.namespace.clone(), name)
+}
+
+#[cfg(test)]
+mod tests;

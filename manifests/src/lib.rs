@@ -19,6 +19,7 @@ pub mod overrides;
 pub mod patch;
 pub mod quantity;
 pub mod rollout;
+pub mod scale;
 pub mod schema;
 pub mod time;
 pub mod validate;
