@@ -98,7 +98,7 @@ mod tests {
             (json!("100%"), 7, 7, 7),
             (json!("1%"), 1, 1, 0),
             (json!("34%"), 3, 2, 1),
-            (json!("4294967295%"), u32::MAX, 184_467_440_651_477_091, 184_467_440_651_477_090),
+            (json!("4294967295%"), u32::MAX, 184_467_440_651_196_171, 184_467_440_651_196_170),
         ];
         for (value, total, up, down) in table {
             let parsed = IntOrPercent::of_json(&value).unwrap();

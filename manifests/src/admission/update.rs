@@ -186,7 +186,6 @@ fn settle(
     if new == *current {
         return Ok(Admitted { outcome: Outcome::Unchanged(new), warnings });
     }
-    check_finalizers(key, current, &new)?;
     match part {
         Part::Status => content::check_status(key, current, &new)?,
         Part::Main | Part::Scale => content::check_changed(key, current, &new)?,
@@ -196,23 +195,6 @@ fn settle(
     }
     let outcome = if delete::is_finished(&new) { Outcome::Removed(new) } else { Outcome::Updated(new) };
     Ok(Admitted { outcome, warnings })
-}
-
-/// What is being deleted may lose finalizers, not gain them.
-fn check_finalizers(key: &ObjectKey, current: &Object, new: &Object) -> Result<(), ApiError> {
-    if current.deletion_timestamp().is_none() {
-        return Ok(());
-    }
-    let known = current.finalizers();
-    let added: Vec<String> = new.finalizers().into_iter().filter(|name| !known.contains(name)).collect();
-    if added.is_empty() {
-        return Ok(());
-    }
-    let message = format!(
-        "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
-    );
-    let fault = Violation { reason: "FieldValueForbidden", field: "metadata.finalizers".into(), message };
-    Err(ApiError::invalid(key, vec![fault]))
 }
 
 fn check_part(key: &ObjectKey, part: Part) -> Result<(), ApiError> {

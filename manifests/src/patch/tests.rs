@@ -147,8 +147,8 @@ fn poison_patches_are_refused() {
     too_large(Patch::Json(json!([{"op": "add", "path": "/a", "value": nested(DEPTH_MAX)}])), json!({}));
     let many: Vec<Value> = (0..10_001).map(|_| json!({"op": "test", "path": "", "value": {}})).collect();
     too_large(Patch::Json(Value::Array(many)), json!({}));
-    // Each line doubles the depth.
-    let deeper: Vec<Value> = (0..40).map(|_| json!({"op": "copy", "from": "", "path": "/a"})).collect();
+    // Each line adds a level.
+    let deeper: Vec<Value> = (0..DEPTH_MAX).map(|_| json!({"op": "copy", "from": "", "path": "/a"})).collect();
     too_large(Patch::Json(Value::Array(deeper)), json!({}));
     // Each line doubles the size.
     let mut wider = vec![json!({"op": "add", "path": "/a", "value": ["x".repeat(1000)]})];

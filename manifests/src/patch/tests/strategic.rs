@@ -117,9 +117,9 @@ fn lists_with_a_merge_key_merge() {
         "unknown patch type: burn",
     );
     check_pod_spec_error(
-        target,
-        json!({"containers": [{"name": "a", "env": {"$patch": "x"}}]}),
-        "spec.containers[name=a].env",
+        json!({"containers": [{"name": "a", "env": [{"name": "X"}]}]}),
+        json!({"containers": [{"name": "a", "env": [{"value": "1"}]}]}),
+        "spec.containers[name=a].env: map: [value] does not contain declared merge key: name",
     );
 }
 
