@@ -15,6 +15,9 @@ const PREFACE: u8 = 1;
 /// The hub's answers.
 const ACCEPTED: u8 = 0;
 const BUSY: u8 = 1;
+const REFUSED: u8 = 2;
+/// Longest reason that is given or read.
+const REASON_BYTES_MAX: usize = 1024;
 
 /// Bounds on those who have not proven themselves, and on those who have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +171,8 @@ pub(super) enum GreetingError {
     Preface(u8),
     #[error("the hub is busy")]
     Busy(RetryAfter),
+    #[error("{0}")]
+    Refused(String),
     #[error("the hub answered {0}, which this version does not know: update this device")]
     Answer(u8),
 }
@@ -187,14 +192,26 @@ pub(super) async fn greet_device(
         && let Err(retry_after) = gate.admit(node)
     {
         let [a, b, c, d] = retry_after.0.to_be_bytes();
-        writer.write_all(&[BUSY, a, b, c, d]).await?;
-        writer.shutdown().await?;
-        // The device closes once it has read this; the handshake's timeout is over us.
-        while reader.read(&mut [0; 16]).await.is_ok_and(|length| length > 0) {}
+        last_words(reader, writer, &[BUSY, a, b, c, d]).await?;
         return Err(GreetingError::Busy(retry_after));
     }
     writer.write_all(&[ACCEPTED]).await?;
     writer.flush().await?;
+    Ok(())
+}
+
+/// Tells a device why its certificate does not let it in.
+pub(super) async fn refuse(reader: &mut Reader, writer: &mut Writer, reason: &str) -> Result<(), GreetingError> {
+    let reason = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)];
+    let length = u16::try_from(reason.len()).unwrap_or(0).to_be_bytes();
+    last_words(reader, writer, &[&[REFUSED], &length[..], reason].concat()).await
+}
+
+async fn last_words(reader: &mut Reader, writer: &mut Writer, words: &[u8]) -> Result<(), GreetingError> {
+    writer.write_all(words).await?;
+    writer.shutdown().await?;
+    // The device closes once it has read this; the handshake's timeout is over us.
+    while reader.read(&mut [0; 16]).await.is_ok_and(|length| length > 0) {}
     Ok(())
 }
 
@@ -205,6 +222,11 @@ pub(super) async fn greet_hub(reader: &mut Reader, writer: &mut Writer) -> Resul
     match reader.read_u8().await? {
         ACCEPTED => Ok(()),
         BUSY => Err(GreetingError::Busy(RetryAfter(reader.read_u32().await?))),
+        REFUSED => {
+            let mut reason = vec![0; usize::from(reader.read_u16().await?).min(REASON_BYTES_MAX)];
+            reader.read_exact(&mut reason).await?;
+            Err(GreetingError::Refused(String::from_utf8_lossy(&reason).into_owned()))
+        }
         other => Err(GreetingError::Answer(other)),
     }
 }

@@ -1,0 +1,370 @@
+//! The hub's side: one connection to the broker, all devices over it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rumqttc::{
+    AsyncClient, Event, LastWill, Outgoing, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
+};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+use super::frame::{Body, CloseReason, Frame, HubNews, SessionId};
+use super::link::{Link, LinkIo};
+use super::stream::Role;
+use super::topic::{self, Direction, Party};
+use super::{BrokerUrl, EXPORTER_LABEL, network_options, options};
+use crate::backoff::Backoff;
+use crate::identity::{ALPN_ENROL, ALPN_SESSION, peer_node, random_bytes};
+use crate::transport::door;
+use crate::transport::{Door, EnrolStream, Incoming, PeerIdentity, Pipe, Reader, Transport, Writer};
+
+/// Messages on their way to the broker; pumps wait when it is full.
+const QUEUE_LEN: usize = 256;
+/// Handshakes of one party at one time: the newest win.
+const STRANGERS_PER_PARTY_MAX: usize = 2;
+/// How long a hub that stops tries to say so.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A hub's presence at a broker.
+#[derive(Debug)]
+pub(in crate::transport) struct Listening {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    broker: BrokerUrl,
+    door: Arc<Door>,
+    sender: mpsc::Sender<Incoming>,
+    connected: AtomicBool,
+    stopping: AtomicBool,
+    stop: Notify,
+    client: Mutex<Option<AsyncClient>>,
+}
+
+/// Begins to serve devices through `broker`.
+pub(in crate::transport) fn listen(broker: BrokerUrl, door: &Arc<Door>, sender: mpsc::Sender<Incoming>) -> Listening {
+    let shared = Arc::new(Shared {
+        broker,
+        door: Arc::clone(door),
+        sender,
+        connected: AtomicBool::new(false),
+        stopping: AtomicBool::new(false),
+        stop: Notify::new(),
+        client: Mutex::new(None),
+    });
+    let task = tokio::spawn(run(Arc::clone(&shared)));
+    Listening { shared, task }
+}
+
+impl Listening {
+    pub(in crate::transport) fn is_connected(&self) -> bool {
+        self.shared.connected.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::transport) async fn close(mut self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        let client = self.shared.client().clone();
+        let topic = topic::hub(self.shared.door.installation());
+        let farewell = async {
+            if let Some(client) = client {
+                let news = HubNews::Went.encode();
+                if client.publish_bytes(topic, QoS::AtMostOnce, false, news).await.is_ok() {
+                    // A client that is already gone needs no farewell.
+                    client.disconnect().await.unwrap_or_default();
+                }
+            }
+            self.shared.stop.notify_one();
+            (&mut self.task).await.unwrap_or_default();
+        };
+        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+            tracing::debug!(broker = %self.shared.broker, "the broker did not take the farewell in time");
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Shared {
+    fn client(&self) -> MutexGuard<'_, Option<AsyncClient>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Shared")
+            .field("broker", &self.broker)
+            .field("connected", &self.connected)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Connects, serves until the broker is lost, and comes back.
+async fn run(shared: Arc<Shared>) {
+    let started = Instant::now();
+    let now_ms = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let mut backoff = Backoff::new();
+    while !shared.stopping.load(Ordering::Relaxed) {
+        let visit = Arc::new(Visit::new(Arc::clone(&shared)));
+        let error = visit.serve(|| backoff.connected(now_ms())).await;
+        shared.connected.store(false, Ordering::Relaxed);
+        *shared.client() = None;
+        visit.table().end_all();
+        if shared.stopping.load(Ordering::Relaxed) || shared.sender.is_closed() {
+            return;
+        }
+        let random = random_bytes::<8>().map_or(u64::MAX / 2, u64::from_le_bytes);
+        let wait_ms = backoff.wait_ms(now_ms(), random, None);
+        tracing::warn!(broker = %shared.broker, error, wait_ms, "the MQTT broker is not reachable");
+        tokio::select! {
+            () = shared.stop.notified() => {}
+            () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
+        }
+    }
+}
+
+/// One connection to the broker with everything over it.
+struct Visit {
+    shared: Arc<Shared>,
+    client: AsyncClient,
+    events: Mutex<Option<rumqttc::EventLoop>>,
+    table: Mutex<Table>,
+}
+
+impl Visit {
+    fn new(shared: Arc<Shared>) -> Self {
+        let installation = shared.door.installation();
+        let mut options = options(&shared.broker, format!("flotilla-{installation}-hub"));
+        let went = HubNews::Went.encode();
+        options.set_last_will(LastWill::new(topic::hub(installation), went, QoS::AtMostOnce, false));
+        let (client, mut events) = AsyncClient::new(options, QUEUE_LEN);
+        events.set_network_options(network_options());
+        *shared.client() = Some(client.clone());
+        Self { shared, client, events: Mutex::new(Some(events)), table: Mutex::new(Table::default()) }
+    }
+
+    /// Serves until the connection ends; says why it did.
+    async fn serve(self: &Arc<Self>, mut arrived: impl FnMut()) -> String {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut events) = events else { return "served before".to_owned() };
+        loop {
+            match events.poll().await {
+                Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                    // First the news, then the subscriptions: a stream that a device opens after the news is not void.
+                    let installation = self.shared.door.installation();
+                    let news = self.client.try_publish(
+                        topic::hub(installation),
+                        QoS::AtMostOnce,
+                        false,
+                        HubNews::Came.encode(),
+                    );
+                    let filters = topic::up_filters(installation);
+                    let filters = filters.map(|filter| SubscribeFilter::new(filter, QoS::AtMostOnce));
+                    if news.is_err() || self.client.try_subscribe_many(filters).is_err() {
+                        return "the queue to the broker is full".to_owned();
+                    }
+                }
+                Ok(Event::Incoming(Packet::SubAck(answer))) => {
+                    if answer.return_codes.contains(&SubscribeReasonCode::Failure) {
+                        return "the broker does not let the hub subscribe to its topics".to_owned();
+                    }
+                    self.shared.connected.store(true, Ordering::Relaxed);
+                    tracing::info!(broker = %self.shared.broker, "serving devices over MQTT");
+                    arrived();
+                }
+                Ok(Event::Incoming(Packet::Publish(message))) => self.message(&message),
+                Ok(Event::Outgoing(Outgoing::Disconnect)) => return "the hub stops".to_owned(),
+                Ok(_) => {}
+                Err(error) => return error.to_string(),
+            }
+        }
+    }
+
+    fn message(self: &Arc<Self>, message: &Publish) {
+        if message.retain {
+            return;
+        }
+        let Some(party) = Party::of_up_topic(self.shared.door.installation(), &message.topic) else { return };
+        let Some(Frame { session, body }) = Frame::decode(&message.payload) else {
+            tracing::debug!(%party, bytes = message.payload.len(), "dropped an MQTT message that is no frame");
+            return;
+        };
+        let link = match self.table().sessions.get(&session) {
+            Some(entry) if entry.party == party => Some(Arc::clone(&entry.link)),
+            Some(_) => return,
+            None => None,
+        };
+        match (link, body) {
+            (Some(link), body) => link.handle(body),
+            (None, Body::Open) => self.open(party, session),
+            (None, Body::Close { .. }) => {}
+            (None, _) => self.say_close(&party, session, CloseReason::Reset),
+        }
+    }
+
+    fn open(self: &Arc<Self>, party: Party, session: SessionId) {
+        let limits = self.shared.door.limits();
+        let mut table = self.table();
+        let full = table.strangers >= limits.handshakes_max || table.sessions.len() >= limits.connections_max;
+        if full || !self.shared.door.gate().handshake() {
+            drop(table);
+            self.say_close(&party, session, CloseReason::Busy);
+            return;
+        }
+        let link = Link::new(session, Role::Hub);
+        link.handle(Body::Open);
+        table.insert(party.clone(), session, Arc::clone(&link));
+        drop(table);
+        tokio::spawn(Arc::clone(self).welcome(party.clone(), session, Arc::clone(&link)));
+        let visit = Arc::clone(self);
+        tokio::spawn(async move {
+            let topic = party.topic(visit.shared.door.installation(), Direction::Down);
+            link.pump(&visit.client, &topic).await;
+            visit.table().remove(&party, &session);
+            let why = link.ended().map(|end| end.why).unwrap_or_default();
+            tracing::debug!(%party, why, "an MQTT stream ended");
+        });
+    }
+
+    /// The handshake of one stranger.
+    async fn welcome(self: Arc<Self>, party: Party, session: SessionId, link: Arc<Link>) {
+        let door = &self.shared.door;
+        let arrival = tokio::time::timeout(door.handshake_timeout(), self.arrive(&party, &link)).await;
+        match arrival {
+            Ok(Ok(arrival)) => {
+                self.table().establish(&party, &session);
+                // The listener may be gone: then so is this arrival.
+                self.shared.sender.send(arrival).await.unwrap_or_default();
+            }
+            Ok(Err(reason)) => tracing::info!(%party, reason, "an MQTT handshake failed"),
+            Err(_elapsed) => tracing::info!(%party, reason = "it took too long", "an MQTT handshake failed"),
+        }
+    }
+
+    async fn arrive(&self, party: &Party, link: &Arc<Link>) -> Result<Incoming, String> {
+        let door = &self.shared.door;
+        let accept = TlsAcceptor::from(Arc::clone(door.tls())).accept(link.io());
+        let stream: tokio_rustls::server::TlsStream<LinkIo> = accept.await.map_err(|error| error.to_string())?;
+        let tls = stream.get_ref().1;
+        let peer = match (tls.alpn_protocol(), party) {
+            (Some(ALPN_SESSION), Party::Device(node)) => {
+                match peer_node(tls.peer_certificates(), door.now_ms()).map_err(|error| error.to_string()) {
+                    Ok(named) if named == *node => Ok(Some(PeerIdentity::Device { node: named })),
+                    Ok(named) => Err(format!("the certificate names node {named}, the topic {node}")),
+                    Err(why) => Err(why),
+                }
+            }
+            (Some(ALPN_ENROL), Party::Enrol(_)) => Ok(None),
+            _ => Err("protocol and topic do not belong together".to_owned()),
+        };
+        let binding: [u8; 32] = tls
+            .export_keying_material([0; 32], EXPORTER_LABEL, Some(b""))
+            .map_err(|error| error.to_string())?;
+        let (reader, writer) = tokio::io::split(stream);
+        let (mut reader, mut writer): (Reader, Writer) = (Box::new(reader), Box::new(writer));
+        let remote = format!("{}/{party}", self.shared.broker);
+        let peer = match peer {
+            Ok(peer) => peer,
+            Err(reason) => {
+                door::refuse(&mut reader, &mut writer, &reason).await.map_err(|error| error.to_string())?;
+                return Err(reason);
+            }
+        };
+        link.trust();
+        door::greet_device(&mut reader, &mut writer, door.gate(), peer.as_ref())
+            .await
+            .map_err(|error| error.to_string())?;
+        let transport = Transport::Mqtt;
+        Ok(match peer {
+            Some(peer) => Incoming::Session(Pipe { reader, writer, peer, transport, remote }),
+            None => Incoming::Enrol(EnrolStream { reader, writer, binding, transport, remote }),
+        })
+    }
+
+    /// Best effort: whoever does not hear it finds out by asking.
+    fn say_close(&self, party: &Party, session: SessionId, reason: CloseReason) {
+        let topic = party.topic(self.shared.door.installation(), Direction::Down);
+        let frame = Frame { session, body: Body::Close { reason } }.encode();
+        if self.client.try_publish(topic, QoS::AtMostOnce, false, frame).is_err() {
+            tracing::debug!(%party, "the queue to the broker is full: a close was not said");
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Every stream of one visit.
+#[derive(Default)]
+struct Table {
+    sessions: HashMap<SessionId, Entry>,
+    /// Oldest first.
+    parties: BTreeMap<Party, Vec<SessionId>>,
+    strangers: usize,
+}
+
+struct Entry {
+    party: Party,
+    link: Arc<Link>,
+    stranger: bool,
+}
+
+impl Table {
+    fn insert(&mut self, party: Party, session: SessionId, link: Arc<Link>) {
+        let theirs = self.parties.entry(party.clone()).or_default();
+        let strangers = theirs.iter().filter(|id| self.sessions.get(*id).is_some_and(|entry| entry.stranger));
+        let strangers = strangers.copied().collect::<Vec<_>>();
+        theirs.push(session);
+        if strangers.len() >= STRANGERS_PER_PARTY_MAX
+            && let Some(oldest) = strangers.first().and_then(|id| self.sessions.get(id))
+        {
+            oldest.link.end("a newer attempt took its place");
+        }
+        self.sessions.insert(session, Entry { party, link, stranger: true });
+        self.strangers += 1;
+    }
+
+    /// The party has proven itself on this session: its earlier ones are over.
+    fn establish(&mut self, party: &Party, session: &SessionId) {
+        if let Some(entry) = self.sessions.get_mut(session).filter(|entry| entry.stranger) {
+            entry.stranger = false;
+            self.strangers -= 1;
+        }
+        for other in self.parties.get(party).into_iter().flatten().filter(|other| *other != session) {
+            if let Some(entry) = self.sessions.get(other).filter(|entry| !entry.stranger) {
+                entry.link.end("the device has connected anew");
+            }
+        }
+    }
+
+    fn remove(&mut self, party: &Party, session: &SessionId) {
+        if self.sessions.remove(session).is_some_and(|entry| entry.stranger) {
+            self.strangers -= 1;
+        }
+        if let Some(theirs) = self.parties.get_mut(party) {
+            theirs.retain(|id| id != session);
+            if theirs.is_empty() {
+                self.parties.remove(party);
+            }
+        }
+    }
+
+    fn end_all(&self) {
+        for entry in self.sessions.values() {
+            entry.link.end("the connection to the broker is gone");
+        }
+    }
+}
