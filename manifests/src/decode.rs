@@ -10,6 +10,7 @@ use crate::schema;
 
 mod json;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;
 mod yaml;
 

@@ -11,6 +11,7 @@ use crate::schema::{self, Schema, Type};
 
 mod pod;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;
 
 /// Fills what the user left out, as kube-apiserver stores it: field defaults of the kind, `stringData` of a Secret merged into `data`,

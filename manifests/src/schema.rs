@@ -14,6 +14,7 @@ use crate::object::Object;
 mod check;
 mod table;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;
 
 use table::{Node, Table};

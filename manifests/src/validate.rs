@@ -16,6 +16,7 @@ mod pod;
 mod scheduling;
 mod shape;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;
 mod text;
 mod update;

@@ -140,7 +140,7 @@ impl Reader {
         if let Some(tag) = tag
             && !(tag.is_yaml_core_schema() && tag.suffix == expected)
         {
-            return Err(fault(format!("the tag {tag} is not supported"), span));
+            return Err(fault(format!("the tag {} is not supported", written(tag)), span));
         }
         if self.frames.len() == DEPTH_MAX {
             return Err(DecodeError::TooDeep { limit: DEPTH_MAX, line: span.start.line() });
@@ -254,7 +254,7 @@ fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Value, St
         (true, "str") => return Ok(Value::String(text.to_owned())),
         (true, "int" | "float" | "bool" | "null") => plain(text)?,
         _ if tag.handle.is_empty() && tag.suffix == "!" => return Ok(Value::String(text.to_owned())),
-        _ => return Err(format!("the tag {tag} is not supported")),
+        _ => return Err(format!("the tag {} is not supported", written(tag))),
     };
     let fits = match tag.suffix.as_str() {
         "int" => value.is_i64() || value.is_u64(),
@@ -262,7 +262,12 @@ fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Value, St
         "bool" => value.is_boolean(),
         _ => value.is_null(),
     };
-    if fits { Ok(value) } else { Err(format!("{text:?} is not what its tag {tag} says")) }
+    if fits { Ok(value) } else { Err(format!("{text:?} is not what its tag {} says", written(tag))) }
+}
+
+/// A tag as its author wrote it.
+fn written(tag: &Tag) -> String {
+    if tag.is_yaml_core_schema() { format!("!!{}", tag.suffix) } else { format!("{}{}", tag.handle, tag.suffix) }
 }
 
 /// A plain scalar by YAML 1.1.

@@ -1,0 +1,22 @@
+//! The generated tables are what their generator writes.
+#![forbid(unsafe_code)]
+
+#[path = "../examples/generate_schema.rs"]
+mod generate_schema;
+
+/// The folder with `k8s-1.36-schemas.json`; without it the comparison is skipped.
+const FOLDER: &str = "FLOTILLA_KUBERNETES_TABLES";
+
+#[test]
+#[allow(clippy::print_stderr, clippy::unwrap_used, reason = "a test tells what it skipped")]
+fn the_table_in_the_repository_is_generated() {
+    let Some(folder) = std::env::var_os(FOLDER) else {
+        eprintln!("SKIPPED: set {FOLDER} to the folder of k8s-1.36-schemas.json to compare the generated table");
+        return;
+    };
+    let generated = generate_schema::table(std::path::Path::new(&folder)).unwrap();
+    let committed = include_str!("../schema/kubernetes.json");
+    let first = generated.lines().zip(committed.lines()).find(|(generated, committed)| generated != committed);
+    assert_eq!(first, None, "run the generator again");
+    assert_eq!(generated.len(), committed.len(), "run the generator again");
+}
