@@ -121,6 +121,12 @@ impl Faults {
         }
     }
 
+    /// Whether a fault of this place is known.
+    pub(super) fn has(&self, at: &At<'_>) -> bool {
+        let path = at.path();
+        self.list.iter().any(|fault| fault.field == path)
+    }
+
     pub(super) fn required(&mut self, at: &At<'_>, detail: &str) {
         let message = if detail.is_empty() { "Required value".to_owned() } else { format!("Required value: {detail}") };
         self.push("FieldValueRequired", at.path(), message);

@@ -123,7 +123,7 @@ fn security(context: &At<'_>, faults: &mut Faults) {
         let name = sysctl.field("name");
         if !name.is_said() {
             faults.required(&name, "");
-        } else if !name.text().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./*".contains(&byte)) {
+        } else if !text::sysctl_name(name.text()) {
             faults.invalid(
                 &name,
                 "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",

@@ -107,7 +107,7 @@ fn pod_term(term: &At<'_>, faults: &mut Faults) {
 
 fn weight(preferred: &At<'_>, faults: &mut Faults) {
     let weight = preferred.field("weight");
-    if !weight.number().is_some_and(|weight| (1..=100).contains(&weight)) {
+    if weight.number().is_none_or(|weight| !(1..=100).contains(&weight)) {
         faults.invalid(&weight, "must be in the range 1-100");
     }
 }
@@ -125,7 +125,7 @@ fn spread(constraints: &At<'_>, faults: &mut Faults) {
     let mut known = BTreeSet::new();
     for constraint in constraints.items() {
         let skew = constraint.field("maxSkew");
-        if !skew.number().is_some_and(|skew| skew > 0) {
+        if skew.number().is_none_or(|skew| skew <= 0) {
             faults.invalid(&skew, "must be greater than zero");
         }
         let key = constraint.field("topologyKey");

@@ -32,7 +32,7 @@ fn visit(schema: Schema, at: &At<'_>, faults: &mut Faults) {
                 if !below.value.is_null() {
                     visit(field.schema, &below, faults);
                 }
-                if field.required && !below.is_said() {
+                if field.required && !below.is_said() && !faults.has(&below) {
                     faults.required(&below, "");
                 }
             }

@@ -76,6 +76,17 @@ pub(super) fn header_name(text: &str) -> Result<(), &'static str> {
     }
 }
 
+/// Names of kernel parameters, their parts divided by dots or slashes.
+pub(super) fn sysctl_name(text: &str) -> bool {
+    let is_part = |part: &str| {
+        let ends = [part.bytes().next(), part.bytes().next_back()];
+        let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        ends.iter().all(|end| end.as_ref().is_some_and(is_alphanumeric))
+            && part.bytes().all(|byte| is_alphanumeric(&byte) || matches!(byte, b'-' | b'_'))
+    };
+    text.len() <= 253 && text.split(['.', '/']).all(is_part)
+}
+
 /// Base64 as Go's `encoding/json` reads bytes.
 pub(super) fn base64_bytes(text: &str) -> Option<usize> {
     use base64::Engine as _;
