@@ -14,17 +14,16 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::transaction::{CommitOptions, Transactable};
-use automerge::{ActorId, AutoCommit, Change, ChangeHash, ROOT, ReadDoc, ScalarValue};
+use automerge::{ActorId, AutoCommit, Change, ChangeHash, ObjId, ObjType, ROOT, ReadDoc, ScalarValue, Value as AmValue};
 use serde_json::Value;
 
 use crate::channel::Hash;
 
 pub use conflict::{Conflict, ConflictingValue};
+use mapping::{Node, View};
 
 /// Largest saved document, in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 960 * 1024;
-/// Largest manifest a document is made of, in bytes of JSON.
-pub const OBJECT_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// Deepest nesting of a manifest.
 pub const OBJECT_DEPTH_MAX: usize = 64;
 /// Most rollout numbers in flight in one document.
@@ -90,20 +89,227 @@ pub enum DocumentError {
     },
 }
 
+const OBJECT: &str = "object";
+const ROLLOUT: &str = "rollout";
+const THRESHOLD: &str = "threshold";
+const EPOCH: &str = "epoch";
+
 impl Document {
-    pub fn create(edit: Edit<'_>, epoch: u64, shape: Shape<'_>, actor: [u8; 8]) -> Result<Self, DocumentError> { unimplemented!() }
-    pub fn load(saved: &[u8]) -> Result<Self, DocumentError> { unimplemented!() }
+    /// A new document, or a new epoch of one: all of it is one change. `actor`: fresh random bytes per boot and epoch.
+    ///
+    /// # Errors
+    /// The object is no object, or over a limit.
+    pub fn create(edit: Edit<'_>, epoch: u64, shape: Shape<'_>, actor: [u8; 8]) -> Result<Self, DocumentError> {
+        check(&edit)?;
+        let rollout = edit.rollouts.iter().map(|(number, threshold)| (number.clone(), rollout_node(*threshold)));
+        let root = BTreeMap::from([
+            (OBJECT.to_owned(), mapping::node_of(edit.object, shape)?),
+            (ROLLOUT.to_owned(), Node::Map(rollout.collect())),
+            (EPOCH.to_owned(), Node::Scalar(ScalarValue::Uint(epoch))),
+        ]);
+        let automerge::hydrate::Value::Map(root) = Node::Map(root).hydrate() else {
+            return Err(DocumentError::NotAnObject);
+        };
+        let mut doc = AutoCommit::new().with_actor(ActorId::from(actor));
+        doc.init_root_from_hydrate(&root).map_err(damaged)?;
+        doc.commit_with(commit_options(&edit));
+        let mut document = Self { doc };
+        if document.save().len() > DOCUMENT_BYTES_MAX {
+            return Err(DocumentError::TooLarge { max: DOCUMENT_BYTES_MAX, unit: "bytes" });
+        }
+        Ok(document)
+    }
+
+    /// Reads a saved document. Damaged bytes are an error, also where automerge would panic.
+    ///
+    /// # Errors
+    /// Over the limit, or no document.
+    pub fn load(saved: &[u8]) -> Result<Self, DocumentError> {
+        if saved.len() > DOCUMENT_BYTES_MAX {
+            return Err(DocumentError::TooLarge { max: DOCUMENT_BYTES_MAX, unit: "bytes" });
+        }
+        let doc = guarded(|| AutoCommit::load(saved).map_err(damaged))?;
+        let document = Self { doc };
+        match document.doc.get(ROOT, OBJECT) {
+            Ok(Some((AmValue::Object(ObjType::Map), _))) => Ok(document),
+            _ => Err(DocumentError::Damaged("it has no object at its root".to_owned())),
+        }
+    }
+
+    /// For editing: fresh random bytes per boot and epoch, never those of another replica.
     #[must_use]
-    pub fn with_actor(mut self, actor: [u8; 8]) -> Self { unimplemented!() }
-    pub fn edit(&mut self, edit: Edit<'_>, shape: Shape<'_>) -> Result<Option<Vec<u8>>, DocumentError> { unimplemented!() }
-    pub fn apply(&mut self, change: &[u8]) -> Result<DocumentApplied, DocumentError> { unimplemented!() }
-    pub fn merge(&mut self, other: &mut Self) -> Result<DocumentApplied, DocumentError> { unimplemented!() }
-    pub fn object(&self) -> Result<Value, DocumentError> { unimplemented!() }
-    pub fn rollouts(&self) -> Rollouts { unimplemented!() }
-    pub fn object_at_number(&self, number: &str) -> Result<Option<Value>, DocumentError> { unimplemented!() }
-    pub fn conflicts(&self) -> Vec<Conflict> { unimplemented!() }
-    pub fn save(&mut self) -> Vec<u8> { unimplemented!() }
-    pub fn heads(&mut self) -> Vec<Hash> { unimplemented!() }
-    pub fn epoch(&self) -> u64 { unimplemented!() }
-    pub fn changes_len(&self) -> usize { unimplemented!() }
+    pub fn with_actor(mut self, actor: [u8; 8]) -> Self {
+        self.doc.set_actor(ActorId::from(actor));
+        self
+    }
+
+    /// Makes the document say what `edit` says, in one change with as few operations as it takes. Returns the change to
+    /// append to a log, or nothing if it said so before.
+    ///
+    /// # Errors
+    /// The object is no object, or over a limit; then the document is as before.
+    pub fn edit(&mut self, edit: Edit<'_>, shape: Shape<'_>) -> Result<Option<Vec<u8>>, DocumentError> {
+        check(&edit)?;
+        let node = mapping::node_of(edit.object, shape)?;
+        if let Err(error) = self.reconcile(node, edit.rollouts) {
+            self.doc.rollback();
+            return Err(damaged(error));
+        }
+        if self.doc.pending_ops() == 0 {
+            return Ok(None);
+        }
+        self.doc.commit_with(commit_options(&edit));
+        Ok(self.doc.get_last_local_change().map(|mut change| change.bytes().into_owned()))
+    }
+
+    fn reconcile(&mut self, node: Node, rollouts: &Rollouts) -> Result<(), automerge::AutomergeError> {
+        mapping::reconcile_field(&mut self.doc, &ROOT, OBJECT, node)?;
+        let rollouts = rollouts.iter().map(|(number, threshold)| (number.clone(), rollout_node(*threshold)));
+        mapping::reconcile_field(&mut self.doc, &ROOT, ROLLOUT, Node::Map(rollouts.collect()))
+    }
+
+    /// Takes a change of another replica into effect. After an error other than [`DocumentError::MissingChanges`] the document
+    /// must be thrown away and loaded again.
+    ///
+    /// # Errors
+    /// Over the limit, no change, or one that needs others first.
+    pub fn apply(&mut self, change: &[u8]) -> Result<DocumentApplied, DocumentError> {
+        if change.len() > DOCUMENT_BYTES_MAX {
+            return Err(DocumentError::TooLarge { max: DOCUMENT_BYTES_MAX, unit: "bytes" });
+        }
+        let change = guarded(|| Change::from_bytes(change.to_vec()).map_err(damaged))?;
+        let doc = &mut self.doc;
+        guarded(|| {
+            if doc.get_change_by_hash(&change.hash()).is_some() {
+                return Ok(DocumentApplied::Duplicate);
+            }
+            let is_missing = |hash: &&ChangeHash| doc.get_change_by_hash(hash).is_none();
+            let missing: Vec<ChangeHash> = change.deps().to_vec();
+            let missing: Vec<Hash> = missing.iter().filter(is_missing).map(|hash| hash.0).collect();
+            if !missing.is_empty() {
+                return Err(DocumentError::MissingChanges { missing });
+            }
+            doc.apply_changes([change]).map_err(damaged)?;
+            Ok(DocumentApplied::Changed)
+        })
+    }
+
+    /// Joins the history of another copy of this document, of the same epoch.
+    ///
+    /// # Errors
+    /// When the histories do not fit together; then the document must be thrown away and loaded again.
+    pub fn merge(&mut self, other: &mut Self) -> Result<DocumentApplied, DocumentError> {
+        let doc = &mut self.doc;
+        let merged = guarded(|| doc.merge(&mut other.doc).map_err(damaged))?;
+        Ok(if merged.is_empty() { DocumentApplied::Duplicate } else { DocumentApplied::Changed })
+    }
+
+    /// The manifest.
+    ///
+    /// # Errors
+    /// The document holds what no edit makes.
+    pub fn object(&self) -> Result<Value, DocumentError> {
+        self.object_at(None)
+    }
+
+    fn object_at(&self, heads: Option<&[ChangeHash]>) -> Result<Value, DocumentError> {
+        let view = View { doc: &self.doc, heads };
+        match self.at(&ROOT, OBJECT, heads)? {
+            Some((AmValue::Object(ObjType::Map), id)) => view.map(&id, 0),
+            _ => Err(DocumentError::Damaged("it has no object at its root".to_owned())),
+        }
+    }
+
+    /// The rollout numbers in flight and their thresholds.
+    pub fn rollouts(&self) -> Rollouts {
+        let Ok(Some((_, rollout))) = self.doc.get(ROOT, ROLLOUT) else { return Rollouts::new() };
+        let threshold = |number: &String| {
+            let (_, entry) = self.doc.get(&rollout, number.as_str()).ok().flatten()?;
+            let (threshold, _) = self.doc.get(&entry, THRESHOLD).ok().flatten()?;
+            threshold.to_u64().or_else(|| threshold.to_i64().and_then(|signed| u64::try_from(signed).ok()))
+        };
+        self.doc.keys(&rollout).filter_map(|number| threshold(&number).map(|value| (number, value))).collect()
+    }
+
+    /// The manifest as it was at the change that introduced a rollout number; nothing if the number is not in flight.
+    ///
+    /// # Errors
+    /// The document holds what no edit makes.
+    pub fn object_at_number(&self, number: &str) -> Result<Option<Value>, DocumentError> {
+        let Some((_, rollout)) = self.at(&ROOT, ROLLOUT, None)? else { return Ok(None) };
+        let Some((AmValue::Object(_), entry)) = self.at(&rollout, number, None)? else { return Ok(None) };
+        match self.doc.hash_for_opid(&entry) {
+            Some(change) => self.object_at(Some(&[change])).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn at(
+        &self,
+        object: &ObjId,
+        key: &str,
+        heads: Option<&[ChangeHash]>,
+    ) -> Result<Option<(AmValue<'_>, ObjId)>, DocumentError> {
+        match heads {
+            Some(heads) => self.doc.get_at(object, key, heads),
+            None => self.doc.get(object, key),
+        }
+        .map_err(damaged)
+    }
+
+    /// Fields that several writers set without knowing of each other. An edit that sets a field to another value resolves it.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        conflict::of_object(&self.doc, OBJECT)
+    }
+
+    /// All of it, compressed.
+    pub fn save(&mut self) -> Vec<u8> {
+        self.doc.save()
+    }
+
+    /// The hashes of its newest changes, sorted.
+    pub fn heads(&mut self) -> Vec<Hash> {
+        self.doc.get_heads().iter().map(|head| head.0).collect()
+    }
+
+    /// Its epoch.
+    pub fn epoch(&self) -> u64 {
+        self.doc.get(ROOT, EPOCH).ok().flatten().and_then(|(epoch, _)| epoch.to_u64()).unwrap_or_default()
+    }
+
+    /// How many changes its history has: after about a thousand its writer starts a new epoch.
+    pub fn changes_len(&mut self) -> usize {
+        self.doc.get_changes_meta(&[]).len()
+    }
 }
+
+fn check(edit: &Edit<'_>) -> Result<(), DocumentError> {
+    if edit.rollouts.len() > ROLLOUTS_MAX {
+        return Err(DocumentError::TooLarge { max: ROLLOUTS_MAX, unit: "rollout numbers" });
+    }
+    Ok(())
+}
+
+fn commit_options(edit: &Edit<'_>) -> CommitOptions {
+    let options = CommitOptions::default().with_time(i64::try_from(edit.time_ms / 1000).unwrap_or(i64::MAX));
+    if edit.author.is_empty() { options } else { options.with_message(edit.author) }
+}
+
+fn rollout_node(threshold: u64) -> Node {
+    let threshold = i64::try_from(threshold).map_or(ScalarValue::Uint(threshold), ScalarValue::Int);
+    Node::Map(BTreeMap::from([(THRESHOLD.to_owned(), Node::Scalar(threshold))]))
+}
+
+fn damaged(error: impl std::fmt::Display) -> DocumentError {
+    DocumentError::Damaged(error.to_string())
+}
+
+/// Runs automerge on bytes of others. It is known to panic on some damaged input; what it worked on is thrown away then, so no
+/// broken invariant is ever seen.
+fn guarded<T>(work: impl FnOnce() -> Result<T, DocumentError>) -> Result<T, DocumentError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_panic| Err(DocumentError::Damaged("automerge gave up on it".to_owned())))
+}
+
+#[cfg(test)]
+mod tests;

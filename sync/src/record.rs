@@ -40,7 +40,7 @@ pub enum RecordKind {
 }
 
 /// A document state that must be present before a record takes effect; any later epoch serves too.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Need {
     /// The document.
     pub item: ItemId,
@@ -189,15 +189,8 @@ impl Draft {
     pub(crate) fn encode(&self, encoder: &mut Encoder) {
         encoder.array(7).uint(self.kind.code());
         encode_item(encoder, &self.item);
-        encoder.uint(self.epoch).array(self.needs.len());
-        for need in &self.needs {
-            encoder.array(3);
-            encode_item(encoder, &need.item);
-            encoder.uint(need.epoch).array(need.heads.len());
-            for head in &need.heads {
-                encoder.bytes(head);
-            }
-        }
+        encoder.uint(self.epoch);
+        encode_needs(encoder, &self.needs);
         match &self.body {
             Body::Empty => encoder.null(),
             Body::Inline(bytes) => encoder.bytes(bytes),
@@ -212,15 +205,7 @@ impl Draft {
         let kind = RecordKind::from_code(decoder.uint()?).ok_or(unknown)?;
         let item = decode_item(decoder)?;
         let epoch = decoder.uint()?;
-        let mut needs = Vec::new();
-        for _ in 0..decoder.array(NEEDS_MAX)? {
-            decoder.array_of(3)?;
-            let item = decode_item(decoder)?;
-            let epoch = decoder.uint()?;
-            let heads = decoder.array(NEED_HEADS_MAX)?;
-            let heads = (0..heads).map(|_| decoder.hash()).collect::<Result<_, _>>()?;
-            needs.push(Need { item, epoch, heads });
-        }
+        let needs = decode_needs(decoder)?;
         let body = if decoder.null() {
             Body::Empty
         } else if decoder.is_array() {
@@ -240,6 +225,31 @@ pub(crate) fn record_hash(channel: &ChannelName, writer: &WriterId, seq: u64, pr
     let mut place = Encoder::new();
     place.array(5).uint(RECORD_VERSION).text(&channel.to_string()).bytes(&writer.0).uint(seq).bytes(prev);
     sha256(&[HASH_DOMAIN, &place.finish(), record])
+}
+
+pub(crate) fn encode_needs(encoder: &mut Encoder, needs: &[Need]) {
+    encoder.array(needs.len());
+    for need in needs {
+        encoder.array(3);
+        encode_item(encoder, &need.item);
+        encoder.uint(need.epoch).array(need.heads.len());
+        for head in &need.heads {
+            encoder.bytes(head);
+        }
+    }
+}
+
+pub(crate) fn decode_needs(decoder: &mut Decoder<'_>) -> Result<Vec<Need>, CborError> {
+    let mut needs = Vec::new();
+    for _ in 0..decoder.array(NEEDS_MAX)? {
+        decoder.array_of(3)?;
+        let item = decode_item(decoder)?;
+        let epoch = decoder.uint()?;
+        let heads = decoder.array(NEED_HEADS_MAX)?;
+        let heads = (0..heads).map(|_| decoder.hash()).collect::<Result<_, _>>()?;
+        needs.push(Need { item, epoch, heads });
+    }
+    Ok(needs)
 }
 
 /// An item id: 16 bytes if it is a UUID in canonical form, its text otherwise.

@@ -5,13 +5,15 @@
 //! earlier, a removal wins over every snapshot of a lower version and is lifted by one of a higher. A change whose document or
 //! dependencies are not here yet waits, within bounds.
 
+mod codec;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
 use super::{Head, ItemId, WriterId};
 use crate::document::{Document, DocumentApplied, DocumentError};
-use crate::record::cbor::{CborError, Decoder, Encoder};
+use crate::record::cbor::CborError;
 use crate::record::{Need, Record, RecordKind};
 
 /// Orders the writes of all writers of an item. A writer that follows another starts its log above it
@@ -114,6 +116,9 @@ pub enum ItemError {
     /// Too many changes wait for what they need.
     #[error("item {0}: more than {WAITING_MAX} changes wait for others that are missing")]
     TooManyWaiting(ItemId),
+    /// The channel is full.
+    #[error("item {0}: its channel holds as many items as it may")]
+    TooManyItems(ItemId),
     /// A stored or received state is not an item.
     #[error("state of an item: {0}")]
     Encoding(#[from] CborError),
@@ -127,18 +132,257 @@ struct Waiting {
     version: Version,
     epoch: u64,
     change: Bytes,
+    needs: Vec<Need>,
+    author: String,
+    time_ms: u64,
 }
 
 impl Item {
     /// Takes a record into effect. `current`: the item of that id, if the channel has one. Pure.
     ///
     /// # Errors
-    /// When the record must be set aside.
-    pub fn apply(current: Option<&Self>, record: &Record, incarnation: u64) -> Result<Applied, ItemError> { unimplemented!() }
-    /// Joins the state of a snapshot: the same rules, on states.
-    pub fn adopt(current: Option<&Self>, id: &ItemId, state: Self) -> Result<Applied, ItemError> { unimplemented!() }
-    pub fn is_covered(&self, covers: &BTreeMap<WriterId, Head>) -> bool { unimplemented!() }
-    pub fn is_live(&self) -> bool { unimplemented!() }
-    pub fn encode(&self) -> Bytes { unimplemented!() }
-    pub fn decode(encoded: &Bytes) -> Result<Self, ItemError> { unimplemented!() }
+    /// When the record must be set aside; the item stays as it was.
+    pub fn apply(current: Option<&Self>, record: &Record, incarnation: u64) -> Result<Applied, ItemError> {
+        let version = Version { incarnation, seq: record.seq, writer: record.writer };
+        let id = &record.draft.item;
+        let before = current.cloned().unwrap_or_default();
+        let content = || record.draft.body.inline().cloned().ok_or_else(|| ItemError::NoContent(id.clone()));
+        let kind = match record.draft.kind {
+            RecordKind::Remove => ItemKind::Removed(version),
+            RecordKind::Register => ItemKind::Register(RegisterItem {
+                value: content()?,
+                version,
+                needs: record.draft.needs.clone(),
+                author: record.draft.author.clone(),
+                time_ms: record.draft.time_ms,
+            }),
+            RecordKind::Snapshot => ItemKind::Document(DocumentItem {
+                epoch: record.draft.epoch,
+                saved: content()?,
+                created: version,
+                newest: version,
+                needs: record.draft.needs.clone(),
+                author: record.draft.author.clone(),
+                time_ms: record.draft.time_ms,
+            }),
+            RecordKind::Change => {
+                if matches!(before.kind, ItemKind::Register(_)) {
+                    return Err(ItemError::WrongKind(id.clone()));
+                }
+                let mut item = before.clone();
+                let waiting = Waiting {
+                    version,
+                    epoch: record.draft.epoch,
+                    change: content()?,
+                    needs: record.draft.needs.clone(),
+                    author: record.draft.author.clone(),
+                    time_ms: record.draft.time_ms,
+                };
+                item.wait(waiting);
+                return item.settle(id, &before, record.writer, record.seq);
+            }
+        };
+        let state = Self { kind, touched: BTreeMap::from([(record.writer, record.seq)]), waiting: Vec::new() };
+        Self::adopt(Some(&before), id, state)
+    }
+
+    /// Joins another state of the same item, as a snapshot of its channel brings it: the same rules, on states.
+    ///
+    /// # Errors
+    /// When the state must be set aside; the item stays as it was.
+    pub fn adopt(current: Option<&Self>, id: &ItemId, state: Self) -> Result<Applied, ItemError> {
+        let before = current.cloned().unwrap_or_default();
+        let mut item = Self { kind: joined(id, &before.kind, state.kind)?, ..before.clone() };
+        for waiting in state.waiting {
+            item.wait(waiting);
+        }
+        for (writer, seq) in state.touched {
+            item.touch(writer, seq);
+        }
+        item.settled(id, &before)
+    }
+
+    /// Whether a list that covers these heads may delete the item by not naming it: every writer's newest record is covered.
+    pub fn is_covered(&self, covers: &BTreeMap<WriterId, Head>) -> bool {
+        self.touched.iter().all(|(writer, seq)| covers.get(writer).is_some_and(|head| head.seq >= *seq))
+    }
+
+    /// Whether it is in force: a document or a register.
+    pub fn is_live(&self) -> bool {
+        matches!(self.kind, ItemKind::Document(_) | ItemKind::Register(_))
+    }
+
+    /// Its epoch; 0 for what is no document.
+    pub fn epoch(&self) -> u64 {
+        if let ItemKind::Document(document) = &self.kind { document.epoch } else { 0 }
+    }
+
+    /// When it was removed, if it was.
+    pub fn removed(&self) -> Option<Version> {
+        if let ItemKind::Removed(version) = self.kind { Some(version) } else { None }
+    }
+
+    fn touch(&mut self, writer: WriterId, seq: u64) {
+        let newest = self.touched.entry(writer).or_insert(seq);
+        *newest = seq.max(*newest);
+    }
+
+    /// Adds a waiting change in its place, once.
+    fn wait(&mut self, waiting: Waiting) {
+        if let Err(place) = self.waiting.binary_search(&waiting) {
+            self.waiting.insert(place, waiting);
+        }
+    }
+
+    fn settle(mut self, id: &ItemId, before: &Self, writer: WriterId, seq: u64) -> Result<Applied, ItemError> {
+        self.touch(writer, seq);
+        self.settled(id, before)
+    }
+
+    /// Applies the waiting changes that can be applied, and says what came of it all.
+    fn settled(mut self, id: &ItemId, before: &Self) -> Result<Applied, ItemError> {
+        if !self.waiting.is_empty() {
+            match &self.kind {
+                ItemKind::Document(document) => {
+                    let (document, waiting) = document.clone().with_changes(id, std::mem::take(&mut self.waiting))?;
+                    self.kind = ItemKind::Document(document);
+                    self.waiting = waiting;
+                }
+                ItemKind::Removed(removed) => {
+                    let removed = *removed;
+                    self.waiting.retain(|waiting| waiting.version > removed);
+                }
+                ItemKind::Absent | ItemKind::Register(_) => {}
+            }
+        }
+        if self.waiting.len() > WAITING_MAX {
+            return Err(ItemError::TooManyWaiting(id.clone()));
+        }
+        Ok(if self == *before {
+            Applied::Unchanged
+        } else if self.kind == before.kind && self.waiting != before.waiting {
+            Applied::Waiting(self)
+        } else {
+            Applied::Changed(self)
+        })
+    }
+
+    /// The bytes to store, and to state in snapshots.
+    pub fn encode(&self) -> Bytes {
+        codec::encode(self)
+    }
+
+    /// Reads a stored or received state.
+    ///
+    /// # Errors
+    /// Not the encoding of an item.
+    pub fn decode(encoded: &Bytes) -> Result<Self, ItemError> {
+        codec::decode(encoded)
+    }
 }
+
+impl Default for Item {
+    fn default() -> Self {
+        Self { kind: ItemKind::Absent, touched: BTreeMap::new(), waiting: Vec::new() }
+    }
+}
+
+/// The rules between what is in force and what comes.
+fn joined(id: &ItemId, current: &ItemKind, coming: ItemKind) -> Result<ItemKind, ItemError> {
+    use ItemKind::{Absent, Document as Doc, Register, Removed};
+    let keep = |current: &ItemKind| Ok(current.clone());
+    match (current, coming) {
+        (_, Absent) => keep(current),
+        (Absent, Doc(coming)) => {
+            open(id, &coming.saved)?;
+            Ok(Doc(coming))
+        }
+        (Absent, coming) => Ok(coming),
+        (Doc(_), Register(_)) | (Register(_), Doc(_)) => Err(ItemError::WrongKind(id.clone())),
+        (Register(current), Register(coming)) => {
+            Ok(Register(if coming.version > current.version { coming } else { current.clone() }))
+        }
+        (Register(register), Removed(removed)) if removed > register.version => Ok(Removed(removed)),
+        (Doc(document), Removed(removed)) if removed > document.created => Ok(Removed(removed)),
+        (Register(_) | Doc(_), Removed(_)) => keep(current),
+        (Removed(removed), Register(coming)) if coming.version > *removed => Ok(Register(coming)),
+        (Removed(removed), Doc(coming)) if coming.created > *removed => {
+            open(id, &coming.saved)?;
+            Ok(Doc(coming))
+        }
+        (Removed(removed), Removed(coming)) => Ok(Removed(coming.max(*removed))),
+        (Removed(_), _) => keep(current),
+        (Doc(current), Doc(coming)) => current.clone().joined(id, coming).map(Doc),
+    }
+}
+
+fn open(id: &ItemId, saved: &[u8]) -> Result<Document, ItemError> {
+    Document::load(saved).map_err(|error| ItemError::Document { item: id.clone(), error })
+}
+
+impl DocumentItem {
+    fn joined(self, id: &ItemId, coming: Self) -> Result<Self, ItemError> {
+        let created = self.created.max(coming.created);
+        let (older, newer) = if coming.epoch > self.epoch { (&self, &coming) } else { (&coming, &self) };
+        if older.epoch != newer.epoch {
+            open(id, &newer.saved)?;
+            return Ok(Self { created, ..newer.clone() });
+        }
+        let saved = if self.saved == coming.saved {
+            self.saved.clone()
+        } else {
+            let mut document = open(id, &self.saved)?;
+            let merged = document.merge(&mut open(id, &coming.saved)?);
+            match merged.map_err(|error| ItemError::Document { item: id.clone(), error })? {
+                DocumentApplied::Changed => Bytes::from(document.save()),
+                DocumentApplied::Duplicate => self.saved.clone(),
+            }
+        };
+        let newest = if coming.newest > self.newest { coming } else { self };
+        Ok(Self { saved, created, ..newest })
+    }
+
+    /// Applies waiting changes until none fits any more. Changes of an earlier epoch have no effect; what is left waits on.
+    fn with_changes(mut self, id: &ItemId, changes: Vec<Waiting>) -> Result<(Self, Vec<Waiting>), ItemError> {
+        let mut document = open(id, &self.saved)?;
+        let (mut ready, mut later): (Vec<_>, Vec<_>) =
+            changes.into_iter().filter(|change| change.epoch >= self.epoch).partition(|change| change.epoch == self.epoch);
+        let mut changed = false;
+        loop {
+            let before = ready.len();
+            let mut missing = Vec::new();
+            for change in ready {
+                match document.apply(&change.change) {
+                    Ok(applied) => {
+                        changed |= applied == DocumentApplied::Changed;
+                        self.note(change);
+                    }
+                    Err(DocumentError::MissingChanges { .. }) => missing.push(change),
+                    Err(error) => return Err(ItemError::Document { item: id.clone(), error }),
+                }
+            }
+            ready = missing;
+            if ready.is_empty() || ready.len() == before {
+                break;
+            }
+        }
+        if changed {
+            self.saved = Bytes::from(document.save());
+        }
+        later.append(&mut ready);
+        later.sort_unstable();
+        Ok((self, later))
+    }
+
+    fn note(&mut self, change: Waiting) {
+        if change.version > self.newest {
+            self.newest = change.version;
+            self.needs = change.needs;
+            self.author = change.author;
+            self.time_ms = change.time_ms;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

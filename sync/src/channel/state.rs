@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::item::{Applied, Item, ItemError, ItemKind};
+use super::item::{Applied, Item, ItemError};
 use super::{ChannelName, Head, ItemId, WriterId, state_digest};
 use crate::identity::writer::WriterIdentity;
 use crate::list::{ChannelSnapshot, ListEntry, ListError, SignedList, VerifiedSnapshot};
@@ -27,7 +27,7 @@ pub struct ChannelState {
 }
 
 /// Why an item is in quarantine: it keeps its last good state.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Quarantined {
     /// Records set aside.
     pub count: u64,
@@ -46,11 +46,112 @@ pub struct Folded {
 
 impl ChannelState {
     /// An empty channel.
-    pub fn new(channel: ChannelName) -> Self { unimplemented!() }
-    /// Takes a batch into effect if it follows; anything else is a placement for the caller to answer.
-    pub fn apply_batch(&mut self, batch: &VerifiedBatch) -> Result<Folded, Placement> { unimplemented!() }
-    /// Takes a snapshot whole.
-    pub fn apply_snapshot(&mut self, snapshot: &VerifiedSnapshot) -> Folded { unimplemented!() }
-    /// Signs a list of the live items.
-    pub fn snapshot(&self, identity: &WriterIdentity) -> Result<ChannelSnapshot, ListError> { unimplemented!() }
+    pub fn new(channel: ChannelName) -> Self {
+        Self { channel, items: BTreeMap::new(), heads: BTreeMap::new(), quarantined: BTreeMap::new() }
+    }
+
+    /// Takes a batch into effect if it follows what is here.
+    ///
+    /// # Errors
+    /// Its placement if it does not follow; nothing is changed.
+    pub fn apply_batch(&mut self, batch: &VerifiedBatch) -> Result<Folded, Placement> {
+        let writer = batch.batch().writer;
+        match batch.place(self.heads.get(&writer).copied()) {
+            Placement::Next => {}
+            other => return Err(other),
+        }
+        let mut folded = Folded::default();
+        for record in batch.records() {
+            let id = &record.draft.item;
+            let applied = if self.items.len() >= CHANNEL_ITEMS_MAX + TOMBSTONES_MAX && !self.items.contains_key(id) {
+                Err(ItemError::TooManyItems(id.clone()))
+            } else {
+                Item::apply(self.items.get(id), record, batch.incarnation())
+            };
+            self.take(id, applied, &mut folded);
+        }
+        self.heads.insert(writer, batch.head());
+        self.forget_tombstones();
+        Ok(folded)
+    }
+
+    /// Takes a snapshot whole: joins every state, deletes what the list covers and does not name, and stands at its heads.
+    pub fn apply_snapshot(&mut self, snapshot: &VerifiedSnapshot) -> Folded {
+        let ChannelSnapshot { list, states } = snapshot.snapshot();
+        let mut folded = Folded::default();
+        for (entry, state) in list.items.iter().zip(states) {
+            let current = self.items.get(&entry.item);
+            let applied = Item::decode(state).and_then(|state| Item::adopt(current, &entry.item, state));
+            self.take(&entry.item, applied, &mut folded);
+        }
+        let named: std::collections::BTreeSet<&ItemId> = list.items.iter().map(|entry| &entry.item).collect();
+        let gone = |(id, item): (&ItemId, &Item)| (!named.contains(id) && item.is_covered(&list.covers)).then(|| id.clone());
+        let gone: Vec<ItemId> = self.items.iter().filter_map(gone).collect();
+        for id in gone {
+            if self.items.remove(&id).is_some_and(|item| item.is_live()) {
+                folded.changed.push(id.clone());
+            }
+            self.quarantined.remove(&id);
+        }
+        for (writer, head) in &list.covers {
+            let current = self.heads.entry(*writer).or_insert(*head);
+            if head.seq > current.seq {
+                *current = *head;
+            }
+        }
+        folded
+    }
+
+    /// Signs the list of the live items whose every record comes from a writer that `identity` may speak for: all logs in
+    /// `covers`, its own included. The states are in the list's order.
+    ///
+    /// # Errors
+    /// More items than a list holds.
+    pub fn snapshot(
+        &self,
+        identity: &WriterIdentity,
+        covers: BTreeMap<WriterId, Head>,
+    ) -> Result<ChannelSnapshot, ListError> {
+        let head = self.heads.get(&identity.id()).copied().unwrap_or(Head::START);
+        let mut all = covers.clone();
+        all.insert(identity.id(), head);
+        let (mut entries, mut states) = (Vec::new(), Vec::new());
+        for (id, item) in self.items.iter().filter(|(_, item)| item.is_live() && item.is_covered(&all)) {
+            let state = item.encode();
+            entries.push(ListEntry { item: id.clone(), epoch: item.epoch(), digest: state_digest(&state) });
+            states.push(state);
+        }
+        let list = SignedList::sign(identity, &self.channel, head, entries, covers)?;
+        Ok(ChannelSnapshot { list, states })
+    }
+
+    fn take(&mut self, id: &ItemId, applied: Result<Applied, ItemError>, folded: &mut Folded) {
+        match applied {
+            Ok(Applied::Changed(item)) => {
+                self.items.insert(id.clone(), item);
+                self.quarantined.remove(id);
+                folded.changed.push(id.clone());
+            }
+            Ok(Applied::Waiting(item)) => {
+                self.items.insert(id.clone(), item);
+            }
+            Ok(Applied::Unchanged) => {}
+            Err(error) => {
+                let quarantined = self.quarantined.entry(id.clone()).or_default();
+                quarantined.count += 1;
+                quarantined.error = error.to_string();
+                folded.set_aside.push(error);
+            }
+        }
+    }
+
+    fn forget_tombstones(&mut self) {
+        let mut tombstones: Vec<_> = self.items.iter().filter_map(|(id, item)| Some((item.removed()?, id.clone()))).collect();
+        if tombstones.len() > TOMBSTONES_MAX {
+            tombstones.sort_unstable();
+            for (_, id) in tombstones.drain(..tombstones.len() - TOMBSTONES_MAX) {
+                self.items.remove(&id);
+            }
+        }
+    }
 }
