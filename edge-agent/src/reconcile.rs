@@ -13,18 +13,16 @@ use serde_json::Value;
 
 use crate::runtime::{ContainerConfig, SandboxConfig, SandboxStatus};
 
-//mod environment;
+mod environment;
 pub mod history;
 mod lifecycle;
-//pub mod pod;
-//mod restart;
-//mod status;
-//#[cfg(test)]
-//mod tests;
+pub mod pod;
+mod restart;
+mod status;
 
-//pub use environment::expand;
+pub use environment::expand;
 pub use history::{ContainerHistory, History, PodHistory};
-//pub use pod::container_digest;
+pub use pod::container_digest;
 
 /// Everything this device shall run now: the effective state.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -97,8 +95,8 @@ pub struct ProbeKey {
 pub struct ProbeStatus {
     /// The startup probe has succeeded.
     pub started: bool,
-    /// The readiness probe's newest verdict.
-    pub ready: bool,
+    /// The readiness probe's newest verdict; `None` until it has reached one since the agent came up.
+    pub ready: Option<bool>,
     /// `Some(why)`: the liveness or startup probe failed often enough; the container must be killed.
     pub failed: Option<String>,
 }
@@ -111,7 +109,8 @@ pub struct ProbeTarget {
     /// Environment and working directory, for exec probes.
     pub env: BTreeMap<String, String>,
     pub working_dir: String,
-    pub started_at: Timestamp,
+    /// The startup probe has succeeded already.
+    pub started: bool,
 }
 
 /// Facts about this device that a plan needs.

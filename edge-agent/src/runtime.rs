@@ -184,7 +184,10 @@ pub struct ExecRequest {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecOutcome {
     /// Exit code and the first bytes of what it printed (stdout and stderr, at most 10 KiB).
-    Exited { code: i32, output: String },
+    Exited {
+        code: i32,
+        output: String,
+    },
     TimedOut,
 }
 

@@ -6,8 +6,16 @@ use serde_json::Value;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Check {
     Exec(Vec<String>),
-    Http { tls: bool, host: Option<String>, port: u16, path: String, headers: Vec<(String, String)> },
-    Tcp { host: Option<String>, port: u16 },
+    Http {
+        host: Option<String>,
+        port: u16,
+        path: String,
+        headers: Vec<(String, String)>,
+    },
+    Tcp {
+        host: Option<String>,
+        port: u16,
+    },
     /// The manifest names nothing that can be run here; the text says why. Always fails.
     Unusable(String),
 }
@@ -47,18 +55,30 @@ fn check_of(container: &Value, probe: &Value) -> Check {
         value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
     };
     if let Some(exec) = probe.get("exec") {
-        let argv: Vec<String> = exec.get("command").and_then(Value::as_array).into_iter().flatten()
-            .filter_map(|word| word.as_str().map(str::to_owned)).collect();
+        let argv: Vec<String> = exec
+            .get("command")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|word| word.as_str().map(str::to_owned))
+            .collect();
         return if argv.is_empty() { Check::Unusable("exec.command is empty".into()) } else { Check::Exec(argv) };
     }
     if let Some(http) = probe.get("httpGet") {
         let Some(port) = port_of(container, http.get("port")) else {
-            return Check::Unusable(format!("httpGet.port {} names no port of this container", shown(http.get("port"))));
+            return Check::Unusable(format!(
+                "httpGet.port {} names no port of this container",
+                shown(http.get("port"))
+            ));
         };
-        let headers = http.get("httpHeaders").and_then(Value::as_array).into_iter().flatten()
-            .filter_map(|header| Some((text(header, "name")?, text(header, "value").unwrap_or_default()))).collect();
+        let headers = http
+            .get("httpHeaders")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|header| Some((text(header, "name")?, text(header, "value").unwrap_or_default())))
+            .collect();
         return Check::Http {
-            tls: text(http, "scheme").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")),
             host: text(http, "host"),
             port,
             path: text(http, "path").unwrap_or_else(|| "/".into()),
@@ -68,7 +88,9 @@ fn check_of(container: &Value, probe: &Value) -> Check {
     if let Some(tcp) = probe.get("tcpSocket") {
         return match port_of(container, tcp.get("port")) {
             Some(port) => Check::Tcp { host: text(tcp, "host"), port },
-            None => Check::Unusable(format!("tcpSocket.port {} names no port of this container", shown(tcp.get("port")))),
+            None => {
+                Check::Unusable(format!("tcpSocket.port {} names no port of this container", shown(tcp.get("port"))))
+            }
         };
     }
     Check::Unusable("this agent runs exec, httpGet and tcpSocket probes only".into())
@@ -104,7 +126,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// `started_ms`: when the container started, `first_delay_ms` spreads probes of an agent that just came up.
+    /// `started_ms`: when the container started, or was adopted.
     pub fn starting(probe: Probe, started_ms: u64) -> Self {
         let next_ms = started_ms.saturating_add(probe.initial_delay_ms);
         Self { probe, next_ms, verdict: None, successes: 0, failures: 0 }

@@ -57,4 +57,8 @@ pub struct ContainerHistory {
     pub backoff_ms: u64,
     /// We stopped `last_exit_attempt` ourselves because its definition changed: restart at once.
     pub replaced: bool,
+    /// The startup probe of `attempt` has succeeded.
+    pub started: bool,
+    /// The readiness probe's newest verdict on `attempt`.
+    pub ready: bool,
 }
