@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+/// The database's name in the data folder.
+pub(crate) const DATABASE_FILE: &str = "hub.sqlite";
+
 /// Settings of one hub.
 #[derive(Debug, Clone)]
 pub struct HubConfig {

@@ -4,11 +4,19 @@
 //! Start reading at [`Hub::start`], then [`store`].
 #![forbid(unsafe_code)]
 
+mod admission;
 pub mod clock;
 pub mod config;
+pub mod controllers;
 pub mod fleet;
+mod installation;
 mod mint;
+mod publish;
+pub mod runner;
+pub mod scheduler;
+mod seed;
 pub mod store;
+pub mod tokens;
 
 use std::net::SocketAddr;
 

@@ -5,10 +5,15 @@
 //! Start reading at [`Store`], then [`Batch`].
 
 mod batch;
+mod channels;
+pub(crate) mod devices;
 mod history;
 mod index;
 mod load;
+pub(crate) mod logs;
 mod schema;
+pub(crate) mod settings;
+pub(crate) mod tokens;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -29,7 +34,7 @@ pub use index::{Index, RolloutState};
 use crate::clock::Clock;
 use crate::config::Retention;
 use history::{History, Read};
-use writer::{Call, Job, Working};
+use writer::{Call, Grown, Job, Working};
 
 /// Writes waiting for the writer; beyond that, callers wait.
 const QUEUE_LEN_MAX: usize = 1024;
@@ -51,6 +56,10 @@ pub enum StoreError {
     Renamed { from: ObjectKey, to: ObjectKey },
     #[error("the operating system gave no random bytes")]
     NoRandomness,
+    #[error("{what} in the database is damaged")]
+    Damaged { what: &'static str, source: serde_json::Error },
+    #[error("{what} cannot be published to devices: {why}")]
+    Publish { what: String, why: String },
     #[error("cannot start the writer's thread")]
     Thread(#[source] std::io::Error),
 }
@@ -59,6 +68,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Exists(key) => Self::already_exists(&key),
+            StoreError::Publish { .. } => Self::of(Reason::BadRequest, error.to_string()),
             StoreError::Sql(source) => {
                 Self::of(Reason::InternalError, format!("the hub's database refused the write: {source}"))
             }
@@ -78,6 +88,7 @@ struct Shared {
     committed: RwLock<Committed>,
     revision: watch::Sender<u64>,
     clock: Clock,
+    logs: logs::Logs,
 }
 
 #[derive(Debug)]
@@ -111,10 +122,11 @@ impl Store {
         let now = clock();
         let loaded = load::load(&mut connection, &retention, now)?;
         let incarnation = loaded.incarnation;
-        let working = Working::starting(load::copy(&loaded.index), incarnation, loaded.version);
+        let working = Working::starting(load::copy(&loaded.index), incarnation, loaded.version)?;
+        let logs = logs::Logs::open(path, &connection)?;
         let committed = Committed { index: loaded.index, history: loaded.history, version: loaded.version };
         let (revision, _) = watch::channel(committed.version);
-        let shared = Arc::new(Shared { committed: RwLock::new(committed), revision, clock });
+        let shared = Arc::new(Shared { committed: RwLock::new(committed), revision, clock, logs });
         let (queue, jobs) = mpsc::channel(QUEUE_LEN_MAX);
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -202,6 +214,24 @@ impl Store {
         Ok(receiver)
     }
 
+    /// The logs of the channels, for sessions.
+    pub(crate) fn logs(&self) -> &logs::Logs {
+        &self.handle.shared.logs
+    }
+
+    /// Rows that could not be read at a start: place and reason.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn set_aside(&self) -> Result<Vec<(String, String)>, ApiError> {
+        self.write(|batch| Ok(batch.set_aside()?)).await
+    }
+
+    /// Writes that wait for the writer.
+    pub fn queued(&self) -> usize {
+        self.handle.queue.as_ref().map_or(0, |queue| queue.max_capacity() - queue.capacity())
+    }
+
     fn committed(&self) -> std::sync::RwLockReadGuard<'_, Committed> {
         self.handle.shared.committed.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -256,7 +286,8 @@ async fn feed(
 
 impl Shared {
     /// Makes a commit visible: state, history and version in one step.
-    fn publish(&self, events: Vec<Event>, working: &Working, retention: &Retention, now: Timestamp) {
+    fn publish(&self, events: Vec<Event>, grown: &[Grown], working: &Working, retention: &Retention, now: Timestamp) {
+        self.logs.grew(grown);
         if events.is_empty() && working.rollouts_touched.is_empty() {
             return;
         }

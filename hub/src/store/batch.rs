@@ -3,15 +3,18 @@
 //! A [`Batch`] sees its own uncommitted changes and those of the jobs before it in the same transaction. Each job runs in a
 //! savepoint; a failing job leaves nothing behind, in the database or in memory.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::time::Timestamp;
-use rusqlite::{OptionalExtension, Transaction, params};
+use flotilla_sync::channel::ChannelName;
+use flotilla_sync::record::Draft;
+use rusqlite::{Transaction, params};
 
 use super::history::{Change, Event};
 use super::index::{Index, RolloutState};
-use super::writer::Working;
+use super::writer::{Grown, Working};
 use super::{StoreError, schema};
 use crate::mint;
 
@@ -30,6 +33,14 @@ pub struct Batch<'a> {
     /// Events of this job, in order.
     pub(super) events: Vec<Event>,
     pub(super) undo: Vec<Undo>,
+    /// Workloads whose thresholds or grants this job changed.
+    pub(super) rollouts_touched: BTreeSet<String>,
+    /// Records this job adds to channels.
+    pub(super) drafts: BTreeMap<ChannelName, Vec<Draft>>,
+    /// Logs of others that this job made longer.
+    pub(super) grown: Vec<Grown>,
+    /// Who is behind this job: the author of its records.
+    pub(super) author: String,
 }
 
 impl std::fmt::Debug for Batch<'_> {
@@ -43,8 +54,32 @@ impl std::fmt::Debug for Batch<'_> {
 }
 
 impl Batch<'_> {
+    pub(super) fn on<'b>(transaction: &'b Transaction<'b>, working: &'b mut Working, now: Timestamp) -> Batch<'b> {
+        Batch {
+            transaction,
+            working,
+            now,
+            events: Vec::new(),
+            undo: Vec::new(),
+            rollouts_touched: BTreeSet::new(),
+            drafts: BTreeMap::new(),
+            grown: Vec::new(),
+            author: String::new(),
+        }
+    }
+
+    /// Names who is behind this job.
+    pub fn set_author(&mut self, author: &str) {
+        author.clone_into(&mut self.author);
+    }
+
     pub fn now(&self) -> Timestamp {
         self.now
+    }
+
+    /// Which life of the database this is.
+    pub fn incarnation(&self) -> u64 {
+        self.working.incarnation
     }
 
     /// Current objects, this job's own changes included.
@@ -131,16 +166,6 @@ impl Batch<'_> {
         Ok(Some(last))
     }
 
-    /// A rollout number that was never given out before: `"<incarnation>-<counter>"`.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub fn mint_rollout_number(&mut self) -> Result<String, StoreError> {
-        let counter = schema::meta(self.transaction, "rollout_counter")?.unwrap_or(0) + 1;
-        schema::set_meta(self.transaction, "rollout_counter", counter)?;
-        Ok(format!("{}-{counter}", self.working.incarnation))
-    }
-
     /// Sets (or with `None` ends) the threshold of one number of a workload.
     ///
     /// # Errors
@@ -216,6 +241,7 @@ impl Batch<'_> {
 
     fn put_rollout(&mut self, workload_uid: &str, state: RolloutState) {
         let previous = self.working.index.set_rollout(workload_uid, state);
+        self.rollouts_touched.insert(workload_uid.to_owned());
         self.working.rollouts_touched.insert(workload_uid.to_owned());
         self.undo.push(Undo::Rollout(workload_uid.to_owned(), previous));
     }
@@ -278,15 +304,17 @@ impl Batch<'_> {
         Ok(())
     }
 
+    pub(super) fn set_aside(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let mut statement = self.transaction.prepare("SELECT place, why FROM set_aside ORDER BY id LIMIT 1000")?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// One number of the `meta` table, raised by one: device incarnations, writer generations.
     pub(crate) fn next_number(&mut self, name: &str) -> Result<u64, StoreError> {
         let next = schema::meta(self.transaction, name)?.unwrap_or(0) + 1;
         schema::set_meta(self.transaction, name, next)?;
         Ok(next.cast_unsigned())
-    }
-
-    pub(crate) fn exists(&self, query: &str, argument: &str) -> Result<bool, StoreError> {
-        Ok(self.transaction.prepare_cached(query)?.query_row([argument], |_| Ok(())).optional()?.is_some())
     }
 }
 

@@ -67,7 +67,7 @@ fn load_objects(transaction: &Transaction<'_>, index: &mut Index, now: Timestamp
     while let Some(row) = rows.next()? {
         let (group, name): (String, String) = (row.get(0)?, row.get(1)?);
         let (namespace, object): (String, String) = (row.get(2)?, row.get(3)?);
-        let body: Vec<u8> = row.get(4)?;
+        let body = row.get_ref(4)?.as_bytes().unwrap_or_default().to_vec();
         match decode(&body) {
             Ok(read) if read.name() == object && read.namespace() == namespace && read.kind().name == name => {
                 index.set(&read.key(), Some(Arc::new(read)));

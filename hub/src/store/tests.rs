@@ -1,1 +1,305 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flotilla_manifests::api_error::{ApiError, Reason};
+use flotilla_manifests::kind;
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::time::Timestamp;
+use flotilla_rest::backend::WatchEvent;
+use serde_json::json;
+
+use super::Store;
+use crate::clock::Clock;
+use crate::config::Retention;
+
+fn fixed_clock() -> Clock {
+    Arc::new(|| Timestamp(1_700_000_000_000))
+}
+
+fn open(path: &Path, retention: Retention) -> Store {
+    Store::open(path, retention, fixed_clock()).unwrap()
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::of(&kind::CONFIG_MAP, "default", name)
+}
+
+fn map(name: &str, text: &str) -> Object {
+    let mut object = Object::empty(&kind::CONFIG_MAP, "default", name);
+    object.value_mut()["data"] = json!({"text": text});
+    object
+}
+
+async fn put(store: &Store, name: &str, text: &str) -> u64 {
+    let (key, object, text) = (key(name), map(name, text), text.to_owned());
+    store
+        .write(move |batch| {
+            let stored = match batch.get(&key) {
+                Some(_) => batch.update(&key, |object| object.value_mut()["data"]["text"] = text.into())?.unwrap(),
+                None => batch.create(object)?,
+            };
+            Ok(stored.resource_version())
+        })
+        .await
+        .unwrap()
+}
+
+fn text(event: &WatchEvent) -> String {
+    match event {
+        WatchEvent::Added(object) => format!("+{}={}", object.name(), object.text("/data/text")),
+        WatchEvent::Modified { previous, object } => {
+            format!("~{}={}<{}", object.name(), object.text("/data/text"), previous.text("/data/text"))
+        }
+        WatchEvent::Deleted(object) => format!("-{}", object.name()),
+        WatchEvent::Progress(_) => "progress".into(),
+        WatchEvent::Expired => "expired".into(),
+    }
+}
+
+#[tokio::test]
+async fn versions_carry_the_incarnation_and_survive_a_reopening() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.sqlite");
+    let store = open(&path, Retention::default());
+    let first = put(&store, "a", "1").await;
+    assert_eq!(first, (1 << 40) + 1);
+    let second = put(&store, "a", "2").await;
+    assert_eq!(put(&store, "a", "2").await, second, "a change that changes nothing has no version of its own");
+    store.write(|batch| Ok(batch.remove(&key("a"))?.is_some())).await.unwrap();
+    drop(store);
+    let store = open(&path, Retention::default());
+    assert_eq!(store.version(), second + 1, "a version is never given twice, even when its object is gone");
+    assert!(store.read(&key("a")).is_none());
+    assert_eq!(put(&store, "b", "1").await, second + 2);
+}
+
+#[tokio::test]
+async fn a_failing_job_leaves_nothing_and_harms_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder.path().join("hub.sqlite"), Retention::default());
+    let version = store.version();
+    let bad = store.write(|batch| -> Result<(), ApiError> {
+        batch.create(map("bad", "x"))?;
+        batch.set_grant("w", "n", Some("1-1"))?;
+        Err(ApiError::of(Reason::BadRequest, "no"))
+    });
+    let fault = store.write(|batch| -> Result<(), ApiError> {
+        batch.create(map("worse", "x"))?;
+        panic!("a poison object")
+    });
+    let (bad, good, fault) = tokio::join!(bad, put(&store, "good", "x"), fault);
+    assert_eq!(bad.unwrap_err().reason, Reason::BadRequest);
+    assert_eq!(fault.unwrap_err().reason, Reason::InternalError);
+    assert_eq!(good, version + 1, "no version is lost to an undone job");
+    assert!(store.read(&key("bad")).is_none() && store.read(&key("worse")).is_none());
+    assert!(store.view(|index| index.rollouts().is_empty()));
+}
+
+#[tokio::test]
+async fn a_watch_gives_every_change_once_in_order_from_any_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder.path().join("hub.sqlite"), Retention::default());
+    let start = store.version();
+    let writers: Vec<_> = (0..8)
+        .map(|writer| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for step in 0..50 {
+                    put(&store, &format!("m{}", step % 5), &format!("{writer}.{step}")).await;
+                }
+            })
+        })
+        .collect();
+    // Watchers join while the writing goes on, each where its own list stands.
+    let mut watchers = Vec::new();
+    for _ in 0..4 {
+        let store = store.clone();
+        watchers.push(tokio::spawn(async move {
+            let listing = store.list(&kind::CONFIG_MAP, Some("default"));
+            let mut state: BTreeMap<String, String> =
+                listing.items.iter().map(|object| (object.name().to_owned(), object.text("/data/text").to_owned())).collect();
+            let mut newest = listing.resource_version;
+            let mut events = store.watch(&kind::CONFIG_MAP, Some("default"), newest).unwrap();
+            while newest < start + 400 {
+                let object = match events.recv().await.unwrap() {
+                    WatchEvent::Added(object) => object,
+                    WatchEvent::Modified { previous, object } => {
+                        assert_eq!(state[object.name()], previous.text("/data/text"));
+                        object
+                    }
+                    WatchEvent::Progress(_) => continue,
+                    other => panic!("{other:?}"),
+                };
+                assert_eq!(object.resource_version(), newest + 1, "each change once, in order");
+                newest = object.resource_version();
+                state.insert(object.name().to_owned(), object.text("/data/text").to_owned());
+            }
+            state
+        }));
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let end: BTreeMap<String, String> = store
+        .list(&kind::CONFIG_MAP, None)
+        .items
+        .iter()
+        .map(|object| (object.name().to_owned(), object.text("/data/text").to_owned()))
+        .collect();
+    for watcher in watchers {
+        assert_eq!(watcher.await.unwrap(), end);
+    }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_over_a_reopening() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.sqlite");
+    let store = open(&path, Retention::default());
+    let start = store.version();
+    put(&store, "a", "1").await;
+    put(&store, "a", "2").await;
+    put(&store, "b", "1").await;
+    store.write(|batch| Ok(batch.remove(&key("a"))?.is_some())).await.unwrap();
+    put(&store, "a", "3").await;
+    drop(store);
+    let store = open(&path, Retention::default());
+    let mut events = store.watch(&kind::CONFIG_MAP, None, start).unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 5 {
+        seen.push(text(&events.recv().await.unwrap()));
+    }
+    assert_eq!(seen, ["+a=1", "~a=2<1", "+b=1", "-a", "+a=3"]);
+}
+
+#[tokio::test]
+async fn history_is_bounded_and_an_old_or_foreign_version_is_expired() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.sqlite");
+    let retention = Retention { events_count_max: 10, ..Retention::default() };
+    let store = open(&path, retention);
+    let start = store.version();
+    // Its channel holds 256 events, the history 10: a watcher that does not read falls out and is told.
+    let mut slow = store.watch(&kind::CONFIG_MAP, None, start).unwrap();
+    for step in 0..600 {
+        put(&store, "a", &step.to_string()).await;
+    }
+    let expired = |from| store.watch(&kind::CONFIG_MAP, None, from).unwrap_err().reason;
+    assert_eq!(expired(start), Reason::Expired);
+    assert_eq!(expired((2 << 40) + 5), Reason::Expired);
+    assert_eq!(expired(5), Reason::Expired);
+    assert!(store.watch(&kind::CONFIG_MAP, None, store.version()).is_ok());
+    let mut last = String::new();
+    while let Some(event) = slow.recv().await {
+        last = text(&event);
+    }
+    assert_eq!(last, "expired");
+    drop(store);
+    let store = open(&path, retention);
+    assert!(store.watch(&kind::CONFIG_MAP, None, store.version() - 10).is_ok());
+    assert!(store.watch(&kind::CONFIG_MAP, None, store.version() - 13).is_err());
+}
+
+#[tokio::test]
+async fn a_poison_row_is_set_aside_and_the_rest_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.sqlite");
+    let store = open(&path, Retention::default());
+    put(&store, "good", "1").await;
+    put(&store, "bad", "1").await;
+    drop(store);
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute("UPDATE object SET body = 'rubbish' WHERE name = 'bad'", []).unwrap();
+    drop(connection);
+    let store = open(&path, Retention::default());
+    assert!(store.read(&key("good")).is_some());
+    assert!(store.read(&key("bad")).is_none());
+    assert_eq!(store.set_aside().await.unwrap().len(), 1);
+    put(&store, "bad", "2").await;
+}
+
+#[tokio::test]
+async fn many_writes_share_a_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let commits = Arc::new(AtomicU64::new(0));
+    let counting = Arc::clone(&commits);
+    // The writer reads the clock once per transaction.
+    let clock: Clock = Arc::new(move || Timestamp(counting.fetch_add(1, Ordering::SeqCst)));
+    let store = Store::open(&folder.path().join("hub.sqlite"), Retention::default(), clock).unwrap();
+    let (open_gate, gate) = std::sync::mpsc::channel::<()>();
+    let blocked = {
+        let store = store.clone();
+        tokio::spawn(async move { store.write(move |_| Ok(gate.recv().is_ok())).await })
+    };
+    let waiting: Vec<_> = (0..100)
+        .map(|number| {
+            let store = store.clone();
+            tokio::spawn(async move { put(&store, &format!("m{number}"), "x").await })
+        })
+        .collect();
+    while store.queued() < 100 {
+        tokio::task::yield_now().await;
+    }
+    let before = commits.load(Ordering::SeqCst);
+    open_gate.send(()).unwrap();
+    assert!(blocked.await.unwrap().unwrap());
+    for write in waiting {
+        write.await.unwrap();
+    }
+    assert_eq!(commits.load(Ordering::SeqCst), before + 1);
+}
+
+/// Run as a child by the test below: writes until it is killed, saying each write that was answered.
+#[test]
+fn writes_until_killed() {
+    let Some(path) = std::env::var_os("FLOTILLA_TEST_WRITE_UNTIL_KILLED") else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let store = open(&PathBuf::from(path), Retention { events_count_max: 50, ..Retention::default() });
+        for number in 0.. {
+            let name = format!("m{}", number % 20);
+            put(&store, &name, &number.to_string()).await;
+            use std::io::Write;
+            writeln!(std::io::stderr(), "acknowledged {number}").unwrap();
+        }
+    });
+}
+
+#[test]
+fn every_acknowledged_write_survives_a_kill() {
+    use std::io::BufRead;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.sqlite");
+    let mut newest: Option<u64> = None;
+    for round in 0..5_usize {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::tests::writes_until_killed", "--nocapture"])
+            .env("FLOTILLA_TEST_WRITE_UNTIL_KILLED", &path)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut acknowledged = None;
+        for line in lines.map_while(Result::ok) {
+            let Some(number) = line.strip_prefix("acknowledged ") else { continue };
+            acknowledged = number.parse::<u64>().ok();
+            if acknowledged > Some(30 + 7 * round as u64) {
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        newest = newest.max(acknowledged);
+        let store = open(&path, Retention::default());
+        let last = acknowledged.unwrap();
+        for number in last - 19..=last {
+            let object = store.read(&key(&format!("m{}", number % 20))).unwrap();
+            let found: u64 = object.text("/data/text").parse().unwrap();
+            assert!(found >= number, "write {number} was acknowledged and {found} is stored");
+        }
+    }
+}

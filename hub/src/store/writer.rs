@@ -1,18 +1,22 @@
 //! The one thread that changes the database: it drains the queue into one transaction, commits once, then answers all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use flotilla_manifests::api_error::{ApiError, Reason};
 use flotilla_manifests::time::Timestamp;
+use flotilla_sync::channel::{ChannelName, Head, WriterId};
+use flotilla_sync::log::LogWriter;
+use flotilla_sync::record::Draft;
 use rusqlite::{Connection, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use super::batch::{Batch, Undo};
 use super::history::Event;
 use super::index::Index;
-use super::{Shared, StoreError, schema};
+use super::{Shared, StoreError, channels, logs, schema};
 use crate::config::Retention;
+use crate::publish::Publication;
 
 /// Jobs in one transaction at most: bounds the time the first of them waits.
 const BATCH_JOBS_MAX: usize = 256;
@@ -26,12 +30,36 @@ pub(crate) struct Working {
     pub(super) version: u64,
     /// Workloads whose thresholds or grants changed since the last commit.
     pub(super) rollouts_touched: BTreeSet<String>,
+    /// What belongs in which channel; `None` before the hub has its writer.
+    pub(super) publication: Option<Publication>,
+    pub(super) log: Option<LogWriter>,
+    /// Records of the jobs so far in this transaction.
+    pub(super) drafts: BTreeMap<ChannelName, Vec<Draft>>,
+    /// Automerge actor of this run.
+    pub(super) actor: [u8; 8],
 }
 
 impl Working {
-    pub(super) fn starting(index: Index, incarnation: u64, version: u64) -> Self {
-        Self { index, incarnation, version, rollouts_touched: BTreeSet::new() }
+    pub(super) fn starting(index: Index, incarnation: u64, version: u64) -> Result<Self, StoreError> {
+        Ok(Self {
+            index,
+            incarnation,
+            version,
+            rollouts_touched: BTreeSet::new(),
+            publication: None,
+            log: None,
+            drafts: BTreeMap::new(),
+            actor: channels::fresh_actor()?,
+        })
     }
+}
+
+/// A log that is longer now.
+#[derive(Debug, Clone)]
+pub(crate) struct Grown {
+    pub(crate) channel: ChannelName,
+    pub(crate) writer: WriterId,
+    pub(crate) head: Head,
 }
 
 /// One write waiting for its turn.
@@ -117,11 +145,21 @@ fn commit(
     let now = (shared.clock)();
     let version_before = working.version;
     let mut undo = Vec::new();
-    match attempt(connection, working, shared, jobs, now, &mut undo) {
-        Ok(events) => shared.publish(events, working, retention, now),
+    match attempt(connection, working, shared, retention, jobs, now, &mut undo) {
+        Ok((events, grown)) => {
+            if let Some(publication) = &mut working.publication {
+                publication.settle();
+            }
+            shared.publish(events, &grown, working, retention, now);
+        }
         Err(error) => {
             tracing::error!(error = %Chain(&error), jobs = jobs.len(), "a commit failed; its writes were undone");
             roll_back(working, undo, version_before);
+            working.drafts.clear();
+            if let Err(error) = reload_log(connection, working) {
+                tracing::error!(error = %Chain(&error), "the logs cannot be read; nothing is published until a restart");
+                working.log = None;
+            }
             let answer = ApiError::from(error);
             jobs.iter_mut().for_each(|job| job.fail(answer.clone()));
         }
@@ -133,35 +171,74 @@ fn attempt(
     connection: &mut Connection,
     working: &mut Working,
     shared: &Shared,
+    retention: &Retention,
     jobs: &mut [Box<dyn Job>],
     now: Timestamp,
     undo: &mut Vec<Undo>,
-) -> Result<Vec<Event>, StoreError> {
+) -> Result<(Vec<Event>, Vec<Grown>), StoreError> {
     let transaction = connection.transaction()?;
     let mut events = Vec::new();
+    let mut grown: Vec<Grown> = Vec::new();
     for job in jobs {
         transaction.execute_batch("SAVEPOINT job")?;
         let version_before = working.version;
-        let mut batch = Batch { transaction: &transaction, working, now, events: Vec::new(), undo: Vec::new() };
-        let fine = catch_unwind(AssertUnwindSafe(|| job.run(&mut batch))).unwrap_or_else(|_| {
-            job.fail(ApiError::of(Reason::InternalError, "the write met a fault in the hub; it was undone"));
-            false
-        });
-        let Batch { events: more, undo: back, .. } = batch;
+        let mut batch = Batch::on(&transaction, working, now);
+        let fine = run_job(job.as_mut(), &mut batch);
+        let Batch { events: more, undo: back, drafts, grown: heads, .. } = batch;
         if fine {
+            grown.extend(heads);
             events.extend(more);
             undo.extend(back);
+            for (channel, more) in drafts {
+                working.drafts.entry(channel).or_default().extend(more);
+            }
         } else {
             transaction.execute_batch("ROLLBACK TO job")?;
             roll_back(working, back, version_before);
         }
         transaction.execute_batch("RELEASE job")?;
     }
+    if let Some(log) = &mut working.log {
+        let own = channels::seal_logs(&transaction, log, std::mem::take(&mut working.drafts))?;
+        let writer = log.identity().id();
+        channels::truncate(&transaction, &writer, &own, retention.log_records_max, retention.log_bytes_max)?;
+        grown.extend(own.into_iter().map(|channel| Grown { head: log.head(&channel), writer, channel }));
+    }
     if !events.is_empty() {
         trim(&transaction, shared, working.version)?;
     }
     transaction.commit()?;
-    Ok(events)
+    Ok((events, grown))
+}
+
+/// Runs a job and publishes what it did; whatever fails of it, all of it is undone.
+fn run_job(job: &mut dyn Job, batch: &mut Batch<'_>) -> bool {
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        if !job.run(batch) {
+            return false;
+        }
+        match batch.publish() {
+            Ok(()) => true,
+            Err(error) => {
+                job.fail(ApiError::from(error));
+                false
+            }
+        }
+    }));
+    let fine = ran.unwrap_or_else(|_| {
+        job.fail(ApiError::of(Reason::InternalError, "the write met a fault in the hub; it was undone"));
+        false
+    });
+    fine
+}
+
+/// The hub's log as the database has it.
+fn reload_log(connection: &Connection, working: &mut Working) -> Result<(), StoreError> {
+    if let Some(log) = &working.log {
+        let heads = logs::heads_of(connection, &log.identity().id())?;
+        working.log = Some(LogWriter::new(log.identity().clone(), heads));
+    }
+    Ok(())
 }
 
 /// Drops from the `event` table what the window in memory has dropped, and remembers the newest version.
@@ -184,6 +261,9 @@ fn roll_back(working: &mut Working, undo: Vec<Undo>, version: u64) {
         }
     }
     working.version = version;
+    if let Some(publication) = &mut working.publication {
+        publication.restore(&working.index);
+    }
 }
 
 /// An error with its sources, for the log.

@@ -23,25 +23,31 @@ CREATE TABLE set_aside (id INTEGER PRIMARY KEY, place TEXT NOT NULL, why TEXT NO
 CREATE TABLE threshold (workload TEXT NOT NULL, number TEXT NOT NULL, threshold INTEGER NOT NULL, PRIMARY KEY (workload, number)) WITHOUT ROWID;
 CREATE TABLE granted (workload TEXT NOT NULL, node TEXT NOT NULL, number TEXT NOT NULL, PRIMARY KEY (workload, node)) WITHOUT ROWID;
 
--- Documents: the saved CRDT of one manifest.
-CREATE TABLE document (uid TEXT PRIMARY KEY, epoch INTEGER NOT NULL, state BLOB NOT NULL) WITHOUT ROWID;
+-- Documents: the saved CRDT of one manifest, and the digest of the content it stands at.
+CREATE TABLE document (uid TEXT PRIMARY KEY, epoch INTEGER NOT NULL, digest BLOB NOT NULL, state BLOB NOT NULL) WITHOUT ROWID;
 
--- What each channel holds now, of the hub's own log. `needs` and `mark` are what the signed list says of the item.
+-- What each channel holds now of the hub's own log: `source` is what the item is made from, `digest` that of its content, `seq`
+-- the newest record about it. `value` is that of a register; a document's state is in `document`.
 CREATE TABLE item (
-    channel TEXT NOT NULL, item TEXT NOT NULL, digest BLOB NOT NULL, state BLOB NOT NULL,
-    PRIMARY KEY (channel, item)
+    channel TEXT NOT NULL, source TEXT NOT NULL, id TEXT NOT NULL, digest BLOB NOT NULL, seq INTEGER NOT NULL,
+    time INTEGER NOT NULL, value BLOB, PRIMARY KEY (channel, source)
 ) WITHOUT ROWID;
 
--- Logs of the channels: the hub's own and what devices wrote.
-CREATE TABLE record (
-    channel TEXT NOT NULL, writer BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (channel, writer, seq)
+-- Logs of the channels, as signed batches.
+CREATE TABLE batch (
+    channel TEXT NOT NULL, writer BLOB NOT NULL, first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (channel, writer, first_seq)
 ) WITHOUT ROWID;
+-- Where each log ends, and up to which record it has been truncated.
 CREATE TABLE head (
-    channel TEXT NOT NULL, writer BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL, signed BLOB NOT NULL,
-    floor INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0,
+    channel TEXT NOT NULL, writer BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL,
+    floor INTEGER NOT NULL, records INTEGER NOT NULL, bytes INTEGER NOT NULL,
     PRIMARY KEY (channel, writer)
 ) WITHOUT ROWID;
+CREATE TABLE writer (id BLOB PRIMARY KEY, chain BLOB NOT NULL) WITHOUT ROWID;
+
+-- What devices hold in their own logs: the folded items of their channels.
+CREATE TABLE device_item (channel TEXT NOT NULL, id TEXT NOT NULL, state BLOB NOT NULL, PRIMARY KEY (channel, id)) WITHOUT ROWID;
 
 -- The newest observation of each subject of a device.
 CREATE TABLE observation (
@@ -49,13 +55,14 @@ CREATE TABLE observation (
     time INTEGER NOT NULL, PRIMARY KEY (node, subject)
 ) WITHOUT ROWID;
 
-CREATE TABLE token (
-    id TEXT PRIMARY KEY, secret_digest BLOB NOT NULL, node TEXT, fleet TEXT NOT NULL, uses_left INTEGER NOT NULL, expires INTEGER NOT NULL
-) WITHOUT ROWID;
+CREATE TABLE token (id TEXT PRIMARY KEY, fleet TEXT NOT NULL, expires INTEGER NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE device (
-    node TEXT PRIMARY KEY, uid TEXT NOT NULL, fleet TEXT NOT NULL, key BLOB NOT NULL, incarnation INTEGER NOT NULL,
-    enrolled INTEGER NOT NULL, last_contact INTEGER NOT NULL
+    node TEXT PRIMARY KEY, uid TEXT NOT NULL, fleet TEXT NOT NULL, key BLOB NOT NULL, sealing BLOB NOT NULL,
+    incarnation INTEGER NOT NULL, last_contact INTEGER NOT NULL
 ) WITHOUT ROWID;
+
+-- The installation's keys, the hub's writer, its addresses. The whole file is secret: mode 0600.
+CREATE TABLE setting (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE audit (
     id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, user TEXT NOT NULL, field_manager TEXT, verb TEXT NOT NULL,

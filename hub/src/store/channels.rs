@@ -1,0 +1,427 @@
+//! Writing what publication wants into the logs of the channels, in the transaction of the write that caused it.
+//!
+//! A job's records are drafts until the whole transaction is about to commit: then each channel's log is appended once, with one
+//! signature. What a channel holds is known from the `item` table alone, so a job that is undone leaves nothing to repair here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use flotilla_manifests::kind::{self, KindRef};
+use flotilla_manifests::object::ObjectKey;
+use flotilla_manifests::{digest, schema};
+use flotilla_sync::channel::{ChannelName, Head, ItemId, WriterId};
+use flotilla_sync::document::{Document, DocumentError, Edit};
+use flotilla_sync::identity::seal;
+use flotilla_sync::identity::writer::WriterIdentity;
+use flotilla_sync::log::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, LogWriter};
+use flotilla_sync::record::{Draft, RECORD_BODY_BYTES_MAX};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use serde_json::{Value, json};
+
+use super::batch::Batch;
+use super::{StoreError, devices, logs};
+use crate::mint;
+use crate::publish::content::{self, Content};
+use crate::publish::{Channel, Item, Publication, Touched};
+
+/// A document starts a new epoch after so many changes.
+const EPOCH_CHANGES_MAX: usize = 1000;
+/// Room for what a record adds to its body.
+const RECORD_OVERHEAD_BYTES: usize = 1024;
+
+/// A row of the `item` table.
+struct Row {
+    id: String,
+    digest: Vec<u8>,
+}
+
+/// A document brought up to its wanted content.
+struct Edited {
+    digest: Vec<u8>,
+    /// What it stood at before, and the change from there to here.
+    change: Option<(Vec<u8>, Vec<u8>)>,
+    saved: Bytes,
+    epoch: u64,
+}
+
+impl Batch<'_> {
+    /// Takes this job's events into the channels. Before the hub has its writer, nothing is published.
+    pub(super) fn publish(&mut self) -> Result<(), StoreError> {
+        if self.working.log.is_none() || (self.events.is_empty() && self.rollouts_touched.is_empty()) {
+            return Ok(());
+        }
+        let Some(mut publication) = self.working.publication.take() else { return self.publish_all() };
+        let touched = publication.touch(&self.working.index, &self.events, &self.rollouts_touched);
+        let result = self.publish_places(&publication, touched);
+        self.working.publication = Some(publication);
+        result
+    }
+
+    /// Gives the hub its writer, and makes the channels hold what the objects want.
+    pub(crate) fn start_publishing(&mut self, identity: WriterIdentity) -> Result<(), StoreError> {
+        let heads = logs::heads_of(self.transaction, &identity.id())?;
+        self.transaction
+            .prepare_cached("INSERT OR IGNORE INTO writer (id, chain) VALUES (?1, ?2)")?
+            .execute(params![identity.id().0, identity.chain().encode()])?;
+        self.working.log = Some(LogWriter::new(identity, heads));
+        self.publish_all()
+    }
+
+    fn publish_places(&mut self, publication: &Publication, touched: Touched) -> Result<(), StoreError> {
+        let mut edited: BTreeMap<ObjectKey, Option<Edited>> = BTreeMap::new();
+        // The template of a number is the document's state at the change that made the number: no template may be skipped,
+        // wherever the document is or is not wanted yet.
+        let workloads: BTreeSet<ObjectKey> = self.events.iter().filter_map(|event| numbered(&event.key)).collect();
+        for key in workloads {
+            let document = self.edit_document(&key)?;
+            edited.insert(key, document);
+        }
+        for (channel, item) in touched {
+            if let Item::Document(key) = &item
+                && !edited.contains_key(key)
+            {
+                let document = self.edit_document(key)?;
+                edited.insert(key.clone(), document);
+            }
+            let wanted = publication.wants(&channel, &item);
+            let content = wanted.then(|| content::of(&self.working.index, &channel, &item)).flatten();
+            let document = match &item {
+                Item::Document(key) => edited.get(key).and_then(Option::as_ref),
+                _ => None,
+            };
+            self.place(&channel, &item, content, document)?;
+        }
+        for event in self.events.iter().filter(|event| event.change == super::Change::Deleted) {
+            self.transaction.prepare_cached("DELETE FROM document WHERE uid = ?1")?.execute([event.object.uid()])?;
+        }
+        Ok(())
+    }
+
+    /// Level-based: compares everything wanted with everything there, and repairs the difference. An item that cannot be made
+    /// is named in the log and left as it is.
+    pub(super) fn publish_all(&mut self) -> Result<(), StoreError> {
+        let publication = Publication::full(&self.working.index);
+        let mut wanted: BTreeSet<(String, String)> = BTreeSet::new();
+        let mut touched: Touched = Touched::new();
+        for (channel, item) in publication.wanted() {
+            wanted.insert((channel.to_string(), item.to_string()));
+            touched.insert((channel.clone(), item.clone()));
+        }
+        for place in touched {
+            let shown = format!("{} {}", place.0, place.1);
+            if let Err(error) = self.publish_places(&publication, Touched::from([place])) {
+                tracing::error!(place = shown, %error, "an item cannot be published; its channel keeps the old one");
+            }
+        }
+        let mut statement = self.transaction.prepare("SELECT channel, source, id FROM item")?;
+        let rows: Vec<(String, String, String)> = statement
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .collect::<Result<_, _>>()?;
+        for (channel, source, id) in rows {
+            if !wanted.contains(&(channel.clone(), source.clone())) {
+                self.withdraw(&channel, &source, &id)?;
+            }
+        }
+        self.working.publication = Some(publication);
+        Ok(())
+    }
+
+    fn place(
+        &mut self,
+        channel: &Channel,
+        item: &Item,
+        content: Option<Content>,
+        document: Option<&Edited>,
+    ) -> Result<(), StoreError> {
+        let (name, source) = (channel.to_string(), item.to_string());
+        let row = self.item_row(&name, &source)?;
+        let Some(content) = content else {
+            return row.map_or(Ok(()), |row| self.withdraw(&name, &source, &row.id));
+        };
+        if let Some(old) = row.as_ref().filter(|row| row.id != content.id()) {
+            self.withdraw(&name, &source, &old.id)?;
+        }
+        let row = row.filter(|row| row.id == content.id());
+        let id = item_id(content.id())?;
+        let (digest, draft, value) = match (content, document) {
+            (Content::Document { .. }, Some(edited)) => {
+                if row.as_ref().is_some_and(|row| row.digest == edited.digest) {
+                    return Ok(());
+                }
+                let change = edited.change.as_ref().filter(|(before, _)| row.is_some_and(|row| row.digest == *before));
+                let draft = match change {
+                    Some((_, change)) => Draft::change(id, edited.epoch, change.clone(), &self.author, self.now.0),
+                    None => Draft::snapshot(id, edited.epoch, edited.saved.clone(), &self.author, self.now.0),
+                };
+                (edited.digest.clone(), draft, None)
+            }
+            (Content::Document { .. }, None) => return Ok(()),
+            (Content::Register { value, .. }, _) => {
+                let digest = digest::of_value(&value).to_vec();
+                if row.is_some_and(|row| row.digest == digest) {
+                    return Ok(());
+                }
+                self.register(id, digest, &value)?
+            }
+            (Content::Secret { id: secret, uid, namespace, name, plain }, _) => {
+                let Channel::Device(node) = channel else { return Ok(()) };
+                let Some(device) = devices::read(self.transaction, node)? else { return Ok(()) };
+                let mut covered = digest::of_value(&plain).to_vec();
+                covered.extend(device.sealing.0);
+                if row.is_some_and(|row| row.digest == covered) {
+                    return Ok(());
+                }
+                let sealed = seal(&device.sealing, secret.as_bytes(), plain.to_string().as_bytes())
+                    .map_err(|error| StoreError::Publish { what: secret.clone(), why: error.to_string() })?;
+                let sealed = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, sealed);
+                let value = json!({"namespace": namespace, "name": name, "uid": uid, "sealed": sealed});
+                self.register(id, covered, &value)?
+            }
+        };
+        self.append(&name, &source, digest, draft, value)
+    }
+
+    fn register(&self, id: ItemId, digest: Vec<u8>, value: &Value) -> Result<(Vec<u8>, Draft, Option<Bytes>), StoreError> {
+        let value = Bytes::from(value.to_string());
+        let draft = Draft::register(id, value.clone(), &self.author, self.now.0);
+        Ok((digest, draft, Some(value)))
+    }
+
+    /// Adds a record about an item to its channel's drafts, and remembers what the channel holds now.
+    fn append(
+        &mut self,
+        channel: &str,
+        source: &str,
+        digest: Vec<u8>,
+        draft: Draft,
+        value: Option<Bytes>,
+    ) -> Result<(), StoreError> {
+        let id = draft.item.to_string();
+        if draft.body.inline().is_some_and(|body| body.len() > RECORD_BODY_BYTES_MAX) {
+            let why = format!("it is larger than {RECORD_BODY_BYTES_MAX} bytes");
+            return Err(StoreError::Publish { what: source.to_owned(), why });
+        }
+        let seq = self.draft(channel, draft)?;
+        self.transaction
+            .prepare_cached(
+                "INSERT OR REPLACE INTO item (channel, source, id, digest, seq, time, value) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                channel,
+                source,
+                id,
+                digest,
+                seq.cast_signed(),
+                self.now.0.cast_signed(),
+                value.as_deref()
+            ])?;
+        Ok(())
+    }
+
+    fn withdraw(&mut self, channel: &str, source: &str, id: &str) -> Result<(), StoreError> {
+        let draft = Draft::remove(item_id(id)?, &self.author, self.now.0);
+        self.draft(channel, draft)?;
+        self.transaction
+            .prepare_cached("DELETE FROM item WHERE channel = ?1 AND source = ?2")?
+            .execute(params![channel, source])?;
+        Ok(())
+    }
+
+    /// Queues a record for its channel; answers the number it will have.
+    fn draft(&mut self, channel: &str, draft: Draft) -> Result<u64, StoreError> {
+        let name = channel_name(channel)?;
+        let Some(log) = &self.working.log else {
+            return Err(StoreError::Publish { what: channel.to_owned(), why: "the hub has no writer yet".into() });
+        };
+        let waiting = self.working.drafts.get(&name).map_or(0, Vec::len);
+        let own = self.drafts.entry(name.clone()).or_default();
+        own.push(draft);
+        Ok(log.head(&name).seq + (waiting + own.len()) as u64)
+    }
+
+    fn item_row(&self, channel: &str, source: &str) -> Result<Option<Row>, StoreError> {
+        let mut statement =
+            self.transaction.prepare_cached("SELECT id, digest FROM item WHERE channel = ?1 AND source = ?2")?;
+        let row = statement.query_row([channel, source], |row| Ok(Row { id: row.get(0)?, digest: row.get(1)? }));
+        Ok(row.optional()?)
+    }
+
+    /// Brings the document of an object up to its manifest part; `None` when there is no such object.
+    fn edit_document(&mut self, key: &ObjectKey) -> Result<Option<Edited>, StoreError> {
+        let Some(object) = self.working.index.get(key) else { return Ok(None) };
+        let Content::Document { uid, kind, object, rollouts } = content::document(&self.working.index, object) else {
+            return Ok(None);
+        };
+        let wanted = digest::of_value(&json!({"object": object, "rollout": rollouts})).to_vec();
+        let refused = |error: DocumentError| StoreError::Publish { what: key.to_string(), why: error.to_string() };
+        let shape = |path: &[&str]| schema::list_keys(kind, path);
+        let edit = Edit { object: &object, rollouts: &rollouts, author: &self.author, time_ms: self.now.0 };
+        let actor = self.working.actor;
+        let stored = stored_document(self.transaction, &uid)?;
+        let edited = match stored {
+            Some((epoch, digest, state)) if digest == wanted => {
+                return Ok(Some(Edited { digest, change: None, saved: state.into(), epoch }));
+            }
+            None => {
+                let mut document = Document::create(edit, 1, &shape, actor).map_err(refused)?;
+                Edited { digest: wanted, change: None, saved: document.save().into(), epoch: 1 }
+            }
+            Some((epoch, before, state)) => {
+                let mut document = Document::load(&state).map_err(refused)?.with_actor(actor);
+                let full = document.changes_len() >= EPOCH_CHANGES_MAX && !self.rolling(kind, &rollouts);
+                if full {
+                    let mut document = Document::create(edit, epoch + 1, &shape, actor).map_err(refused)?;
+                    Edited { digest: wanted, change: None, saved: document.save().into(), epoch: epoch + 1 }
+                } else {
+                    let change = document.edit(edit, &shape).map_err(refused)?;
+                    let change = change.map(|change| (before, change));
+                    Edited { digest: wanted, change, saved: document.save().into(), epoch }
+                }
+            }
+        };
+        self.transaction
+            .prepare_cached("INSERT OR REPLACE INTO document (uid, epoch, digest, state) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![uid, edited.epoch.cast_signed(), edited.digest, &edited.saved[..]])?;
+        Ok(Some(edited))
+    }
+
+    /// While two numbers are in flight the history that tells their templates apart must stay.
+    fn rolling(&self, kind: KindRef, rollouts: &BTreeMap<String, u64>) -> bool {
+        kind != &kind::NODE && rollouts.len() > 1
+    }
+}
+
+/// Signs and stores what this transaction added to the channels: one batch and one signature per channel.
+pub(super) fn seal_logs(
+    transaction: &Transaction<'_>,
+    log: &mut LogWriter,
+    drafts: BTreeMap<ChannelName, Vec<Draft>>,
+) -> Result<Vec<ChannelName>, StoreError> {
+    let mut grown = Vec::new();
+    for (channel, drafts) in drafts {
+        let mut chunk = Vec::new();
+        let mut bytes = 0;
+        for draft in drafts {
+            let more = draft.body.inline().map_or(0, Bytes::len) + RECORD_OVERHEAD_BYTES;
+            if !chunk.is_empty() && (bytes + more > BATCH_BYTES_MAX || chunk.len() == BATCH_RECORDS_MAX) {
+                append(transaction, log, &channel, std::mem::take(&mut chunk))?;
+                bytes = 0;
+            }
+            bytes += more;
+            chunk.push(draft);
+        }
+        append(transaction, log, &channel, chunk)?;
+        grown.push(channel);
+    }
+    Ok(grown)
+}
+
+fn append(
+    transaction: &Transaction<'_>,
+    log: &mut LogWriter,
+    channel: &ChannelName,
+    drafts: Vec<Draft>,
+) -> Result<(), StoreError> {
+    let count = drafts.len() as u64;
+    let verified = log
+        .append(channel, drafts)
+        .map_err(|error| StoreError::Publish { what: channel.to_string(), why: error.to_string() })?;
+    store_batch(transaction, verified.batch(), verified.head(), count)
+}
+
+/// Stores one batch at the end of its log.
+pub(super) fn store_batch(
+    transaction: &Connection,
+    batch: &flotilla_sync::log::Batch,
+    head: Head,
+    count: u64,
+) -> Result<(), StoreError> {
+    let encoded = batch.encode();
+    let (channel, writer) = (batch.channel.to_string(), batch.writer.0);
+    transaction
+        .prepare_cached("INSERT INTO batch (channel, writer, first_seq, last_seq, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![channel, writer, batch.first_seq.cast_signed(), batch.last_seq.cast_signed(), encoded])?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO head (channel, writer, seq, hash, floor, records, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT DO UPDATE SET seq = excluded.seq, hash = excluded.hash, records = records + excluded.records,
+                 bytes = bytes + excluded.bytes",
+        )?
+        .execute(params![
+            channel,
+            writer,
+            head.seq.cast_signed(),
+            head.hash,
+            (batch.first_seq - 1).cast_signed(),
+            count.cast_signed(),
+            i64::try_from(encoded.len()).unwrap_or(i64::MAX)
+        ])?;
+    Ok(())
+}
+
+/// Truncates logs that grew beyond their bounds: whoever stands before the new floor is served a signed list.
+pub(super) fn truncate(
+    transaction: &Transaction<'_>,
+    writer: &WriterId,
+    grown: &[ChannelName],
+    records_max: u64,
+    bytes_max: u64,
+) -> Result<(), StoreError> {
+    for channel in grown {
+        let name = channel.to_string();
+        let (records, bytes): (i64, i64) = transaction
+            .prepare_cached("SELECT records, bytes FROM head WHERE channel = ?1 AND writer = ?2")?
+            .query_row(params![name, writer.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        if records.cast_unsigned() <= records_max && bytes.cast_unsigned() <= bytes_max {
+            continue;
+        }
+        // Down to half of the bounds, so that it does not happen with every commit.
+        let (mut kept_records, mut kept_bytes, mut floor) = (0_u64, 0_u64, None);
+        let mut statement = transaction.prepare_cached(
+            "SELECT first_seq, last_seq, length(body) FROM batch WHERE channel = ?1 AND writer = ?2 ORDER BY first_seq DESC",
+        )?;
+        let mut rows = statement.query(params![name, writer.0])?;
+        while let Some(row) = rows.next()? {
+            let (first, last, length): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let more = (last - first + 1).cast_unsigned();
+            if kept_records + more > records_max / 2 || kept_bytes + length.cast_unsigned() > bytes_max / 2 {
+                floor = Some(last);
+                break;
+            }
+            kept_records += more;
+            kept_bytes += length.cast_unsigned();
+        }
+        drop(rows);
+        let Some(floor) = floor else { continue };
+        transaction
+            .prepare_cached("DELETE FROM batch WHERE channel = ?1 AND writer = ?2 AND last_seq <= ?3")?
+            .execute(params![name, writer.0, floor])?;
+        transaction
+            .prepare_cached("UPDATE head SET floor = ?3, records = ?4, bytes = ?5 WHERE channel = ?1 AND writer = ?2")?
+            .execute(params![name, writer.0, floor, kept_records.cast_signed(), kept_bytes.cast_signed()])?;
+    }
+    Ok(())
+}
+
+fn stored_document(transaction: &Connection, uid: &str) -> Result<Option<(u64, Vec<u8>, Vec<u8>)>, StoreError> {
+    let mut statement = transaction.prepare_cached("SELECT epoch, digest, state FROM document WHERE uid = ?1")?;
+    let row = statement.query_row([uid], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?, row.get(2)?)));
+    Ok(row.optional()?)
+}
+
+fn numbered(key: &ObjectKey) -> Option<ObjectKey> {
+    [&kind::DAEMON_SET, &kind::DEPLOYMENT].contains(&key.kind).then(|| key.clone())
+}
+
+fn item_id(text: &str) -> Result<ItemId, StoreError> {
+    ItemId::parse(text).map_err(|error| StoreError::Publish { what: text.to_owned(), why: error.to_string() })
+}
+
+fn channel_name(text: &str) -> Result<ChannelName, StoreError> {
+    ChannelName::parse(text).map_err(|error| StoreError::Publish { what: text.to_owned(), why: error.to_string() })
+}
+
+/// A fresh automerge actor for this run of the hub.
+pub(super) fn fresh_actor() -> Result<[u8; 8], StoreError> {
+    mint::bytes::<8>().map_err(|_| StoreError::NoRandomness)
+}

@@ -1,0 +1,237 @@
+//! Reading the channels' logs: heads from memory, batches and snapshots from connections that only read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+use bytes::Bytes;
+use flotilla_sync::channel::{ChannelName, Head, ItemId, WriterId, state_digest};
+use flotilla_sync::identity::writer::WriterIdentity;
+use flotilla_sync::list::{ChannelSnapshot, ListEntry, SignedList};
+use flotilla_sync::log::Batch;
+use flotilla_sync::record::{Draft, Record};
+use flotilla_sync::replica::Reading;
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::watch;
+
+use super::writer::Grown;
+use super::{StoreError, schema};
+
+/// Signed lists kept for the next reader that is behind.
+const SNAPSHOTS_KEPT_MAX: usize = 8;
+
+type LogHeads = HashMap<ChannelName, BTreeMap<WriterId, Head>>;
+
+/// The logs as sessions read them.
+pub(crate) struct Logs {
+    heads: RwLock<LogHeads>,
+    reader: Mutex<Connection>,
+    /// Rung when a log of interest grew, by node.
+    bells: RwLock<HashMap<String, watch::Sender<u64>>>,
+    snapshots: Mutex<Vec<(ChannelName, Head, ChannelSnapshot)>>,
+}
+
+impl std::fmt::Debug for Logs {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Logs").finish_non_exhaustive()
+    }
+}
+
+impl Logs {
+    pub(super) fn open(path: &Path, connection: &Connection) -> Result<Self, StoreError> {
+        let mut heads = LogHeads::new();
+        let mut statement = connection.prepare("SELECT channel, writer, seq, hash FROM head")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let Ok(channel) = ChannelName::parse(&row.get::<_, String>(0)?) else { continue };
+            let head = Head { seq: row.get::<_, i64>(2)?.cast_unsigned(), hash: row.get(3)? };
+            heads.entry(channel).or_default().insert(WriterId(row.get(1)?), head);
+        }
+        let reader = Connection::open(path).map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+        schema::configure(&reader)?;
+        Ok(Self {
+            heads: RwLock::new(heads),
+            reader: Mutex::new(reader),
+            bells: RwLock::default(),
+            snapshots: Mutex::default(),
+        })
+    }
+
+    /// Where the logs of a channel stand; empty when nothing was written yet.
+    pub(crate) fn heads(&self, channel: &ChannelName) -> BTreeMap<WriterId, Head> {
+        self.heads.read().unwrap_or_else(PoisonError::into_inner).get(channel).cloned().unwrap_or_default()
+    }
+
+    /// Rings when a log that may concern this node grew.
+    pub(crate) fn bell(&self, node: &str) -> watch::Receiver<u64> {
+        let mut bells = self.bells.write().unwrap_or_else(PoisonError::into_inner);
+        bells.entry(node.to_owned()).or_insert_with(|| watch::channel(0).0).subscribe()
+    }
+
+    pub(super) fn grew(&self, grown: &[Grown]) {
+        if grown.is_empty() {
+            return;
+        }
+        let mut heads = self.heads.write().unwrap_or_else(PoisonError::into_inner);
+        for log in grown {
+            heads.entry(log.channel.clone()).or_default().insert(log.writer, log.head);
+        }
+        drop(heads);
+        let bells = self.bells.read().unwrap_or_else(PoisonError::into_inner);
+        let ring = |bell: &watch::Sender<u64>| bell.send_modify(|count| *count = count.wrapping_add(1));
+        if grown.iter().any(|log| matches!(log.channel, ChannelName::Fleet(_))) {
+            bells.values().for_each(ring);
+            return;
+        }
+        for log in grown {
+            if let ChannelName::Device(node) = &log.channel
+                && let Some(bell) = bells.get(node.as_str())
+            {
+                ring(bell);
+            }
+        }
+    }
+
+    /// What the hub's own log of a channel has after a position. Blocks on the disk.
+    pub(crate) fn read(
+        &self,
+        identity: &WriterIdentity,
+        channel: &ChannelName,
+        after: u64,
+        bytes_max: usize,
+    ) -> Result<Reading, StoreError> {
+        let writer = identity.id();
+        let mut reader = self.reader();
+        // One moment for all that follows.
+        let transaction = reader.transaction()?;
+        let Some((floor, head)) = floor_and_head(&transaction, channel, &writer)? else {
+            return Ok(Reading::Batches(Vec::new()));
+        };
+        if after < floor {
+            return Ok(Reading::Snapshot(self.snapshot(&transaction, identity, channel, head)?));
+        }
+        let mut statement = transaction.prepare_cached(
+            "SELECT body FROM batch WHERE channel = ?1 AND writer = ?2 AND first_seq > ?3 ORDER BY first_seq",
+        )?;
+        let mut rows = statement.query(params![channel.to_string(), writer.0, after.cast_signed()])?;
+        let (mut batches, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.next()? {
+            let body = Bytes::from(row.get::<_, Vec<u8>>(0)?);
+            bytes += body.len();
+            if !batches.is_empty() && bytes > bytes_max {
+                break;
+            }
+            let batch = Batch::decode(&body)
+                .map_err(|error| StoreError::Publish { what: channel.to_string(), why: error.to_string() })?;
+            batches.push(batch);
+        }
+        Ok(Reading::Batches(batches))
+    }
+
+    /// The stored certificate chain of a writer.
+    pub(crate) fn writer(&self, writer: &WriterId) -> Result<Option<Vec<u8>>, StoreError> {
+        let reader = self.reader();
+        let mut statement = reader.prepare_cached("SELECT chain FROM writer WHERE id = ?1")?;
+        Ok(statement.query_row([writer.0], |row| row.get(0)).optional()?)
+    }
+
+    /// The signed list of a channel with its states; made once per head.
+    fn snapshot(
+        &self,
+        connection: &Connection,
+        identity: &WriterIdentity,
+        channel: &ChannelName,
+        head: Head,
+    ) -> Result<ChannelSnapshot, StoreError> {
+        let mut kept = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, _, snapshot)) = kept.iter().find(|(name, at, _)| name == channel && *at == head) {
+            return Ok(snapshot.clone());
+        }
+        let refused = |why: String| StoreError::Publish { what: format!("the list of {channel}"), why };
+        let mut entries = Vec::new();
+        let mut states = Vec::new();
+        for (record, epoch) in standing(connection, identity, channel)? {
+            let applied = flotilla_sync::channel::Item::apply(None, &record, identity.chain().incarnation)
+                .map_err(|error| refused(error.to_string()))?;
+            let flotilla_sync::channel::Applied::Changed(item) = applied else {
+                return Err(refused(format!("item {} takes no effect", record.draft.item)));
+            };
+            let state = item.encode();
+            entries.push(ListEntry { item: record.draft.item, epoch, digest: state_digest(&state) });
+            states.push(state);
+        }
+        let list = SignedList::sign(identity, channel, head, entries, BTreeMap::new())
+            .map_err(|error| refused(error.to_string()))?;
+        let snapshot = ChannelSnapshot { list, states };
+        kept.retain(|(name, _, _)| name != channel);
+        if kept.len() == SNAPSHOTS_KEPT_MAX {
+            kept.remove(0);
+        }
+        kept.push((channel.clone(), head, snapshot.clone()));
+        Ok(snapshot)
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Connection> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The records that would make a channel what it is, at the place of the newest record of each item.
+fn standing(
+    connection: &Connection,
+    identity: &WriterIdentity,
+    channel: &ChannelName,
+) -> Result<Vec<(Record, u64)>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT item.id, item.seq, item.time, item.value, document.epoch, document.state
+         FROM item LEFT JOIN document ON document.uid = item.id WHERE item.channel = ?1 ORDER BY item.id",
+    )?;
+    let mut rows = statement.query([channel.to_string()])?;
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id = ItemId::parse(&row.get::<_, String>(0)?)
+            .map_err(|error| StoreError::Publish { what: channel.to_string(), why: error.to_string() })?;
+        let time = row.get::<_, i64>(2)?.cast_unsigned();
+        let value: Option<Vec<u8>> = row.get(3)?;
+        let document: Option<(i64, Vec<u8>)> = match row.get::<_, Option<i64>>(4)? {
+            Some(epoch) => Some((epoch, row.get(5)?)),
+            None => None,
+        };
+        let (draft, epoch) = match (value, document) {
+            (Some(value), _) => (Draft::register(id, value, "", time), 0),
+            (None, Some((epoch, state))) => (Draft::snapshot(id, epoch.cast_unsigned(), state, "", time), epoch.cast_unsigned()),
+            (None, None) => continue,
+        };
+        let seq = row.get::<_, i64>(1)?.cast_unsigned();
+        let record =
+            Record { channel: channel.clone(), writer: identity.id(), seq, prev: flotilla_sync::channel::GENESIS, draft };
+        records.push((record, epoch));
+    }
+    Ok(records)
+}
+
+fn floor_and_head(
+    connection: &Connection,
+    channel: &ChannelName,
+    writer: &WriterId,
+) -> Result<Option<(u64, Head)>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT floor, seq, hash FROM head WHERE channel = ?1 AND writer = ?2")?;
+    let row = statement.query_row(params![channel.to_string(), writer.0], |row| {
+        let head = Head { seq: row.get::<_, i64>(1)?.cast_unsigned(), hash: row.get(2)? };
+        Ok((row.get::<_, i64>(0)?.cast_unsigned(), head))
+    });
+    Ok(row.optional()?)
+}
+
+/// Where one writer's logs stand, by channel.
+pub(super) fn heads_of(connection: &Connection, writer: &WriterId) -> Result<BTreeMap<ChannelName, Head>, StoreError> {
+    let mut statement = connection.prepare("SELECT channel, seq, hash FROM head WHERE writer = ?1")?;
+    let mut rows = statement.query([writer.0])?;
+    let mut heads = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let Ok(channel) = ChannelName::parse(&row.get::<_, String>(0)?) else { continue };
+        heads.insert(channel, Head { seq: row.get::<_, i64>(1)?.cast_unsigned(), hash: row.get(2)? });
+    }
+    Ok(heads)
+}
