@@ -17,8 +17,7 @@ pub(super) fn strip(value: Value) -> Option<Value> {
         Value::Null => None,
         Value::Object(map) => {
             let directive = map.get(PATCH).and_then(Value::as_str);
-            // In a list, an item that is nothing but the word `replace` speaks of the list.
-            if directive == Some("delete") || (directive.is_some() && map.len() == 1) {
+            if directive == Some("delete") {
                 return None;
             }
             Some(Value::Object(strip_map(map)))
@@ -33,9 +32,10 @@ pub(super) fn strip_map(map: Map<String, Value>) -> Map<String, Value> {
     data.filter_map(|(name, value)| Some((name, strip(value)?))).collect()
 }
 
-/// Nulls stay in lists: dropping one would move what follows.
+/// An item that says `replace` speaks of its list and is no data. Nulls stay: dropping one would move what follows.
 pub(super) fn strip_list(items: Vec<Value>) -> Vec<Value> {
-    items.into_iter().filter_map(|item| if item.is_null() { Some(item) } else { strip(item) }).collect()
+    let data = items.into_iter().filter(|item| item.get(PATCH).and_then(Value::as_str) != Some("replace"));
+    data.filter_map(|item| if item.is_null() { Some(item) } else { strip(item) }).collect()
 }
 
 /// `$retainKeys`: fields of `original` that it does not name go; the patch may set no others.

@@ -30,7 +30,12 @@ pub(super) fn check(changes: &[Value], order: &[Value], merge_key: Option<&str>,
         return Ok(());
     }
     let mut demanded = order.iter();
-    for change in changes.iter().filter(|change| change.get(PATCH).is_none()) {
+    // What is deleted has no place, and neither has a word about the whole list.
+    let speaks_only = |change: &Value| {
+        let directive = change.get(PATCH).and_then(Value::as_str);
+        directive == Some("delete") || (directive.is_some() && merge_key.is_some_and(|key| change.get(key).is_none()))
+    };
+    for change in changes.iter().filter(|change| !speaks_only(change)) {
         let wanted = identity(change, merge_key, path)?;
         let mut found = false;
         for item in demanded.by_ref() {

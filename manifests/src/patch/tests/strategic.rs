@@ -167,7 +167,8 @@ fn lists_of_scalars_are_sets() {
 #[test]
 fn set_element_order_orders_and_keeps_what_only_the_server_has() {
     let names = |list: &[&str]| -> Value { list.iter().map(|name| json!({"name": name})).collect() };
-    let table: [(&[&str], &[&str], &[&str], &[&str]); 7] = [
+    type Names = &'static [&'static str];
+    let table: [(Names, Names, Names, Names); 7] = [
         // server, patch, order, expected
         (&["a", "b"], &[], &["b", "a"], &["b", "a"]),
         (&["a", "sidecar", "b"], &[], &["a", "b"], &["a", "sidecar", "b"]),
