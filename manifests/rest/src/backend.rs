@@ -99,7 +99,8 @@ pub struct Written {
 }
 
 /// `GET .../pods/NAME/log`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LogRequest {
     pub namespace: String,
     pub pod: String,

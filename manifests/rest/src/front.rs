@@ -133,10 +133,12 @@ impl<B: Backend> Front<B> {
             Err(error) => (Err(error), None),
         };
         let reply = reply.unwrap_or_else(|error| {
-            tracing::debug!(
-                method = %parts.method, path = parts.uri.path(), audit_id, code = error.reason.code(), %error,
-                "request refused"
-            );
+            let (method, path, code) = (&parts.method, parts.uri.path(), error.reason.code());
+            if code >= 500 {
+                tracing::warn!(%method, path, audit_id, code, %error, "request failed");
+            } else {
+                tracing::debug!(%method, path, audit_id, code, %error, "request refused");
+            }
             Reply::error(&error)
         });
         reply.into_response(permit, &audit_id)

@@ -11,7 +11,6 @@ use flotilla_manifests::api_error::{ApiError, Reason};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 use hyper::body::{Frame, SizeHint};
-use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::negotiate::Encoding;
@@ -75,8 +74,10 @@ impl Reply {
         Self::of(status, media_type, Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())))
     }
 
-    pub(crate) fn json(status: StatusCode, encoding: Encoding, value: &Value) -> Self {
-        Self::bytes(status, encoding.media_type(), value.to_string())
+    pub(crate) fn json(status: StatusCode, encoding: Encoding, value: &impl serde::Serialize) -> Self {
+        let mut bytes = Vec::new();
+        write_json(value, &mut bytes);
+        Self::bytes(status, encoding.media_type(), bytes)
     }
 
     pub(crate) fn stream(media_type: &'static str, chunks: mpsc::Receiver<Bytes>) -> Self {
@@ -134,6 +135,13 @@ impl Reply {
             response.headers_mut().insert("audit-id", value);
         }
         response
+    }
+}
+
+/// Appends JSON. What is written here is made of JSON values and plain structures, which always can be.
+pub(crate) fn write_json(value: &impl serde::Serialize, out: &mut Vec<u8>) {
+    if let Err(error) = serde_json::to_writer(out, value) {
+        tracing::error!(%error, "an answer could not be written as JSON");
     }
 }
 

@@ -89,7 +89,7 @@ pub async fn serve_tls<B: Backend>(
         let (acceptor, front, shutdown) = (acceptor.clone(), Arc::clone(&front), shutdown.clone());
         async move {
             // Only latency is lost when the kernel refuses.
-            if stream.set_nodelay(true).is_err() {}
+            drop(stream.set_nodelay(true));
             match timeout(Duration::from_secs(HANDSHAKE_SECONDS_MAX), acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => {
                     let (protocol, user) = parties(&stream);

@@ -6,7 +6,7 @@
 use flotilla_manifests::kind::KindRef;
 use flotilla_manifests::object::Object;
 use flotilla_manifests::time::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::negotiate::MetaVersion;
 use crate::route::IncludeObject;
@@ -49,8 +49,11 @@ pub enum View {
 #[derive(Clone, Copy)]
 pub struct Columns {
     columns: &'static [Column],
-    cells: fn(&Object, Timestamp) -> Vec<Value>,
+    cells: Cells,
 }
+
+/// One cell for each column.
+type Cells = fn(&Object, Timestamp) -> Vec<Value>;
 
 impl std::fmt::Debug for Columns {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -60,8 +63,7 @@ impl std::fmt::Debug for Columns {
 
 impl Columns {
     pub fn of(kind: KindRef) -> Self {
-        let (columns, cells): (&'static [Column], fn(&Object, Timestamp) -> Vec<Value>) = match (kind.group, kind.name)
-        {
+        let (columns, cells): (&'static [Column], Cells) = match (kind.group, kind.name) {
             ("", "Pod") => (pod::COLUMNS, pod::cells),
             ("", "Node") => (node::COLUMNS, node::cells),
             ("apps", "DaemonSet") => (workload::DAEMON_SET_COLUMNS, workload::daemon_set_cells),
@@ -97,23 +99,45 @@ impl Columns {
     }
 
     /// One row of `rows`.
-    pub fn row(&self, object: &Object, now: Timestamp, version: MetaVersion, include: IncludeObject) -> Value {
-        let mut row = json!({"cells": (self.cells)(object, now)});
-        match include {
-            IncludeObject::None => {}
-            IncludeObject::Metadata => row["object"] = partial(object, version),
-            IncludeObject::Object => row["object"] = object.value().clone(),
-        }
-        row
+    pub fn row<'a>(&self, object: &'a Object, now: Timestamp, version: MetaVersion, include: IncludeObject) -> Row<'a> {
+        let object_of_row = match include {
+            IncludeObject::None => None,
+            IncludeObject::Metadata => Some(RowObject::Partial(Partial::of(object, version))),
+            IncludeObject::Object => Some(RowObject::Whole(object.value())),
+        };
+        Row { cells: (self.cells)(object, now), object: object_of_row }
     }
 }
 
+/// `metav1.TableRow`; borrows from the object, so that long lists are not copied.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Row<'a> {
+    pub cells: Vec<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object: Option<RowObject<'a>>,
+}
+
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(untagged)]
+enum RowObject<'a> {
+    Partial(Partial<'a>),
+    Whole(&'a Value),
+}
+
 /// `PartialObjectMetadata` of an object.
-pub fn partial(object: &Object, version: MetaVersion) -> Value {
-    json!({
-        "kind": "PartialObjectMetadata", "apiVersion": version.api_version(),
-        "metadata": object.value().get("metadata").cloned().unwrap_or_else(|| Value::Object(Map::new())),
-    })
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Partial<'a> {
+    kind: &'static str,
+    api_version: &'static str,
+    metadata: Option<&'a Value>,
+}
+
+impl<'a> Partial<'a> {
+    pub fn of(object: &'a Object, version: MetaVersion) -> Self {
+        let metadata = object.value().get("metadata");
+        Self { kind: "PartialObjectMetadata", api_version: version.api_version(), metadata }
+    }
 }
 
 pub(crate) const fn always(name: &'static str, description: &'static str) -> Column {

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use crate::backend::WatchEvent;
 use crate::negotiate::Shape;
+use crate::reply::write_json;
 use crate::route::IncludeObject;
-use crate::table::{Columns, partial};
+use crate::table::{Columns, Partial};
 
 /// Which objects a request wants.
 #[derive(Debug, Clone, PartialEq)]
@@ -143,7 +144,7 @@ impl Lines {
     fn write(&mut self, word: &str, object: &Object, now: Timestamp, out: &mut Vec<u8>) {
         match self.shape {
             Shape::Whole => line(word, object.value(), out),
-            Shape::Partial(version) => line(word, &partial(object, version), out),
+            Shape::Partial(version) => line(word, &Partial::of(object, version), out),
             Shape::Table(version) => {
                 let columns = Columns::of(self.kind);
                 let definitions = if self.columns_sent { Value::Null } else { columns.definitions() };
@@ -160,11 +161,11 @@ impl Lines {
     }
 }
 
-fn line(word: &str, object: &Value, out: &mut Vec<u8>) {
+fn line(word: &str, object: &impl serde::Serialize, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(word.as_bytes());
     out.extend_from_slice(b"\",\"object\":");
-    out.extend_from_slice(object.to_string().as_bytes());
+    write_json(object, out);
     out.extend_from_slice(b"}\n");
 }
 

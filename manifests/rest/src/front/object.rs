@@ -9,15 +9,15 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::negotiate::{Form, Shape};
-use crate::reply::Reply;
+use crate::reply::{Reply, write_json};
 use crate::route::IncludeObject;
-use crate::table::{Columns, partial};
+use crate::table::{Columns, Partial};
 
 /// One object.
 pub(super) fn one(status: StatusCode, form: Form, include: IncludeObject, object: &Object, now: Timestamp) -> Reply {
     match form.shape {
         Shape::Whole => Reply::json(status, form.encoding, object.value()),
-        Shape::Partial(version) => Reply::json(status, form.encoding, &partial(object, version)),
+        Shape::Partial(version) => Reply::json(status, form.encoding, &Partial::of(object, version)),
         Shape::Table(version) => {
             let columns = Columns::of(object.kind());
             let table = json!({
@@ -59,21 +59,19 @@ pub(super) fn many(
             "rows",
         ),
     };
-    let mut text = head.to_string();
-    text.pop();
-    text.push_str(",\"");
-    text.push_str(field);
-    text.push_str("\":[");
+    let mut bytes = head.to_string().into_bytes();
+    bytes.pop();
+    bytes.extend_from_slice(format!(",\"{field}\":[").as_bytes());
     for (index, object) in items.iter().enumerate() {
         if index > 0 {
-            text.push(',');
+            bytes.push(b',');
         }
-        text.push_str(&match form.shape {
-            Shape::Whole => object.value().to_string(),
-            Shape::Partial(version) => partial(object, version).to_string(),
-            Shape::Table(version) => columns.row(object, now, version, include).to_string(),
-        });
+        match form.shape {
+            Shape::Whole => write_json(object.value(), &mut bytes),
+            Shape::Partial(version) => write_json(&Partial::of(object, version), &mut bytes),
+            Shape::Table(version) => write_json(&columns.row(object, now, version, include), &mut bytes),
+        }
     }
-    text.push_str("]}");
-    Reply::bytes(StatusCode::OK, form.encoding.media_type(), text)
+    bytes.extend_from_slice(b"]}");
+    Reply::bytes(StatusCode::OK, form.encoding.media_type(), bytes)
 }

@@ -149,5 +149,5 @@ pub(super) async fn forward(
 /// Returns once the value is true, or nobody is left to make it so.
 pub(crate) async fn turned_true(shutdown: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, which ends the server too.
-    if shutdown.wait_for(|ends| *ends).await.is_err() {}
+    drop(shutdown.wait_for(|ends| *ends).await);
 }
