@@ -23,7 +23,7 @@ pub fn text_of_value(value: &Value) -> String {
 }
 
 /// SHA-256 over parts, each with its length before it, under a name for what is hashed, so that no two uses collide.
-pub(crate) fn of_parts(domain: &str, parts: &[&[u8]]) -> [u8; 32] {
+pub fn of_parts(domain: &str, parts: &[&[u8]]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     for part in std::iter::once(domain.as_bytes()).chain(parts.iter().copied()) {
         context.update(&(part.len() as u64).to_be_bytes());
@@ -41,7 +41,7 @@ pub(crate) fn leading_u64(digest: &[u8; 32]) -> u64 {
 
 /// `length` characters of Kubernetes' alphabet without vowels and look-alikes (`k8s.io/apimachinery/pkg/util/rand`); at most
 /// 24 of them are told by a digest.
-pub(crate) fn safe_text(digest: &[u8; 32], length: usize) -> String {
+pub fn safe_text(digest: &[u8; 32], length: usize) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut number = digest[..16].iter().fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
     let base = ALPHABET.len() as u128;

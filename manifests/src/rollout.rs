@@ -17,6 +17,9 @@ pub const NUMBER_ANNOTATION: &str = "flotilla.dev/rollout";
 /// Annotation with the [`template_hash`] of a workload. Set by the hub alone, at the write.
 pub const HASH_ANNOTATION: &str = "flotilla.dev/template-hash";
 
+/// Annotation of a DaemonSet: how many selected devices are not in contact. Set by the hub alone; no part of the document.
+pub const SILENT_ANNOTATION: &str = "flotilla.dev/silent";
+
 /// Every device may run the number, those enrolled later too.
 pub const THRESHOLD_ALL: u64 = u64::MAX;
 

@@ -32,6 +32,7 @@ const SERVER_ANNOTATIONS: &[&str] = &[
     "deployment.kubernetes.io/revision",
     crate::rollout::NUMBER_ANNOTATION,
     crate::rollout::HASH_ANNOTATION,
+    crate::rollout::SILENT_ANNOTATION,
     crate::derive::ATTEMPT_ANNOTATION,
 ];
 

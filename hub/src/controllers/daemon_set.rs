@@ -1,0 +1,212 @@
+//! DaemonSets: devices make their own Pods; the hub decides whose turn a new template is, and counts.
+//!
+//! Owns status, revisions and the publication of thresholds and grants (DESIGN section 5, "Rollouts"). Creates no Pods.
+//! Only devices in contact count; those that are silent are told apart. Start at [`plan`]; whose turn it is, is decided in
+//! [`rollout`].
+
+mod history;
+pub mod rollout;
+
+use flotilla_manifests::condition::{self, Condition, Truth};
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::rollout::{RolloutNumber, SILENT_ANNOTATION, number_of};
+use flotilla_manifests::time::Timestamp;
+use flotilla_manifests::workload::{self, DaemonSetSpec};
+use flotilla_manifests::{derive, kind};
+use serde_json::Value;
+
+use super::{Plan, View, Write, pods};
+use crate::fleet::contact::Contact;
+use rollout::Device;
+
+/// Condition whose `lastUpdateTime` tells when the threshold last changed.
+const STEP_CONDITION: &str = "Progressing";
+
+/// One Node as this DaemonSet sees it.
+#[derive(Debug)]
+struct Seat<'a> {
+    node: &'a Object,
+    pods: Vec<&'a Object>,
+    selected: bool,
+    silent: bool,
+}
+
+/// Plans one DaemonSet.
+pub fn plan(view: &View<'_>, key: &ObjectKey) -> Plan {
+    let mut plan = Plan::default();
+    let Some(set) = view.index.get(key) else { return plan };
+    if set.deletion_timestamp().is_some() {
+        return plan;
+    }
+    let spec: DaemonSetSpec = workload::view(set.spec());
+    let number = number_of(set).unwrap_or_default();
+    let seats = seats(view, set);
+    let stepped = stepped_at(set).or(set.creation_timestamp());
+    let devices: Vec<Device> = seats
+        .iter()
+        .filter(|seat| seat.selected && !seat.silent)
+        .map(|seat| device(view, seat, number, &spec, stepped))
+        .collect();
+    for seat in seats.iter().filter(|seat| seat.selected) {
+        for pod in &seat.pods {
+            if let Some(at) = pods::available_at(pod, spec.min_ready_seconds).filter(|at| *at > view.now) {
+                plan.wake(at);
+            }
+        }
+        if let Some(at) = view.silent_at(seat.node.name()).filter(|at| *at > view.now) {
+            plan.wake(at);
+        }
+    }
+    let state = view.index.rollout(set.uid());
+    let step = rollout::step(&rollout::Situation {
+        number,
+        devices: &devices,
+        state: &state,
+        fleet_count: seats.iter().filter(|seat| seat.selected).count(),
+        unavailable_max: usize::try_from(spec.max_unavailable(pods::count(devices.len()))).unwrap_or(1),
+        on_delete: spec.update_strategy.kind == "OnDelete",
+        now: view.now,
+        stepped,
+    });
+    let stepping = step.threshold.is_some();
+    if let Some(at) = step.wake_at {
+        plan.wake(at);
+    }
+    let workload_uid = set.uid().to_owned();
+    if let Some(threshold) = step.threshold {
+        plan.writes.push(Write::Threshold { workload_uid: workload_uid.clone(), number, threshold: Some(threshold) });
+    }
+    for (node, number) in step.grants {
+        plan.writes.push(Write::Grant { workload_uid: workload_uid.clone(), node, number });
+    }
+    if step.finished {
+        forget_numbers(view, set, number, &state.thresholds, &mut plan);
+    }
+    history::write(view, set, &spec, &mut plan);
+    write_status(view, set, &spec, &seats, number, stepping, &mut plan);
+    plan
+}
+
+/// Every Node that the DaemonSet selects or has a Pod on, in order of names.
+fn seats<'a>(view: &View<'a>, set: &Object) -> Vec<Seat<'a>> {
+    let mut by_node: std::collections::BTreeMap<&str, Vec<&Object>> = std::collections::BTreeMap::new();
+    for pod in view.index.owned_by(set.uid()).filter(|pod| pod.kind() == &kind::POD) {
+        by_node.entry(pod.text("/spec/nodeName")).or_default().push(pod);
+    }
+    let nodes = view.index.list(&kind::NODE, None);
+    nodes
+        .filter_map(|node| {
+            let pods = by_node.remove(node.name()).unwrap_or_default();
+            let selection = derive::selection(set, node);
+            let selected = selection.should_run || (selection.may_stay && !pods.is_empty());
+            (selected || !pods.is_empty()).then(|| Seat { node, pods, selected, silent: view.is_silent(node.name()) })
+        })
+        .collect()
+}
+
+fn device(
+    view: &View<'_>,
+    seat: &Seat<'_>,
+    number: RolloutNumber,
+    spec: &DaemonSetSpec,
+    stepped: Option<Timestamp>,
+) -> Device {
+    let live = |pod: &&&Object| pod.deletion_timestamp().is_none() && !pods::is_finished(pod);
+    let available =
+        |pod: &&Object| live(&pod) && pods::available_at(pod, spec.min_ready_seconds).is_some_and(|at| at <= view.now);
+    let returned = match view.contacts.get(seat.node.name()) {
+        Some(Contact::Connected { since }) => stepped.is_some_and(|stepped| *since > stepped),
+        _ => false,
+    };
+    Device {
+        node: seat.node.name().to_owned(),
+        uid: seat.node.uid().to_owned(),
+        available: seat.pods.iter().any(available),
+        updated: seat.pods.iter().filter(live).any(|pod| number_of(pod) == Some(number)),
+        vacant: !seat.pods.iter().any(|pod| live(&pod)),
+        ending: seat.pods.iter().any(|pod| pod.deletion_timestamp().is_some()),
+        returned,
+    }
+}
+
+/// When the threshold last changed.
+fn stepped_at(set: &Object) -> Option<Timestamp> {
+    let step = condition::find(set.status()?, STEP_CONDITION)?;
+    Timestamp::parse(step.get("lastUpdateTime")?.as_str()?)
+}
+
+/// Forgets numbers that no Pod runs, once nobody has to move from or to them.
+fn forget_numbers(
+    view: &View<'_>,
+    set: &Object,
+    number: RolloutNumber,
+    thresholds: &std::collections::BTreeMap<String, u64>,
+    plan: &mut Plan,
+) {
+    let pods = view.index.owned_by(set.uid()).filter(|pod| pod.kind() == &kind::POD);
+    let run: std::collections::BTreeSet<RolloutNumber> = pods.filter_map(|pod| number_of(pod)).collect();
+    for old in thresholds.keys().filter_map(|text| text.parse::<RolloutNumber>().ok()) {
+        if old != number && !run.contains(&old) {
+            let workload_uid = set.uid().to_owned();
+            plan.writes.push(Write::Threshold { workload_uid, number: old, threshold: None });
+        }
+    }
+}
+
+fn write_status(
+    view: &View<'_>,
+    set: &Object,
+    spec: &DaemonSetSpec,
+    seats: &[Seat<'_>],
+    number: RolloutNumber,
+    stepping: bool,
+    plan: &mut Plan,
+) {
+    let heard: Vec<&Seat<'_>> = seats.iter().filter(|seat| !seat.silent).collect();
+    let selected = || heard.iter().filter(|seat| seat.selected);
+    let desired = pods::count(selected().count());
+    let count = |holds: &dyn Fn(&Object) -> bool| {
+        let counted =
+            selected().filter(|seat| seat.pods.iter().any(|pod| pod.deletion_timestamp().is_none() && holds(pod)));
+        pods::count(counted.count())
+    };
+    let available = count(&|pod| {
+        pods::available_at(pod, spec.min_ready_seconds).is_some_and(|at| at <= view.now) && !pods::is_finished(pod)
+    });
+    let updated_count = count(&|pod| number_of(pod) == Some(number));
+    let mut updated = set.clone();
+    let mut status = set.status().and_then(Value::as_object).cloned().unwrap_or_default();
+    status.insert("currentNumberScheduled".into(), count(&|_| true).into());
+    status.insert("desiredNumberScheduled".into(), desired.into());
+    let misplaced = heard.iter().filter(|seat| !seat.selected);
+    status.insert("numberMisscheduled".into(), pods::count(misplaced.count()).into());
+    status.insert("numberReady".into(), count(&|pod| pods::is_ready(pod)).into());
+    pods::set_count(&mut status, "numberAvailable", available);
+    pods::set_count(&mut status, "numberUnavailable", (desired - available).max(0));
+    pods::set_count(&mut status, "updatedNumberScheduled", updated_count);
+    status.insert("observedGeneration".into(), set.generation().into());
+    let mut status = Value::Object(status);
+    if stepping || condition::find(&status, STEP_CONDITION).is_some() {
+        let done = updated_count == desired;
+        let message = format!("{updated_count} of {desired} devices in contact run rollout {number}");
+        let reason = if done { "RolloutComplete" } else { "RolloutStep" };
+        let step = Condition { name: STEP_CONDITION, status: Truth::True, reason, message: &message };
+        condition::set(&mut status, &step, view.now);
+    }
+    if stepping {
+        let list = status.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten();
+        for entry in list.filter(|entry| entry.get("type").and_then(Value::as_str) == Some(STEP_CONDITION)) {
+            entry["lastUpdateTime"] = view.now.to_rfc3339().into();
+        }
+    }
+    updated.value_mut()["status"] = status;
+    let silent = seats.iter().filter(|seat| seat.selected && seat.silent).count();
+    updated.set_annotation(SILENT_ANNOTATION, &silent.to_string());
+    if updated != *set {
+        plan.writes.push(Write::Replace(updated));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

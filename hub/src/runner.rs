@@ -1,0 +1,255 @@
+//! Runs the controllers and the scheduler: something changed -> what is to be planned again -> plan -> write.
+//!
+//! Owns the work queue and its delays, and the one loop. Refuses decisions: those are the plans'. Plans are made from the
+//! committed state and written with compare-and-swap; one that is refused is made anew. Start at [`run`]; [`trigger`] says what
+//! follows from a change, [`queue`] when.
+
+mod carry_out;
+pub mod queue;
+pub mod trigger;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use flotilla_manifests::api_error::{ApiError, Reason};
+use flotilla_manifests::kind::{self, KindRef};
+use flotilla_manifests::object::ObjectKey;
+use flotilla_manifests::time::Timestamp;
+use flotilla_rest::backend::WatchEvent;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::controllers::{self, Plan, View};
+use crate::fleet::contact::{Contact, Contacts};
+use crate::scheduler;
+use crate::store::{Index, Store};
+use queue::{Queue, Task};
+
+/// Changes not looked at yet; beyond that, watches wait (and at last start anew).
+const EVENTS_LEN_MAX: usize = 4096;
+/// Plans made from one view of the state.
+const PLANS_MAX: usize = 64;
+/// Longest sleep: a plan is never older than this, whatever was missed.
+const SLEEP_MS_MAX: u64 = 60_000;
+/// A write that met a newer object is planned again after this.
+const CONFLICT_DELAY_MS: u64 = 5;
+
+/// What the loop wakes for.
+enum Wake {
+    Changed(KindRef, WatchEvent),
+    Contact,
+    Due,
+    Shutdown,
+}
+
+/// Runs until `shutdown` says true or its sender is gone.
+pub async fn run(store: Store, contacts: Contacts, shutdown: watch::Receiver<bool>) {
+    let mut runner = Runner::starting(store, contacts);
+    let mut shutdown = shutdown;
+    let mut contact_changes = runner.contacts.changes();
+    runner.watch_all();
+    loop {
+        let wake = runner.select(&mut contact_changes, &mut shutdown).await;
+        match wake {
+            Wake::Changed(kind, event) => runner.changed(kind, &event),
+            Wake::Contact => runner.contact_changed(),
+            Wake::Due => {}
+            Wake::Shutdown => break,
+        }
+        while let Ok((kind, event)) = runner.events.try_recv() {
+            runner.changed(kind, &event);
+        }
+        runner.work().await;
+    }
+}
+
+struct Runner {
+    store: Store,
+    contacts: Contacts,
+    /// Contacts as last compared.
+    known: BTreeMap<String, Contact>,
+    queue: Queue,
+    events: mpsc::Receiver<(KindRef, WatchEvent)>,
+    sender: mpsc::Sender<(KindRef, WatchEvent)>,
+    watches: JoinSet<()>,
+}
+
+impl Runner {
+    fn starting(store: Store, contacts: Contacts) -> Self {
+        let (sender, events) = mpsc::channel(EVENTS_LEN_MAX);
+        let known = contacts.all();
+        Self { store, contacts, known, queue: Queue::default(), events, sender, watches: JoinSet::new() }
+    }
+
+    /// Watches every kind from now and plans everything once.
+    fn watch_all(&mut self) {
+        self.watches.abort_all();
+        self.watches = JoinSet::new();
+        let from = self.store.version();
+        for kind in kind::ALL.iter().copied().filter(|kind| *kind != &kind::EVENT) {
+            let mut changes = match self.store.watch(kind, None, from) {
+                Ok(changes) => changes,
+                Err(error) => {
+                    // The history is shorter than the time since `from` was read: the next pass tries again.
+                    tracing::warn!(%error, kind = kind.name, "a controller's watch did not start");
+                    self.queue.add(Task::Everything, Timestamp(self.store.now().0 + 1000));
+                    continue;
+                }
+            };
+            let sender = self.sender.clone();
+            self.watches.spawn(async move {
+                while let Some(event) = changes.recv().await {
+                    if sender.send((kind, event)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        let now = self.store.now();
+        let tasks = self.store.view(trigger::everything);
+        self.queue.add_all(tasks, now);
+    }
+
+    async fn select(&mut self, contacts: &mut watch::Receiver<()>, shutdown: &mut watch::Receiver<bool>) -> Wake {
+        if *shutdown.borrow() {
+            return Wake::Shutdown;
+        }
+        let now = self.store.now();
+        let due = self.queue.next_at().unwrap_or(Timestamp(u64::MAX));
+        let sleep = Duration::from_millis(due.0.saturating_sub(now.0).min(SLEEP_MS_MAX));
+        tokio::select! {
+            event = self.events.recv() => match event {
+                Some((kind, event)) => Wake::Changed(kind, event),
+                None => Wake::Shutdown,
+            },
+            changed = contacts.changed() => if changed.is_ok() { Wake::Contact } else { Wake::Shutdown },
+            _ = shutdown.changed() => Wake::Shutdown,
+            () = tokio::time::sleep(sleep) => Wake::Due,
+        }
+    }
+
+    fn changed(&mut self, kind: KindRef, event: &WatchEvent) {
+        let now = self.store.now();
+        if matches!(event, WatchEvent::Expired) {
+            tracing::info!(kind = kind.name, "the controllers fell behind and start anew");
+            self.queue.add(Task::Everything, now);
+            return;
+        }
+        let tasks = self.store.view(|index| trigger::by_change(index, event));
+        self.queue.add_all(tasks, now);
+    }
+
+    fn contact_changed(&mut self) {
+        let now = self.store.now();
+        let present = self.contacts.all();
+        let moved: Vec<&str> = present
+            .iter()
+            .filter(|(node, contact)| !same_contact(self.known.get(*node), contact))
+            .map(|(node, _)| node.as_str())
+            .collect();
+        let tasks = self.store.view(|index| {
+            let mut tasks = BTreeMap::new();
+            for node in &moved {
+                tasks.extend(trigger::by_contact(index, node));
+            }
+            tasks
+        });
+        self.queue.add_all(tasks, now);
+        self.known = present;
+    }
+
+    /// Plans what is due, and writes the plans; until nothing is due.
+    async fn work(&mut self) {
+        loop {
+            let now = self.store.now();
+            let mut due = self.queue.pop_due(now, PLANS_MAX);
+            if due.is_empty() {
+                return;
+            }
+            if due.contains(&Task::Everything) {
+                self.watch_all();
+                due.retain(|task| *task != Task::Everything);
+            }
+            let started = self.contacts.started();
+            let contacts = self.contacts.all();
+            let plans: Vec<(Task, Plan)> = self.store.view(|index| {
+                let view = View { index, contacts: &contacts, started, now };
+                due.into_iter().map(|task| (task.clone(), plan(&view, &task))).collect()
+            });
+            self.write(plans, now).await;
+        }
+    }
+
+    /// Writes plans side by side, so that they share commits.
+    async fn write(&mut self, plans: Vec<(Task, Plan)>, now: Timestamp) {
+        let mut writing = JoinSet::new();
+        for (task, plan) in plans {
+            if let Some(at) = plan.wake_at {
+                self.queue.add(task.clone(), at.max(Timestamp(now.0 + 1)));
+            }
+            if plan.writes.is_empty() {
+                self.queue.succeeded(&task);
+                continue;
+            }
+            let store = self.store.clone();
+            writing.spawn(async move {
+                let user = task.user();
+                let result = store.write(move |batch| carry_out::carry_out(batch, plan.writes, &user)).await;
+                (task, result)
+            });
+        }
+        while let Some(joined) = writing.join_next().await {
+            match joined {
+                Ok((task, Ok(()))) => self.queue.succeeded(&task),
+                Ok((task, Err(error))) => self.refused(task, &error, now),
+                Err(error) => tracing::error!(%error, "a controller's write ended by a fault"),
+            }
+        }
+    }
+
+    fn refused(&mut self, task: Task, error: &ApiError, now: Timestamp) {
+        if matches!(error.reason, Reason::Conflict | Reason::NotFound) {
+            tracing::debug!(?task, %error, "a plan met a newer state");
+            self.queue.add(task, Timestamp(now.0 + CONFLICT_DELAY_MS));
+            return;
+        }
+        let again = self.queue.failed(&task, now);
+        tracing::warn!(?task, %error, %again, "a plan was refused");
+    }
+}
+
+/// The plan of one task.
+fn plan(view: &View<'_>, task: &Task) -> Plan {
+    match task {
+        Task::Deployment(key) => controllers::deployment::plan(view, key),
+        Task::ReplicaSet(key) => controllers::replica_set::plan(view, key),
+        Task::DaemonSet(key) => controllers::daemon_set::plan(view, key),
+        Task::Node(name) => controllers::node::plan(view, &ObjectKey::of(&kind::NODE, "", name.as_str())),
+        Task::Namespace(name) => {
+            controllers::namespace::plan(view, &ObjectKey::of(&kind::NAMESPACE, "", name.as_str()))
+        }
+        Task::Owner(uid) => controllers::garbage::plan_owner(view, uid),
+        Task::Dependent(uid) => controllers::garbage::plan_dependent(view, uid),
+        Task::Schedule => scheduler::plan(view),
+        Task::Events => controllers::events::sweep(view),
+        Task::Everything => Plan::default(),
+    }
+}
+
+/// Whether nothing that plans look at has changed: a silent device's last contact does not move while it is silent.
+fn same_contact(before: Option<&Contact>, now: &Contact) -> bool {
+    before == Some(now)
+}
+
+/// How long to gather changes before a task of this kind is planned: what looks at every device waits longer in a large
+/// fleet, so that ten thousand reports do not make ten thousand plans.
+pub(crate) fn gathering_ms(index: &Index) -> u64 {
+    const DEVICES_PER_MS: usize = 20;
+    const GATHERING_MS_MAX: usize = 1000;
+    let devices = index.list(&kind::NODE, None).take(DEVICES_PER_MS * GATHERING_MS_MAX).count();
+    u64::try_from(devices / DEVICES_PER_MS).unwrap_or(0)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -1,0 +1,191 @@
+//! What has to be planned again after a change. Pure; a change says *that* something happened, the plans look for themselves.
+
+use std::collections::BTreeMap;
+
+use flotilla_manifests::condition;
+use flotilla_manifests::kind;
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::rollout;
+use flotilla_rest::backend::WatchEvent;
+use serde_json::Value;
+
+use super::gathering_ms;
+use super::queue::Task;
+use crate::controllers::pods;
+use crate::store::Index;
+
+/// Tasks, each with the milliseconds to gather further changes before it is planned.
+pub type Tasks = BTreeMap<Task, u64>;
+
+/// Every task there is.
+pub fn everything(index: &Index) -> Tasks {
+    let mut tasks = Tasks::from([(Task::Schedule, 0), (Task::Events, 0)]);
+    for object in index.objects() {
+        let key = object.key();
+        match key.kind.name {
+            "Deployment" => tasks.insert(Task::Deployment(key), 0),
+            "ReplicaSet" => tasks.insert(Task::ReplicaSet(key), 0),
+            "DaemonSet" => tasks.insert(Task::DaemonSet(key), 0),
+            "Node" => tasks.insert(Task::Node(key.name), 0),
+            "Namespace" => tasks.insert(Task::Namespace(key.name), 0),
+            _ => None,
+        };
+        for owner in object.owner_references() {
+            if index.by_uid(&owner.uid).is_none() {
+                tasks.insert(Task::Owner(owner.uid), 0);
+            }
+        }
+        if object.deletion_timestamp().is_some() && !object.finalizers().is_empty() {
+            tasks.insert(Task::Owner(object.uid().to_owned()), 0);
+        }
+    }
+    tasks
+}
+
+/// What follows from one change.
+pub fn by_change(index: &Index, event: &WatchEvent) -> Tasks {
+    let mut tasks = Tasks::new();
+    let (object, previous, gone) = match event {
+        WatchEvent::Added(object) => (object.as_ref(), None, false),
+        WatchEvent::Modified { previous, object } => (object.as_ref(), Some(previous.as_ref()), false),
+        WatchEvent::Deleted(object) => (object.as_ref(), None, true),
+        WatchEvent::Progress(_) | WatchEvent::Expired => return tasks,
+    };
+    ownership(index, object, previous, gone, &mut tasks);
+    let key = object.key();
+    match key.kind.name {
+        "Deployment" if !gone => {
+            tasks.insert(Task::Deployment(key), 0);
+        }
+        "ReplicaSet" => {
+            tasks.insert(Task::ReplicaSet(key), 0);
+            by_owner(index, object, &mut tasks);
+        }
+        "DaemonSet" if !gone => {
+            tasks.insert(Task::DaemonSet(key), 0);
+        }
+        "ControllerRevision" => by_owner(index, object, &mut tasks),
+        "Pod" => by_pod(index, object, previous, gone, &mut tasks),
+        "Node" => by_node(index, object, previous, gone, &mut tasks),
+        "Namespace" => {
+            tasks.insert(Task::Namespace(key.name), 0);
+        }
+        _ => {}
+    }
+    tasks
+}
+
+/// What follows when a device comes into contact or goes.
+pub fn by_contact(index: &Index, node: &str) -> Tasks {
+    let mut tasks = Tasks::from([(Task::Node(node.to_owned()), 0), (Task::Schedule, 0)]);
+    by_placed(index, node, &mut tasks);
+    daemon_sets(index, &mut tasks);
+    tasks
+}
+
+fn ownership(index: &Index, object: &Object, previous: Option<&Object>, gone: bool, tasks: &mut Tasks) {
+    let uid = object.uid().to_owned();
+    let owners = object.owner_references();
+    if gone {
+        if index.owned_by(&uid).next().is_some() {
+            tasks.insert(Task::Owner(uid), 0);
+        }
+        let waiting = owners.iter().filter_map(|owner| index.by_uid(&owner.uid));
+        for owner in waiting.filter(|owner| owner.deletion_timestamp().is_some()) {
+            tasks.insert(Task::Owner(owner.uid().to_owned()), 0);
+        }
+    } else {
+        if object.deletion_timestamp().is_some() && !object.finalizers().is_empty() {
+            tasks.insert(Task::Owner(uid.clone()), 0);
+        }
+        let news = previous
+            .is_none_or(|previous| previous.at("/metadata/ownerReferences") != object.at("/metadata/ownerReferences"));
+        if news
+            && owners
+                .iter()
+                .any(|owner| index.by_uid(&owner.uid).is_none_or(|owner| owner.deletion_timestamp().is_some()))
+        {
+            tasks.insert(Task::Dependent(uid), 0);
+        }
+    }
+    let namespace = ObjectKey::of(&kind::NAMESPACE, "", object.namespace());
+    if !object.namespace().is_empty()
+        && index.get(&namespace).is_some_and(|namespace| namespace.deletion_timestamp().is_some())
+    {
+        tasks.insert(Task::Namespace(namespace.name), 0);
+    }
+}
+
+/// The workload that controls an object, and the one above it.
+fn by_owner(index: &Index, object: &Object, tasks: &mut Tasks) {
+    let mut owner = object.controller();
+    while let Some(reference) = owner {
+        let Some(found) = index.by_uid(&reference.uid) else { return };
+        match found.kind().name {
+            "Deployment" => tasks.insert(Task::Deployment(found.key()), 0),
+            "ReplicaSet" => tasks.insert(Task::ReplicaSet(found.key()), 0),
+            "DaemonSet" => {
+                let delay = gathering_ms(index);
+                tasks.insert(Task::DaemonSet(found.key()), delay)
+            }
+            _ => return,
+        };
+        owner = found.controller();
+    }
+}
+
+fn by_pod(index: &Index, pod: &Object, previous: Option<&Object>, gone: bool, tasks: &mut Tasks) {
+    by_owner(index, pod, tasks);
+    if let Some(previous) = previous {
+        by_owner(index, previous, tasks);
+    }
+    let unbound = pod.text("/spec/nodeName").is_empty();
+    let freed = gone || (pods::is_finished(pod) && previous.is_some_and(|previous| !pods::is_finished(previous)));
+    if (unbound && !gone) || freed {
+        tasks.insert(Task::Schedule, 0);
+    }
+    if !unbound && !gone && previous.is_none_or(|previous| previous.text("/spec/nodeName").is_empty()) {
+        tasks.insert(Task::Node(pod.text("/spec/nodeName").to_owned()), 0);
+    }
+    if pod.owner_references().is_empty() && rollout::number_of(pod).is_some() {
+        for set in index.list(&kind::REPLICA_SET, Some(pod.namespace())) {
+            tasks.insert(Task::ReplicaSet(set.key()), 0);
+        }
+    }
+}
+
+fn by_node(index: &Index, node: &Object, previous: Option<&Object>, gone: bool, tasks: &mut Tasks) {
+    tasks.insert(Task::Node(node.name().to_owned()), 0);
+    let ready = |node: &Object| {
+        let entry = condition::find(node.status()?, "Ready")?;
+        entry.get("status").and_then(Value::as_str).map(str::to_owned)
+    };
+    let place = |node: &Object| (node.labels(), node.spec().cloned(), ready(node));
+    let moved = previous.is_none_or(|previous| place(previous) != place(node));
+    let room = |node: &Object| (node.at("/status/allocatable").cloned(), node.at("/status/capacity").cloned());
+    if moved || gone {
+        daemon_sets(index, tasks);
+        by_placed(index, node.name(), tasks);
+    }
+    if moved || gone || previous.is_some_and(|previous| room(previous) != room(node)) {
+        tasks.insert(Task::Schedule, 0);
+    }
+}
+
+/// The workloads of the Pods on a device.
+fn by_placed(index: &Index, node: &str, tasks: &mut Tasks) {
+    for pod in index.pods_on(node).filter(|pod| !pods::is_daemon_pod(pod)) {
+        by_owner(index, pod, tasks);
+    }
+}
+
+fn daemon_sets(index: &Index, tasks: &mut Tasks) {
+    let delay = gathering_ms(index);
+    for set in index.list(&kind::DAEMON_SET, None) {
+        tasks.insert(Task::DaemonSet(set.key()), delay);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
