@@ -25,6 +25,7 @@ pub const DOCUMENTS_MAX: usize = 10_000;
 pub const ALIAS_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Duplicate keys that are named; more are not.
 pub const DUPLICATES_MAX: usize = 32;
+const REPORT_BYTES_MAX: usize = 1024;
 
 /// The syntax of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +134,8 @@ fn values(bytes: &[u8], format: Format) -> Result<Vec<Decoded<Value>>, DecodeErr
     }
 }
 
-fn report_duplicate(duplicates: &mut Vec<String>, report: String) {
+fn report_duplicate(duplicates: &mut Vec<String>, report: &str) {
+    let report = schema::bounded(report, REPORT_BYTES_MAX);
     if duplicates.len() < DUPLICATES_MAX && !duplicates.contains(&report) {
         duplicates.push(report);
     }

@@ -11,12 +11,16 @@ use crate::api_error::Violation;
 use crate::kind::KindRef;
 use crate::object::Object;
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+pub(crate) mod arbitrary;
 mod check;
 mod table;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;
 
+pub(crate) use check::bounded;
 use table::{Node, Table};
 
 /// What a value of a field is.
@@ -157,7 +161,8 @@ pub fn list_keys(kind: KindRef, path: &[&str]) -> Option<&'static [&'static str]
     }
 }
 
-/// Fields no schema knows, in kube-apiserver's words: `unknown field "spec.template.spec.containers[0].imagee"`.
+/// Fields no schema knows, in kube-apiserver's words: `unknown field "spec.template.spec.containers[0].imagee"`; at
+/// most 200 of them.
 pub fn unknown_fields(object: &Object) -> Vec<String> {
     check::unknown_fields(of(object.kind()), object.value())
 }
@@ -167,7 +172,8 @@ pub fn prune(object: &mut Object) {
     check::prune(of(object.kind()), object.value_mut());
 }
 
-/// Values of the wrong type, with path, expected and found: `spec.replicas: Invalid value: "string": must be of type integer`.
+/// Values of the wrong type, with path, expected and found: `spec.replicas: Invalid value: "string": must be of type integer`; at
+/// most 200 of them.
 pub fn type_errors(object: &Object) -> Vec<Violation> {
     check::type_errors(of(object.kind()), object.value())
 }

@@ -122,7 +122,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
             state.path.push_str(&key);
             if map.contains_key(&key) {
                 let text = format!("duplicate field \"{}\"", state.path);
-                report_duplicate(&mut state.duplicates, text);
+                report_duplicate(&mut state.duplicates, &text);
             }
             let value = access.next_value_seed(Seed(state))?;
             map.insert(key, value);

@@ -80,6 +80,8 @@ fn duplicates_are_told_and_the_last_counts() {
     assert_eq!(found.duplicates, ["duplicate field \"spec.list[0].b\"", "duplicate field \"spec.a\""]);
     let found = value(b"spec:\n  a: 1\n  a: 2\n", Format::Yaml).unwrap();
     assert_eq!(found.value, json!({"spec": {"a": 2}}));
+    let long = format!("{{\"{0}\": 1, \"{0}\": 2}}", "x".repeat(100_000));
+    assert!(value(long.as_bytes(), Format::Json).unwrap().duplicates[0].len() < 1100);
     assert_eq!(found.duplicates, ["line 3: key \"a\" already set in map"]);
 }
 

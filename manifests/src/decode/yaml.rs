@@ -126,7 +126,7 @@ impl Reader {
             && frame.map.contains_key(name)
         {
             let report = format!("line {}: key {name:?} already set in map", span.start.line());
-            report_duplicate(&mut self.duplicates, report);
+            report_duplicate(&mut self.duplicates, &report);
         }
         frame.key = Some(key);
         Ok(())

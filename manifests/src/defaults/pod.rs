@@ -12,10 +12,8 @@ const FILE_MODE: i64 = 0o644;
 pub(super) fn whole(root: &mut Map<String, Value>) {
     let Some(pod_spec) = inside(root, "spec") else { return };
     spec(pod_spec);
-    if pod_spec.get("serviceAccountName").is_none() {
-        pod_spec.insert("serviceAccountName".to_owned(), "default".into());
-        pod_spec.insert("serviceAccount".to_owned(), "default".into());
-    }
+    zero(pod_spec, "serviceAccountName", "default");
+    service_account(pod_spec);
     let host_network = pod_spec.get("hostNetwork").and_then(Value::as_bool).unwrap_or(false);
     for list in ["containers", "initContainers"] {
         for container in each(pod_spec, list) {

@@ -6,12 +6,31 @@ use super::{Schema, Type};
 use crate::api_error::Violation;
 use crate::time::Timestamp;
 
+/// Findings of one object that are told; more are not, so that a large body cannot make a larger answer.
+const FINDINGS_MAX: usize = 200;
+
+/// Longest path told: a key may be as long as its body.
+const PATH_BYTES_MAX: usize = 1024;
+
+/// A path or message as it may be told: at most `bytes_max` long, and a mark where it was cut.
+pub(crate) fn bounded(text: &str, bytes_max: usize) -> String {
+    if text.len() <= bytes_max {
+        return text.to_owned();
+    }
+    let end = (0..=bytes_max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}...", &text[..end])
+}
+
 /// Where a walk stands; one growing string instead of one per field.
 struct Walk {
     path: String,
 }
 
 impl Walk {
+    fn told(&self) -> String {
+        bounded(&self.path, PATH_BYTES_MAX)
+    }
+
     fn at_field<T>(&mut self, name: &str, visit: impl FnOnce(&mut Self) -> T) -> T {
         let length = self.path.len();
         if length > 0 {
@@ -47,12 +66,16 @@ pub(super) fn unknown_fields(schema: Schema, value: &Value) -> Vec<String> {
 }
 
 fn visit_unknown(schema: Schema, value: &Value, walk: &mut Walk, found: &mut Vec<String>) {
+    if found.len() >= FINDINGS_MAX {
+        return;
+    }
     match (schema.node_type(), value) {
         (Type::Object, Value::Object(map)) => {
             for (name, value) in map {
                 walk.at_field(name, |walk| match schema.field(name) {
                     Some(field) => visit_unknown(field, value, walk, found),
-                    None => found.push(format!("unknown field \"{}\"", walk.path)),
+                    None if found.len() < FINDINGS_MAX => found.push(format!("unknown field \"{}\"", walk.told())),
+                    None => {}
                 });
             }
         }
@@ -147,6 +170,9 @@ pub(super) fn type_errors(schema: Schema, value: &Value) -> Vec<Violation> {
 }
 
 fn visit_types(schema: Schema, value: &Value, walk: &mut Walk, found: &mut Vec<Violation>) {
+    if found.len() >= FINDINGS_MAX {
+        return;
+    }
     match (schema.node_type(), value) {
         (Type::Object, Value::Object(map)) => {
             for (name, value) in map {
@@ -169,7 +195,7 @@ fn visit_types(schema: Schema, value: &Value, walk: &mut Walk, found: &mut Vec<V
         }
         (node_type, value) => {
             if let Some(message) = mismatch(node_type, value) {
-                found.push(Violation { reason: "FieldValueTypeInvalid", field: walk.path.clone(), message });
+                found.push(Violation { reason: "FieldValueTypeInvalid", field: walk.told(), message });
             }
         }
     }

@@ -1,4 +1,4 @@
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::kind;
@@ -214,4 +214,14 @@ fn the_table_stays_small_in_memory() {
     // 1,500 fields of 24 bytes; a change of the layout that doubles it should be a decision.
     assert!(size_of::<table::Field>() <= 24, "{}", size_of::<table::Field>());
     assert!(size_of::<Schema>() <= 8);
+}
+
+#[test]
+fn findings_are_bounded() {
+    let many: Map<String, Value> = (0..1000).map(|index| (format!("field{index}"), json!(1))).collect();
+    assert_eq!(unknown_fields(&deployment(Value::Object(many))).len(), 200);
+    let long = unknown_fields(&deployment(json!({"é".repeat(100_000): 1})));
+    assert!(long[0].len() < 1100 && long[0].ends_with("...\""), "{}", long[0].len());
+    let wrong = deployment(json!({"template": {"spec": {"containers": vec![json!(1); 1000]}}}));
+    assert_eq!(type_errors(&wrong).len(), 200);
 }

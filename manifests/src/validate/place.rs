@@ -6,7 +6,10 @@ use serde_json::Value;
 
 use super::FAULTS_MAX;
 use crate::api_error::Violation;
+use crate::schema;
 
+const FIELD_BYTES_MAX: usize = 1024;
+const MESSAGE_BYTES_MAX: usize = 4096;
 /// Longest value shown in a message.
 const SHOWN_CHARACTERS_MAX: usize = 200;
 
@@ -105,6 +108,7 @@ impl Faults {
 
     /// One fault for one place and reason: the first rule to see it words it best.
     pub(super) fn push(&mut self, reason: &'static str, field: String, message: String) {
+        let (field, message) = (schema::bounded(&field, FIELD_BYTES_MAX), schema::bounded(&message, MESSAGE_BYTES_MAX));
         let known = |fault: &Violation| {
             fault.field == field
                 && fault.reason == reason

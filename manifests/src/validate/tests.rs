@@ -1,9 +1,12 @@
 //! Tables of manifests and the faults they must give, worded as kube-apiserver words them.
 
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::decode::{self, Format};
+use crate::schema::arbitrary::any_object;
 use crate::{defaults, kind};
 
 mod pods;
@@ -279,4 +282,23 @@ fn the_list_of_faults_is_bounded() {
     let found =
         json_manifest(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": keys}));
     assert_eq!(object(&found).len(), FAULTS_MAX);
+}
+
+#[test]
+fn no_object_makes_a_rule_panic_or_lose_its_place() {
+    let config = ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = TestRunner::new(config);
+    for kind in kind::ALL {
+        let outcome = runner.run(&(any_object(kind), any_object(kind)), |(old, new)| {
+            let (old, mut new) = (Object::parse(old).unwrap(), Object::parse(new).unwrap());
+            defaults::apply(&mut new);
+            let found = object(&new).into_iter().chain(update(&old, &new));
+            for fault in found {
+                prop_assert!(!fault.field.is_empty() && !fault.field.starts_with('.'), "{fault:?}");
+            }
+            prop_assert_eq!(update(&new, &new), []);
+            Ok(())
+        });
+        outcome.unwrap();
+    }
 }
