@@ -8,6 +8,7 @@ use crate::kind::{self, KindRef};
 use crate::scale;
 
 mod deletion;
+mod properties;
 mod writes;
 
 /// 2026-11-21T08:00:00Z
