@@ -42,8 +42,19 @@ const PURE: &[&str] = &[
 
 /// What a pure module may not say.
 const IMPURE_WORDS: &[&str] = &[
-    "std::net", "std::fs", "std::thread", "std::process", "SystemTime", "Instant::now", "tokio::", "rusqlite", "quinn", "rumqttc",
-    "SystemRandom", "getrandom", "rand::",
+    "std::net",
+    "std::fs",
+    "std::thread",
+    "std::process",
+    "SystemTime",
+    "Instant::now",
+    "tokio::",
+    "rusqlite",
+    "quinn",
+    "rumqttc",
+    "SystemRandom",
+    "getrandom",
+    "rand::",
 ];
 
 /// The one door of each I/O dependency: word -> where it may stand.
@@ -54,7 +65,14 @@ const DOORS: &[(&str, &[&str])] = &[
     ("automerge::", &["sync/src/document.rs", "sync/src/document/"]),
     (
         "rustls::",
-        &["sync/src/identity", "sync/src/enrol", "sync/src/transport", "manifests/rest/src/server", "manifests/rest/src/tls.rs", "hub/cli/src/demo/api.rs"],
+        &[
+            "sync/src/identity",
+            "sync/src/enrol",
+            "sync/src/transport",
+            "manifests/rest/src/server",
+            "manifests/rest/src/tls.rs",
+            "hub/cli/src/demo/api.rs",
+        ],
     ),
     (
         "process::Command",

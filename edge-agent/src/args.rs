@@ -57,7 +57,8 @@ fn parse_labels(text: &str) -> Result<Labels, String> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| {
-            let (name, value) = pair.split_once('=').ok_or_else(|| format!("{pair:?} is not of the form name=value"))?;
+            let (name, value) =
+                pair.split_once('=').ok_or_else(|| format!("{pair:?} is not of the form name=value"))?;
             Ok((name.trim().to_owned(), value.trim().to_owned()))
         })
         .collect()

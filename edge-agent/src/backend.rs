@@ -120,7 +120,8 @@ impl<R: Runtime> Backend for LocalBackend<R> {
             return Err(ApiError::of(Reason::Expired, format!("too old resource version: {from}")));
         }
         let (sender, receiver) = mpsc::channel(WATCH_LEN_MAX);
-        let follower = Follower { shared: self.shared.clone(), kind, namespace: namespace.map(str::to_owned), at: from };
+        let follower =
+            Follower { shared: self.shared.clone(), kind, namespace: namespace.map(str::to_owned), at: from };
         drop(tokio::spawn(follower.run(version, sender)));
         Ok(receiver)
     }

@@ -69,7 +69,7 @@ pub struct Effective {
     /// Everything but Pods' statuses.
     pub objects: BTreeMap<ObjectKey, Object>,
     pub pods: DesiredPods,
-    /// Pod uid -> (workload uid, number, attempt); the uid is the pod's own for a bare Pod.
+    /// By pod uid.
     pub origins: BTreeMap<String, Origin>,
     pub memory: Memory,
     /// Overrides that no longer fit their base, for the override's status.
@@ -79,9 +79,14 @@ pub struct Effective {
 /// What a Pod was derived from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
+    /// Uid of what it was derived from; its own for a bare Pod.
     pub workload: String,
     pub number: Option<RolloutNumber>,
     pub attempt: u64,
+    /// The uid the hub knows it by.
+    pub subject: String,
+    /// By the scheduler, and therefore with a uid that the hub gave.
+    pub placed: bool,
 }
 
 /// The effective state of the device `node`, whose Node manifest is among the known ones once it has synced.
@@ -101,7 +106,8 @@ pub fn effective(node: &NodeRef, known: &Known, memory: &Memory, now: Timestamp)
     }
     for secret in known.secrets.values() {
         let data = secret.at("/data").and_then(serde_json::Value::as_object);
-        let opened = data.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), decoded(text.as_str()?)?)));
+        let opened =
+            data.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), decoded(text.as_str()?)?)));
         result.pods.secrets.insert((secret.namespace().into(), secret.name().into()), opened.collect());
         show(secret, &mut result);
     }
@@ -146,11 +152,15 @@ fn daemon_set(
     }
     show(&shown, result);
     remember(uid, number, &at_number, result);
-    let attempt = next_attempt(uid, attempt, |attempt| {
-        known.evictions.contains(&derive::daemon_pod_uid(uid, &node.uid, number, attempt))
-    }, result);
+    let attempt = next_attempt(
+        uid,
+        attempt,
+        |attempt| known.evictions.contains(&derive::daemon_pod_uid(uid, &node.uid, number, attempt)),
+        result,
+    );
     let pod = derive::daemon_pod(&at_number, node, number, attempt, live);
-    run(pod, Origin { workload: uid.to_owned(), number: Some(number), attempt }, None, result);
+    let subject = pod.uid().to_owned();
+    run(pod, Origin { workload: uid.to_owned(), number: Some(number), attempt, subject, placed: false }, None, result);
 }
 
 /// Pods of a Deployment or ReplicaSet that the scheduler placed here.
@@ -177,9 +187,16 @@ fn placed(
         if scaled_to_none {
             continue;
         }
-        let pod = derive::placed_pod(&at_number, placement, &node.name, attempt, live);
+        let mut pod = derive::placed_pod(&at_number, placement, &node.name, attempt, live);
+        if attempt > 0 {
+            // A life of its own on this device; the hub goes on knowing it by the uid it gave.
+            let local = derive::daemon_pod_uid(&placement.uid, &node.uid, number, attempt);
+            pod.metadata_mut().insert("uid".into(), local.into());
+        }
+        let subject = placement.uid.clone();
         let deletion = known.evictions.contains(&placement.uid).then_some(Deletion { grace_seconds: None });
-        run(pod, Origin { workload: uid.to_owned(), number: Some(number), attempt }, deletion, result);
+        let origin = Origin { workload: uid.to_owned(), number: Some(number), attempt, subject, placed: true };
+        run(pod, origin, deletion, result);
     }
 }
 
@@ -189,7 +206,8 @@ fn bare_pod(uid: &str, manifest: &Manifest, live: &[OverrideRecord], known: &Kno
         return;
     }
     let deletion = known.evictions.contains(uid).then_some(Deletion { grace_seconds: None });
-    run(pod, Origin { workload: uid.to_owned(), number: None, attempt: 0 }, deletion, result);
+    let origin = Origin { workload: uid.to_owned(), number: None, attempt: 0, subject: uid.to_owned(), placed: false };
+    run(pod, origin, deletion, result);
 }
 
 fn config_map(manifest: &Manifest, live: &[OverrideRecord], result: &mut Effective) {

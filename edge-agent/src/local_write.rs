@@ -39,7 +39,14 @@ pub struct Subject<'a> {
 pub type Decided = Result<(Decision, Vec<String>), ApiError>;
 
 /// Decides one write. `id` is a fresh override id; `author` the caller's name.
-pub fn decide(key: &ObjectKey, subject: &Subject<'_>, mutation: &Mutation, context: &Context, id: &str, author: &str) -> Decided {
+pub fn decide(
+    key: &ObjectKey,
+    subject: &Subject<'_>,
+    mutation: &Mutation,
+    context: &Context,
+    id: &str,
+    author: &str,
+) -> Decided {
     match key.kind {
         k if k == &kind::OVERRIDE => end_override(key, subject, mutation, context),
         k if k == &kind::POD && matches!(mutation, Mutation::Delete(_)) => restart(key, subject, mutation, context),
@@ -65,7 +72,8 @@ fn refuse_status(key: &ObjectKey, mutation: &Mutation) -> Result<(), ApiError> {
 
 fn end_override(key: &ObjectKey, subject: &Subject<'_>, mutation: &Mutation, context: &Context) -> Decided {
     let Mutation::Delete(_) = mutation else {
-        let message = "an override is made by editing the object it changes, and ended by deleting it or setting the field back";
+        let message =
+            "an override is made by editing the object it changes, and ended by deleting it or setting the field back";
         return Err(ApiError::of(Reason::MethodNotAllowed, message).about(key));
     };
     let admitted = admission::admit(key, subject.shown, mutation, context)?;

@@ -32,7 +32,9 @@ const MIGRATIONS: &[&str] = &["
 pub enum StoreError {
     #[error("cannot open the device's database {path}")]
     Open { path: PathBuf, source: rusqlite::Error },
-    #[error("the device's database {path} was written by a newer version ({found} > {known}); run that version or a newer one")]
+    #[error(
+        "the device's database {path} was written by a newer version ({found} > {known}); run that version or a newer one"
+    )]
     Newer { path: PathBuf, found: usize, known: usize },
     #[error("the device's database cannot {what}")]
     Write { what: &'static str, source: rusqlite::Error },
@@ -58,7 +60,9 @@ impl Store {
         let open = |source| StoreError::Open { path: path.clone(), source };
         let mut connection = Connection::open(&path).map_err(open)?;
         connection
-            .execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-256; PRAGMA mmap_size=0;")
+            .execute_batch(
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-256; PRAGMA mmap_size=0;",
+            )
             .map_err(open)?;
         migrate(&mut connection, &path)?;
         let loaded = rows::load(&connection).map_err(open)?;
@@ -114,7 +118,9 @@ impl Store {
         self.transact("store the history of pods", move |transaction| {
             for (pod, value) in &changed {
                 match value {
-                    Some(value) => transaction.execute("INSERT OR REPLACE INTO history VALUES (?1, ?2)", params![pod, value])?,
+                    Some(value) => {
+                        transaction.execute("INSERT OR REPLACE INTO history VALUES (?1, ?2)", params![pod, value])?
+                    }
                     None => transaction.execute("DELETE FROM history WHERE pod = ?1", params![pod])?,
                 };
             }

@@ -50,7 +50,10 @@ impl LocalView {
     /// Objects of a kind in key order.
     pub fn list(&self, kind: KindRef, namespace: Option<&str>) -> Vec<Arc<Object>> {
         let of_kind = self.objects.range(ObjectKey::of(kind, "", "")..).take_while(|(key, _)| key.kind == kind);
-        of_kind.filter(|(key, _)| namespace.is_none_or(|name| key.namespace == name)).map(|(_, one)| one.clone()).collect()
+        of_kind
+            .filter(|(key, _)| namespace.is_none_or(|name| key.namespace == name))
+            .map(|(_, one)| one.clone())
+            .collect()
     }
 
     /// Changes after `from`; `None` when history does not reach back that far, or `from` is of another server.
@@ -102,8 +105,13 @@ impl LocalView {
             (Some(last), None) => (Some(stamped((*last).clone())), None),
             (previous, current) => (previous, current.map(stamped)),
         };
-        let change =
-            Arc::new(Change { version: self.version, kind: key.kind, namespace: key.namespace.clone(), previous, current });
+        let change = Arc::new(Change {
+            version: self.version,
+            kind: key.kind,
+            namespace: key.namespace.clone(),
+            previous,
+            current,
+        });
         self.history.push_back(change.clone());
         if self.history.len() > HISTORY_LEN_MAX {
             if let Some(oldest) = self.history.pop_front() {
@@ -123,7 +131,9 @@ mod tests {
     use super::*;
 
     fn pod(name: &str, uid: &str, phase: &str) -> (ObjectKey, Object) {
-        let object = Object::parse(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": uid}, "status": {"phase": phase}}));
+        let object = Object::parse(
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": uid}, "status": {"phase": phase}}),
+        );
         (ObjectKey::of(&kind::POD, "default", name), object.unwrap())
     }
 

@@ -42,7 +42,8 @@ fn applied(fleet: &Fleet) {
     assert_eq!(pods.keys().collect::<Vec<_>>(), ["n1", "n2", "n3"]);
     wait::until("the DaemonSet counts three", || {
         let table = kubectl.attempt("get ds,pods -o wide")?;
-        let counted = table.lines().any(|line| line.starts_with("daemonset.apps/web") && line.matches(" 3 ").count() == 5);
+        let counted =
+            table.lines().any(|line| line.starts_with("daemonset.apps/web") && line.matches(" 3 ").count() == 5);
         if counted { Ok(()) } else { Err(table) }
     });
     let (name, _, _) = &pods["n2"];

@@ -130,7 +130,8 @@ impl Fleet {
 
     /// Mints a token and starts an agent that joins with it.
     pub fn join(&mut self, name: &str, arguments: &[&str]) {
-        let token = self.run(&["token", "create", "--data", &self.hub_folder().to_string_lossy(), "--node", name]).unwrap();
+        let token =
+            self.run(&["token", "create", "--data", &self.hub_folder().to_string_lossy(), "--node", name]).unwrap();
         let mut all = vec!["--join".to_owned(), token.trim().to_owned()];
         all.extend(arguments.iter().map(|text| (*text).to_owned()));
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
@@ -139,7 +140,8 @@ impl Fleet {
 
     /// Starts (or starts again) the agent of that name.
     pub fn start_agent(&mut self, name: &str, arguments: &[&str]) {
-        let mut all = self.words(&["agent", "run", "--name", name, "--data", &self.agent_folder(name).to_string_lossy()]);
+        let mut all =
+            self.words(&["agent", "run", "--name", name, "--data", &self.agent_folder(name).to_string_lossy()]);
         all.extend(self.words(&["--transport", if self.road == Road::Mqtt { "mqtt" } else { "quic" }]));
         all.extend(self.words(arguments));
         let log = self.folder.path().join(format!("{name}.log"));
@@ -176,7 +178,11 @@ impl Fleet {
     pub fn run(&self, arguments: &[&str]) -> Result<String, String> {
         let output = Command::new(&self.binary).args(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() { Ok(text) } else { Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr))) }
+        if output.status.success() {
+            Ok(text)
+        } else {
+            Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+        }
     }
 
     /// The logs of all processes, for a failing test.
@@ -238,7 +244,10 @@ fn named(pod: &Value) -> (String, Value) {
 
 fn summary(pods: &BTreeMap<String, Value>) -> String {
     let one = |(name, pod): (&String, &Value)| {
-        format!("{name}: {} on {} ({})", pod["status"]["phase"], pod["spec"]["nodeName"], pod["status"]["containerStatuses"])
+        format!(
+            "{name}: {} on {} ({})",
+            pod["status"]["phase"], pod["spec"]["nodeName"], pod["status"]["containerStatuses"]
+        )
     };
     pods.iter().map(one).collect::<Vec<_>>().join("; ")
 }

@@ -16,11 +16,13 @@ pub struct Kubectl {
 /// `kubectl.1.29` ... `kubectl.1.33` where they exist, else the `kubectl` on the PATH, else none.
 pub fn binaries() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let Some(found) = std::env::split_paths(&path).map(|folder| folder.join("kubectl")).find(|file| file.exists()) else {
+    let Some(found) = std::env::split_paths(&path).map(|folder| folder.join("kubectl")).find(|file| file.exists())
+    else {
         return Vec::new();
     };
     let found = found.canonicalize().unwrap();
-    let versioned = (29..=33).map(|minor| found.with_file_name(format!("kubectl.1.{minor}"))).filter(|file| file.exists());
+    let versioned =
+        (29..=33).map(|minor| found.with_file_name(format!("kubectl.1.{minor}"))).filter(|file| file.exists());
     let versioned: Vec<PathBuf> = versioned.collect();
     if versioned.is_empty() { vec![found] } else { versioned }
 }

@@ -1,7 +1,11 @@
 //! What end-to-end tests and benches stand on: real processes in temporary folders, real kubectl, waiting for conditions.
 //!
 //! Owns start, kill and clean-up of everything a test started, also when it fails. Start reading at [`fleet`].
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may stop at the first surprise, and says why it skips")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may stop at the first surprise, and says why it skips"
+)]
 
 pub mod fleet;
 pub mod kubectl;

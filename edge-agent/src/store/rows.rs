@@ -69,6 +69,8 @@ pub struct Ingest {
     /// Channels that were left: all of their rows go.
     pub left: Vec<String>,
     pub meta: Vec<(&'static str, Vec<u8>)>,
+    /// Batches of this channel that begin before this record are forgotten.
+    pub batches_before: Option<(String, u64)>,
 }
 
 impl Ingest {
@@ -87,7 +89,8 @@ impl Ingest {
         }
         for item in &self.items {
             if item.bytes.is_empty() {
-                transaction.execute("DELETE FROM item WHERE channel = ?1 AND id = ?2", params![item.channel, item.id])?;
+                transaction
+                    .execute("DELETE FROM item WHERE channel = ?1 AND id = ?2", params![item.channel, item.id])?;
             } else {
                 let values = params![item.channel, item.id, item.bytes];
                 transaction.execute("INSERT OR REPLACE INTO item VALUES (?1, ?2, ?3)", values)?;
@@ -97,6 +100,10 @@ impl Ingest {
             let values =
                 params![batch.channel, batch.writer, batch.first.cast_signed(), batch.last.cast_signed(), batch.bytes];
             transaction.execute("INSERT OR REPLACE INTO batch VALUES (?1, ?2, ?3, ?4, ?5)", values)?;
+        }
+        if let Some((channel, first)) = &self.batches_before {
+            let values = params![channel, first.cast_signed()];
+            transaction.execute("DELETE FROM batch WHERE channel = ?1 AND first < ?2", values)?;
         }
         for (name, value) in &self.meta {
             transaction.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![name, value])?;
@@ -142,19 +149,27 @@ pub(super) fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
                 body: row.get(6)?,
             })
         })?,
-        batches: all(connection, "SELECT channel, writer, first, last, bytes FROM batch ORDER BY channel, writer, first", |row| {
-            Ok(BatchRow {
-                channel: row.get(0)?,
-                writer: row.get(1)?,
-                first: unsigned(row, 2)?,
-                last: unsigned(row, 3)?,
-                bytes: row.get(4)?,
-            })
-        })?,
+        batches: all(
+            connection,
+            "SELECT channel, writer, first, last, bytes FROM batch ORDER BY channel, writer, first",
+            |row| {
+                Ok(BatchRow {
+                    channel: row.get(0)?,
+                    writer: row.get(1)?,
+                    first: unsigned(row, 2)?,
+                    last: unsigned(row, 3)?,
+                    bytes: row.get(4)?,
+                })
+            },
+        )?,
     })
 }
 
-fn all<T>(connection: &Connection, query: &str, read: impl Fn(&Row<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<Vec<T>> {
+fn all<T>(
+    connection: &Connection,
+    query: &str,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Vec<T>> {
     let mut statement = connection.prepare(query)?;
     let rows = statement.query_map([], |row| read(row))?;
     rows.collect()

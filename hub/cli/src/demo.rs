@@ -64,7 +64,8 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<()> {
         stage.hub.patch(WEB, &set_env("SIZE", "large"))?;
         stage.device("pump-3")?.api.patch(WEB, &set_env("COLOUR", "red"))?;
         stage.until("each side runs its own edit", |stage| {
-            let there = items(&stage.device("pump-3")?.api.get(PODS)?).any(|pod| env(pod, "COLOUR") == "red" && ready(pod));
+            let there =
+                items(&stage.device("pump-3")?.api.get(PODS)?).any(|pod| env(pod, "COLOUR") == "red" && ready(pod));
             let here = items(&stage.hub.get(PODS)?).filter(|pod| env(pod, "SIZE") == "large" && ready(pod)).count();
             Ok((there && here == 2).then_some(()).ok_or(format!("{here} of 2 at the hub, device: {there}")))
         })
@@ -102,13 +103,15 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<()> {
 /// Whether one ready Pod of each device satisfies `right`.
 fn running(stage: &Stage, right: impl Fn(&str, &Value) -> bool) -> Result<Result<(), String>> {
     let pods = stage.hub.get(PODS)?;
-    let good = items(&pods).filter(|pod| ready(pod) && right(pod["spec"]["nodeName"].as_str().unwrap_or(""), pod)).count();
+    let good =
+        items(&pods).filter(|pod| ready(pod) && right(pod["spec"]["nodeName"].as_str().unwrap_or(""), pod)).count();
     Ok(if good == 3 { Ok(()) } else { Err(format!("{good} of 3")) })
 }
 
 fn restarts(device: &Device) -> Result<i64> {
     let pods = device.api.get(PODS)?;
-    let pod = items(&pods).find(|pod| ready(pod)).map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].clone());
+    let pod =
+        items(&pods).find(|pod| ready(pod)).map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].clone());
     Ok(pod.and_then(|count| count.as_i64()).unwrap_or(-1))
 }
 

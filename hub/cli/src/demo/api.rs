@@ -80,7 +80,8 @@ impl Api {
         let split = answer.windows(4).position(|four| four == b"\r\n\r\n").context("no HTTP answer")?;
         let (head, body) = (String::from_utf8_lossy(&answer[..split]).into_owned(), &answer[split + 4..]);
         let code: u16 = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no HTTP status")?;
-        let value: Value = serde_json::from_slice(body).with_context(|| format!("{method} {path}: no JSON in the answer"))?;
+        let value: Value =
+            serde_json::from_slice(body).with_context(|| format!("{method} {path}: no JSON in the answer"))?;
         if code >= 300 {
             bail!("{method} {path}: {code} {}", value["message"].as_str().unwrap_or_default());
         }

@@ -60,7 +60,8 @@ impl Stage {
             if let Some(status) = hub_process.try_wait()? {
                 bail!("the hub ended ({status}): {}", std::fs::read_to_string(folder.path().join("hub.log"))?);
             }
-            let answer = Api::from_kubeconfig(&kubeconfig).and_then(|api| api.get("/api/v1/namespaces/default").map(|_| api));
+            let answer =
+                Api::from_kubeconfig(&kubeconfig).and_then(|api| api.get("/api/v1/namespaces/default").map(|_| api));
             match answer {
                 Ok(api) => break api,
                 Err(error) if now() - begun > STEP_LIMIT => return Err(error.context("the hub did not become ready")),
@@ -105,7 +106,11 @@ impl Stage {
             if seen != shown && now() - begun > Duration::from_millis(500) {
                 clear(terminal)?;
                 let line = format!("   waiting: {what} ({seen})");
-                if terminal { write_text(&line)? } else { write_line(&line)? }
+                if terminal {
+                    write_text(&line)?
+                } else {
+                    write_line(&line)?
+                }
                 shown = seen;
             }
             std::thread::park_timeout(POLL);
@@ -127,7 +132,9 @@ impl Stage {
         let mut child = start(&self.binary, &words, &self.folder.path().join(format!("{name}.log")))?;
         let begun = now();
         let api = loop {
-            match Api::from_kubeconfig(&folder.join("local.kubeconfig")).and_then(|api| api.get("/version").map(|_| api)) {
+            match Api::from_kubeconfig(&folder.join("local.kubeconfig"))
+                .and_then(|api| api.get("/version").map(|_| api))
+            {
                 Ok(api) => break api,
                 Err(error) if child.try_wait()?.is_some() || now() - begun > STEP_LIMIT => {
                     return Err(error.context(format!("{name} did not start:\n{}", self.logs())));
@@ -153,7 +160,14 @@ impl Stage {
             let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str).unwrap_or("-").to_owned();
             let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
             let env = |name| if super::env(pod, name).is_empty() { "-" } else { super::env(pod, name) }.to_owned();
-            vec![text("/metadata/name"), text("/spec/nodeName"), text("/status/phase"), restarts.to_string(), env("COLOUR"), env("SIZE")]
+            vec![
+                text("/metadata/name"),
+                text("/spec/nodeName"),
+                text("/status/phase"),
+                restarts.to_string(),
+                env("COLOUR"),
+                env("SIZE"),
+            ]
         };
         table(&["POD", "NODE", "STATUS", "RESTARTS", "COLOUR", "SIZE"], super::items(&pods).map(row).collect())
     }
@@ -163,12 +177,22 @@ impl Stage {
         let mut rows = Vec::new();
         for one in super::items(&list) {
             let text = |pointer: &str| one.pointer(pointer).and_then(Value::as_str).unwrap_or("-").to_owned();
-            let value = |operation: &Value, field: &str| operation.pointer(field).map_or("nothing".to_owned(), Value::to_string);
+            let value = |operation: &Value, field: &str| {
+                operation.pointer(field).map_or("nothing".to_owned(), Value::to_string)
+            };
             for operation in one["spec"]["operations"].as_array().into_iter().flatten() {
                 let path = operation["path"].as_str().unwrap_or("-");
                 let (new, old) = (value(operation, "/value"), value(operation, "/replaced/value"));
                 let node = text("/spec/nodeName");
-                rows.push(vec![node, text("/spec/target/name"), path.to_owned(), old, new, text("/spec/author"), text("/spec/time")]);
+                rows.push(vec![
+                    node,
+                    text("/spec/target/name"),
+                    path.to_owned(),
+                    old,
+                    new,
+                    text("/spec/author"),
+                    text("/spec/time"),
+                ]);
             }
         }
         table(&["NODE", "OBJECT", "PATH", "BASE", "HERE", "AUTHOR", "TIME"], rows)

@@ -1,0 +1,150 @@
+//! What the device shows at its own API and tells the hub.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::overrides;
+use serde_json::{Value, json};
+
+use super::{Agent, PassError};
+use crate::knowledge::Read;
+use crate::reconcile::Observed;
+use crate::runtime::Runtime as _;
+
+/// What was put into the outbox last, by subject: only changes are put there again.
+#[derive(Debug, Default)]
+pub(crate) struct Reports {
+    told: BTreeMap<String, Told>,
+    node_status: Option<Value>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Told {
+    body: Value,
+    transition: Value,
+}
+
+impl Agent {
+    /// Brings the local API's view up to date.
+    pub(super) fn show(&mut self, read: &Read, statuses: &BTreeMap<String, Value>) {
+        let mut objects = self.state.effective.objects.clone();
+        for object in objects.values_mut() {
+            if let Some(status) = statuses.get(object.uid()).filter(|_| object.kind().name == "Pod") {
+                object.value_mut()["status"] = status.clone();
+            }
+        }
+        let node_status = self.node_status();
+        let node_key = ObjectKey::of(&flotilla_manifests::kind::NODE, "", self.node.name.as_str());
+        if let Some(node) = objects.get_mut(&node_key) {
+            node.value_mut()["status"] = node_status;
+        }
+        for record in &read.known.overrides {
+            let mut object = overrides::object_of(record, &self.node.name);
+            object.metadata_mut().insert("uid".into(), record.id.clone().into());
+            objects.insert(object.key(), object);
+        }
+        let renewed = std::mem::take(&mut self.state.renewed);
+        let changes = self.shared.view().replace(objects, &renewed);
+        if !changes.is_empty() {
+            self.shared.announce();
+        }
+    }
+
+    /// Puts what changed into the outbox: transitions marked urgent, ends durable.
+    pub(super) async fn report(
+        &mut self,
+        read: &Read,
+        observed: &Observed,
+        statuses: &BTreeMap<String, Value>,
+        ended: &BTreeSet<String>,
+    ) -> Result<(), PassError> {
+        let mut facts = Vec::new();
+        let mut gone = Vec::new();
+        for (uid, status) in statuses {
+            let Some((subject, body)) = self.pod_fact(uid, status) else { continue };
+            let transition = transition(status);
+            let known = self.state.reports.told.get(&subject);
+            if known.is_some_and(|told| told.body == body) {
+                continue;
+            }
+            let urgent = known.is_none_or(|told| told.transition != transition);
+            facts.push((subject.clone(), urgent, Some(serde_json::to_vec(&body)?)));
+            self.state.reports.told.insert(subject, Told { body, transition });
+        }
+        for uid in ended {
+            // A placed Pod that was restarted here has lives of its own; to the hub it is one Pod that has not ended.
+            if !read.known.placements.contains_key(uid) {
+                gone.push(uid.clone());
+            }
+        }
+        let lives = |uid: &String| {
+            statuses.contains_key(uid)
+                || observed.sandboxes.contains_key(uid)
+                || self.shared.history().contains_key(uid)
+        };
+        let confirmable = read.known.evictions.iter().filter(|uid| !self.state.confirmed.contains(*uid) && !lives(uid));
+        gone.extend(confirmable.cloned().collect::<Vec<_>>());
+        self.state.confirmed.retain(|uid| read.known.evictions.contains(uid));
+        for uid in gone {
+            let subject = format!("pod/{uid}");
+            self.state.reports.told.remove(&subject);
+            facts.push((subject, true, None));
+            self.state.confirmed.insert(uid);
+        }
+        let node = self.node_status();
+        if self.state.reports.told.get("node").is_none_or(|told| told.body != node) {
+            let transition = conditions(&node);
+            let urgent = self.state.reports.told.get("node").is_none_or(|told| told.transition != transition);
+            facts.push(("node".to_owned(), urgent, Some(serde_json::to_vec(&json!({"status": node}))?)));
+            self.state.reports.told.insert("node".to_owned(), Told { body: node, transition });
+        }
+        self.replica.report(facts).await?;
+        Ok(())
+    }
+
+    fn pod_fact(&self, uid: &str, status: &Value) -> Option<(String, Value)> {
+        let origin = self.state.effective.origins.get(uid)?;
+        let pod: &Object = &self.state.effective.pods.pods.get(uid)?.object;
+        let body = json!({
+            "namespace": pod.namespace(), "name": pod.name(), "uid": origin.subject, "workload": origin.workload,
+            "number": origin.number, "attempt": origin.attempt, "status": status,
+        });
+        Some((format!("pod/{}", origin.subject), body))
+    }
+
+    fn node_status(&mut self) -> Value {
+        let pressure = self.host.pressure();
+        let previous = self.state.reports.node_status.clone();
+        let version = self.runtime.version();
+        let status = self.host.node_status(&self.node.name, &version, &pressure, previous.as_ref(), self.clock.now());
+        self.state.reports.node_status = Some(status.clone());
+        without_heartbeats(status)
+    }
+}
+
+/// What of a PodStatus leaves at once when it changes: phase, and per container ready, restarts and the kind of its state.
+fn transition(status: &Value) -> Value {
+    let containers =
+        ["initContainerStatuses", "containerStatuses"].iter().filter_map(|field| status[*field].as_array());
+    let facts = containers.flatten().map(|one| {
+        let state: Vec<&String> = one["state"].as_object().into_iter().flat_map(|state| state.keys()).collect();
+        json!([one["name"], one["ready"], one["restartCount"], state])
+    });
+    json!([status["phase"], facts.collect::<Vec<_>>()])
+}
+
+/// Types and statuses of a NodeStatus' conditions.
+fn conditions(status: &Value) -> Value {
+    let list = status["conditions"].as_array().into_iter().flatten();
+    list.map(|one| json!([one["type"], one["status"]])).collect()
+}
+
+/// Heartbeats are the session's business: a status that differs in nothing else is the same.
+fn without_heartbeats(mut status: Value) -> Value {
+    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        if let Some(condition) = condition.as_object_mut() {
+            condition.remove("lastHeartbeatTime");
+        }
+    }
+    status
+}

@@ -1,0 +1,273 @@
+//! How a device comes to its identity, and keeps it.
+//!
+//! Owns the order of a first start: keys are durable before the token is shown, the answer before it is used. Refuses to ask
+//! anyone when the identity is on the disk. Start reading at [`Identity::open`].
+
+use std::sync::Arc;
+
+use flotilla_manifests::time::Timestamp;
+use flotilla_sync::enrol::{self, Enrolment, EnrolmentMaterial, Introduction, Proof, Token};
+use flotilla_sync::identity::writer::WriterIdentity;
+use flotilla_sync::identity::{
+    CredentialsMaterial, DeviceKeys, DeviceKeysMaterial, Installation, InstallationMaterial, NodeName, TrustTime,
+};
+use flotilla_sync::transport::{BrokerUrl, EnrolConnector, Target};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::args::{RunArguments, Transport};
+use crate::clock::Clock;
+use crate::replica::WriterMaterial;
+use crate::store::{Loaded, Store, StoreError};
+
+/// What makes this device this device.
+#[derive(Debug)]
+pub struct Identity {
+    pub node: NodeName,
+    pub node_uid: String,
+    pub keys: DeviceKeys,
+    pub enrolment: Enrolment,
+    pub writer: WriterMaterial,
+}
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolmentError {
+    #[error("this device has not joined a hub yet: start it once with --join TOKEN (from `flotilla token create`)")]
+    NoToken,
+    #[error("--join")]
+    Token(#[from] enrol::TokenParseError),
+    #[error("{0:?} cannot be a node's name: lower case letters, digits, '-' and '.', at most 253; set it with --name")]
+    Name(String),
+    #[error(
+        "--name {given} is not the name {known} this device joined with; leave it out, or use another --data folder"
+    )]
+    OtherName { given: String, known: String },
+    #[error("the token has no address for this transport; make one at a hub that has")]
+    NoAddress,
+    #[error("could not join the hub (tried {tried})")]
+    Unreachable { tried: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("stored identity: {what} is damaged: {why}")]
+    Damaged { what: &'static str, why: String },
+    #[error("the system's random source failed")]
+    Random,
+    #[error(transparent)]
+    Identity(#[from] flotilla_sync::identity::IdentityError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Identity {
+    /// Reads the identity, or joins a hub to get one.
+    ///
+    /// # Errors
+    /// No token on a first start, a hub that cannot be reached or says no, a damaged database.
+    pub async fn open(
+        store: &Store,
+        loaded: &Loaded,
+        arguments: &RunArguments,
+        time: &Arc<dyn TrustTime>,
+    ) -> Result<Self, EnrolmentError> {
+        let keys = open_keys(store, loaded).await?;
+        let enrolment = match stored::<EnrolmentMaterial>(loaded, "enrolment")? {
+            Some(material) => from_material(&material)?,
+            None => join(store, arguments, &keys, time).await?,
+        };
+        let node = enrolment.certificate.node.clone();
+        if let Some(given) = arguments.name.as_deref().filter(|given| *given != node.as_str()) {
+            return Err(EnrolmentError::OtherName { given: given.to_owned(), known: node.to_string() });
+        }
+        let writer = open_writer(store, loaded, &keys, &enrolment).await?;
+        let node_uid = enrolment.certificate.node_uid.clone();
+        Ok(Self { node, node_uid, keys, enrolment, writer })
+    }
+
+    /// When the session certificate should be replaced by a younger one.
+    pub fn renew_at(&self) -> Timestamp {
+        Timestamp(self.enrolment.credentials.renew_after_ms().unwrap_or(0))
+    }
+
+    /// Enrols again with the device key, over one road; the new certificate is durable when this returns.
+    ///
+    /// # Errors
+    /// The hub cannot be reached there, or says no.
+    pub async fn renew(
+        &mut self,
+        store: &Store,
+        target: &Target,
+        time: &Arc<dyn TrustTime>,
+    ) -> Result<(), EnrolmentError> {
+        let proof = Proof::Device(self.enrolment.certificate.encode());
+        let pin = ring::digest::digest(&ring::digest::SHA256, &self.enrolment.authority);
+        let mut introduction = Introduction {
+            proof,
+            node: self.node.clone(),
+            labels: std::collections::BTreeMap::new(),
+            pin: [0; 32],
+            root: self.enrolment.root,
+        };
+        introduction.pin.copy_from_slice(pin.as_ref());
+        let renewed = exchange(&introduction, &self.keys, target, time).await?;
+        put(store, "enrolment", &renewed.to_material()).await?;
+        self.enrolment = renewed;
+        Ok(())
+    }
+}
+
+/// Addresses to try, best first, as arguments and enrolment say.
+pub fn targets(transport: Transport, quic: &[String], mqtt: &[String], overriding: &[String]) -> Vec<Target> {
+    let quic = if overriding.is_empty() { quic } else { overriding };
+    let quic = quic.iter().map(|address| Target::Quic(address.clone()));
+    let mqtt = mqtt.iter().filter_map(|url| match BrokerUrl::parse(url) {
+        Ok(url) => Some(Target::Mqtt(url)),
+        Err(error) => {
+            tracing::warn!(%error, "an address of the hub cannot be used");
+            None
+        }
+    });
+    match transport {
+        Transport::Auto => quic.chain(mqtt).collect(),
+        Transport::Quic => quic.collect(),
+        Transport::Mqtt => mqtt.collect(),
+    }
+}
+
+/// The authority, server and client certificate of the local API: made once, of no worth elsewhere.
+///
+/// # Errors
+/// A damaged database, or the system's random source.
+pub async fn local_authority(store: &Store, loaded: &Loaded, clock: &Clock) -> Result<Installation, EnrolmentError> {
+    if let Some(material) = stored::<InstallationMaterial>(loaded, "local-authority")? {
+        return Ok(Installation::from_material(&material)?);
+    }
+    let made = Installation::create(clock.now().0)?;
+    put(store, "local-authority", &made.to_material()).await?;
+    Ok(made)
+}
+
+/// The local administrator's credentials, made once.
+///
+/// # Errors
+/// As [`local_authority`].
+pub async fn local_user(
+    store: &Store,
+    loaded: &Loaded,
+    authority: &Installation,
+    clock: &Clock,
+) -> Result<CredentialsMaterial, EnrolmentError> {
+    if let Some(material) = stored::<CredentialsMaterial>(loaded, "local-user")? {
+        return Ok(material);
+    }
+    const TEN_YEARS_MS: u64 = 3650 * 24 * 3600 * 1000;
+    let made = authority.issue_user("technician", Some("system:masters"), clock.now().0, TEN_YEARS_MS)?.to_material();
+    put(store, "local-user", &made).await?;
+    Ok(made)
+}
+
+async fn open_keys(store: &Store, loaded: &Loaded) -> Result<DeviceKeys, EnrolmentError> {
+    if let Some(material) = stored::<DeviceKeysMaterial>(loaded, "keys")? {
+        return Ok(DeviceKeys::from_material(&material)?);
+    }
+    let keys = DeviceKeys::generate()?;
+    put(store, "keys", &keys.to_material()).await?;
+    Ok(keys)
+}
+
+async fn open_writer(
+    store: &Store,
+    loaded: &Loaded,
+    keys: &DeviceKeys,
+    enrolment: &Enrolment,
+) -> Result<WriterMaterial, EnrolmentError> {
+    if let Some((seed, chain)) = stored::<([u8; 32], Vec<u8>)>(loaded, "writer")? {
+        return Ok(WriterMaterial { seed, chain });
+    }
+    let mut seed = [0; 32];
+    SystemRandom::new().fill(&mut seed).map_err(|_unspecified| EnrolmentError::Random)?;
+    let made = WriterIdentity::for_device(seed, enrolment.incarnation, &keys.signing, &enrolment.certificate)?;
+    let chain = made.chain().encode().to_vec();
+    put(store, "writer", &(seed, chain.clone())).await?;
+    Ok(WriterMaterial { seed, chain })
+}
+
+async fn join(
+    store: &Store,
+    arguments: &RunArguments,
+    keys: &DeviceKeys,
+    time: &Arc<dyn TrustTime>,
+) -> Result<Enrolment, EnrolmentError> {
+    let token = Token::parse(arguments.join.as_deref().ok_or(EnrolmentError::NoToken)?)?;
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
+        None => token.node.as_ref().map_or_else(host_name, ToString::to_string),
+    };
+    let node = NodeName::parse(&name).map_err(|_invalid| EnrolmentError::Name(name.clone()))?;
+    let introduction = Introduction {
+        proof: Proof::Token(token.proof()),
+        node,
+        labels: arguments.labels.clone(),
+        pin: token.pin,
+        root: token.root,
+    };
+    let targets = targets(arguments.transport, &token.quic, &token.mqtt, &arguments.hub);
+    let mut last = None;
+    for target in &targets {
+        match exchange(&introduction, keys, target, time).await {
+            Ok(enrolment) => {
+                put(store, "enrolment", &enrolment.to_material()).await?;
+                return Ok(enrolment);
+            }
+            Err(error) => {
+                tracing::warn!(%target, error = %chain(&error), "could not join over this road");
+                last = Some(error);
+            }
+        }
+    }
+    Err(last.unwrap_or(EnrolmentError::NoAddress))
+}
+
+async fn exchange(
+    introduction: &Introduction,
+    keys: &DeviceKeys,
+    target: &Target,
+    time: &Arc<dyn TrustTime>,
+) -> Result<Enrolment, EnrolmentError> {
+    let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| EnrolmentError::Unreachable {
+        tried: target.to_string(),
+        source,
+    };
+    let connector = EnrolConnector::new(introduction.pin, &introduction.root, time)?;
+    let stream = connector.connect(target).await.map_err(|error| unreachable(Box::new(error)))?;
+    enrol::enrol(stream, introduction, keys).await.map_err(|error| unreachable(Box::new(error)))
+}
+
+fn from_material(material: &EnrolmentMaterial) -> Result<Enrolment, EnrolmentError> {
+    Enrolment::from_material(material)
+        .map_err(|error| EnrolmentError::Damaged { what: "enrolment", why: error.to_string() })
+}
+
+fn stored<T: DeserializeOwned>(loaded: &Loaded, what: &'static str) -> Result<Option<T>, EnrolmentError> {
+    let Some(bytes) = loaded.meta.get(what) else { return Ok(None) };
+    serde_json::from_slice(bytes).map(Some).map_err(|error| EnrolmentError::Damaged { what, why: error.to_string() })
+}
+
+async fn put<T: Serialize>(store: &Store, what: &'static str, value: &T) -> Result<(), EnrolmentError> {
+    let bytes = serde_json::to_vec(value).map_err(|error| EnrolmentError::Damaged { what, why: error.to_string() })?;
+    Ok(store.set_meta(what, bytes).await?)
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_lowercase()
+}
+
+/// An error with its sources, as one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}

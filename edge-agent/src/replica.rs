@@ -1,0 +1,606 @@
+//! The device's copy of its channels: what sessions write into and read from, and what the agent's loop acts on.
+//!
+//! Owns the order "durable first, then visible": state in memory is swapped only after the store has it. Refuses meaning: what
+//! items say is [`crate::knowledge`]'s. Start reading at [`DeviceReplica::ingest`](Replica::ingest) and [`DeviceReplica::append`].
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use flotilla_manifests::time::Timestamp;
+use flotilla_sync::channel::{ChannelName, ChannelState, Head, Heads, Item, ItemId, Positions, WriterId};
+use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
+use flotilla_sync::identity::{NodeName, PublicKey};
+use flotilla_sync::log::{Batch, LogWriter, Placement};
+use flotilla_sync::observation::{Clock as ObservationClock, Observation, Urgency};
+use flotilla_sync::record::Draft;
+use flotilla_sync::replica::{Ingested, Input, Reading, Replica, ReplicaError};
+use flotilla_sync::session::{Greeting, PeerHello};
+use flotilla_sync::stream::Stream;
+use flotilla_sync::transport::PeerIdentity;
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::Clock;
+use crate::store::{BatchRow, HeadRow, Ingest, ItemRow, Loaded, OutboxRow, Store};
+
+/// Batches of the device's own log kept for reading; a hub further behind gets a signed list.
+const OWN_BATCHES_MAX: usize = 256;
+/// Log streams the hub may have waiting for the loop.
+const STREAMS_LEN_MAX: usize = 16;
+
+/// A stream the hub opened, with its request.
+#[derive(Debug)]
+pub struct OpenedStream {
+    pub request: Bytes,
+    pub stream: Stream,
+}
+
+/// Who this device is, as its records say it.
+#[derive(Debug, Clone)]
+pub struct WriterMaterial {
+    pub seed: [u8; 32],
+    /// [`WriterChain::encode`]
+    pub chain: Vec<u8>,
+}
+
+/// Implements [`Replica`] for one device.
+#[derive(Debug)]
+pub struct DeviceReplica {
+    store: Store,
+    root: PublicKey,
+    own_channel: ChannelName,
+    writer: WriterMaterial,
+    clock: Arc<Clock>,
+    /// Serialises writers: a new state is computed, made durable and swapped in by one at a time.
+    gate: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    /// For the session: logs or outbox grew.
+    grown: watch::Sender<u64>,
+    /// For the loop: items changed.
+    changed: watch::Sender<u64>,
+    streams: mpsc::Sender<OpenedStream>,
+}
+
+#[derive(Debug)]
+struct State {
+    channels: BTreeMap<ChannelName, ChannelState>,
+    writers: BTreeMap<WriterId, WriterChain>,
+    log: LogWriter,
+    own_batches: Vec<Batch>,
+    outbox: BTreeMap<String, OutboxRow>,
+    /// What the hub said this device reads; `None` until it has.
+    subscribed: Option<Positions>,
+    greeting: Option<Greeting>,
+    incarnation: u64,
+    boot: u64,
+    /// Last counter given to an observation in this boot.
+    seq: u64,
+}
+
+/// Stored rows that cannot be what this agent wrote.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the device's database holds a damaged {what}: {why}; workloads go on running, the damaged row must be removed"
+)]
+pub struct DamagedRow {
+    what: String,
+    why: String,
+}
+
+/// This life of the device, read from its identity.
+#[derive(Debug, Clone)]
+pub struct Life {
+    pub node: NodeName,
+    pub root: PublicKey,
+    pub writer: WriterMaterial,
+    pub incarnation: u64,
+    pub boot: u64,
+}
+
+impl DeviceReplica {
+    /// Takes up what the store has. The receiver gets the streams that the hub opens.
+    ///
+    /// # Errors
+    /// When the device's own writer or the name of a channel is damaged. A damaged item or foreign writer is set aside with a
+    /// warning: it comes again from the hub.
+    pub fn take_up(
+        store: Store,
+        loaded: &Loaded,
+        life: Life,
+        clock: Arc<Clock>,
+    ) -> Result<(Self, mpsc::Receiver<OpenedStream>), DamagedRow> {
+        let own_channel = ChannelName::Device(life.node.clone());
+        let identity = restore(&life.writer, &life.root)?;
+        let mut channels = channels_of(loaded)?;
+        channels.entry(own_channel.clone()).or_insert_with(|| ChannelState::new(own_channel.clone()));
+        let own = identity.id();
+        let heads = channels.iter().filter_map(|(name, state)| Some((name.clone(), *state.heads.get(&own)?))).collect();
+        let writers = loaded.writers.iter().filter_map(|(_, chain)| WriterChain::verify(chain, &life.root).ok());
+        let own_batches = loaded.batches.iter().filter(|row| row.writer == own.0);
+        let own_batches = own_batches.filter_map(|row| Batch::decode(&Bytes::from(row.bytes.clone())).ok()).collect();
+        let greeting = loaded.meta.get("greeting").map(|bytes| Bytes::from(bytes.clone()));
+        let greeting = greeting.and_then(|bytes| Greeting::verify(&bytes, &life.root).ok());
+        if let Some(greeting) = &greeting {
+            clock.raise(Timestamp(greeting.time_ms));
+        }
+        let state = State {
+            channels,
+            writers: writers.map(|chain| (chain.id, chain)).collect(),
+            log: LogWriter::new(identity, heads),
+            own_batches,
+            outbox: loaded.outbox.iter().map(|row| (row.subject.clone(), row.clone())).collect(),
+            subscribed: None,
+            greeting,
+            incarnation: life.incarnation,
+            boot: life.boot,
+            seq: 0,
+        };
+        let (streams, opened) = mpsc::channel(STREAMS_LEN_MAX);
+        let replica = Self {
+            store,
+            root: life.root,
+            own_channel,
+            writer: life.writer,
+            clock,
+            gate: tokio::sync::Mutex::new(()),
+            state: Mutex::new(state),
+            grown: watch::Sender::new(0),
+            changed: watch::Sender::new(0),
+            streams,
+        };
+        Ok((replica, opened))
+    }
+
+    /// Changes whenever items did.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Live items of every channel this device reads, the device's own channel last. A fleet's channel that is left stays
+    /// until the new one is complete.
+    pub fn items<T>(&self, mut visit: impl FnMut(&ChannelName, &ItemId, &Item) -> Option<T>) -> Vec<T> {
+        let state = self.state();
+        let complete = state.is_complete();
+        let mut seen = Vec::new();
+        for (name, channel) in state.channels.iter().rev() {
+            let left = state.subscribed.as_ref().is_some_and(|wanted| !wanted.contains_key(name));
+            let new = !complete && !left && state.has_left_channels() && *name != self.own_channel;
+            if (left && complete) || new {
+                continue;
+            }
+            let live = channel.items.iter().filter(|(_, item)| item.is_live());
+            seen.extend(live.filter_map(|(id, item)| visit(name, id, item)));
+        }
+        seen
+    }
+
+    /// Writes records into this device's own log; durable when it returns.
+    ///
+    /// # Errors
+    /// A limit of the log, or the disk.
+    pub async fn append(&self, drafts: Vec<Draft>) -> Result<(), ReplicaError> {
+        let _gate = self.gate.lock().await;
+        let (rows, next, batch) = {
+            let mut state = self.state();
+            let verified =
+                state.log.append(&self.own_channel, drafts).map_err(|error| failed("write its log", error))?;
+            let mut next = state.channel(&self.own_channel);
+            let folded = match next.apply_batch(&verified) {
+                Ok(folded) => folded,
+                Err(placement) => return Err(failed("write its log", Misplaced(placement))),
+            };
+            let batch = verified.batch().clone();
+            let mut rows = rows_of(&next, &folded.changed);
+            rows.batches.push(BatchRow {
+                channel: self.own_channel.to_string(),
+                writer: batch.writer.0.to_vec(),
+                first: batch.first_seq,
+                last: batch.last_seq,
+                bytes: batch.encode(),
+            });
+            (rows, next, batch)
+        };
+        if let Err(error) = self.store.ingest(rows).await {
+            self.restore_log();
+            return Err(failed("store its own change", error));
+        }
+        let mut state = self.state();
+        state.channels.insert(self.own_channel.clone(), next);
+        state.own_batches.push(batch);
+        drop(state);
+        self.bump(&self.changed);
+        self.bump(&self.grown);
+        self.truncate().await
+    }
+
+    /// Drops the older half of a long log of its own: a hub that far behind reads the signed list.
+    async fn truncate(&self) -> Result<(), ReplicaError> {
+        let forgotten = {
+            let mut state = self.state();
+            if state.own_batches.len() <= OWN_BATCHES_MAX {
+                return Ok(());
+            }
+            state.own_batches.drain(..OWN_BATCHES_MAX / 2);
+            state.own_batches.first().map(|oldest| (self.own_channel.to_string(), oldest.first_seq))
+        };
+        let rows = Ingest { batches_before: forgotten, ..Ingest::default() };
+        self.store.ingest(rows).await.map_err(|error| failed("shorten its log", error))
+    }
+
+    /// Puts facts into the outbox: subject, urgency, JSON or the confirmation of an end. What can be observed again after a
+    /// restart is kept in memory alone, to spare the flash; ends and events are durable.
+    pub async fn report(&self, facts: Vec<(String, bool, Option<Vec<u8>>)>) -> Result<(), ReplicaError> {
+        if facts.is_empty() {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let rows: Vec<OutboxRow> = {
+            let mut state = self.state();
+            let row = |(subject, urgent, body)| {
+                state.seq += 1;
+                let (incarnation, boot, seq) = (state.incarnation, state.boot, state.seq);
+                OutboxRow { subject, incarnation, boot, seq, time_ms: now.0, urgent, body }
+            };
+            facts.into_iter().map(row).collect()
+        };
+        let durable: Vec<OutboxRow> = rows.iter().filter(|row| must_last(row)).cloned().collect();
+        if !durable.is_empty() {
+            self.store.put_outbox(durable).await.map_err(|error| failed("store what it observed", error))?;
+        }
+        let mut state = self.state();
+        for row in rows {
+            state.outbox.insert(row.subject.clone(), row);
+        }
+        drop(state);
+        self.bump(&self.grown);
+        Ok(())
+    }
+
+    /// Observations the hub has not acknowledged.
+    pub fn unreported(&self) -> usize {
+        self.state().outbox.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The copy of a channel that an ingestion works on.
+    fn opened<'a>(
+        &self,
+        next: &'a mut BTreeMap<ChannelName, ChannelState>,
+        name: &ChannelName,
+    ) -> &'a mut ChannelState {
+        next.entry(name.clone()).or_insert_with(|| self.state().channel(name))
+    }
+
+    fn bump(&self, signal: &watch::Sender<u64>) {
+        signal.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// The log writer ran ahead of the disk: it goes back to what is durable.
+    fn restore_log(&self) {
+        let mut state = self.state();
+        if let Ok(identity) = restore(&self.writer, &self.root) {
+            let own = identity.id();
+            let heads = state.channels.iter().filter_map(|(name, one)| Some((name.clone(), *one.heads.get(&own)?)));
+            let heads = heads.collect();
+            state.log = LogWriter::new(identity, heads);
+        }
+    }
+
+    /// Channels that were left go once every channel to be read is complete.
+    fn drop_left(&self, rows: &mut Ingest) -> Vec<ChannelName> {
+        let state = self.state();
+        if !state.is_complete() {
+            return Vec::new();
+        }
+        let Some(wanted) = &state.subscribed else { return Vec::new() };
+        let left: Vec<ChannelName> =
+            state.channels.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        rows.left.extend(left.iter().map(ToString::to_string));
+        left
+    }
+}
+
+impl State {
+    fn channel(&self, name: &ChannelName) -> ChannelState {
+        self.channels.get(name).cloned().unwrap_or_else(|| ChannelState::new(name.clone()))
+    }
+
+    fn has_left_channels(&self) -> bool {
+        self.subscribed.as_ref().is_some_and(|wanted| self.channels.keys().any(|name| !wanted.contains_key(name)))
+    }
+
+    /// Whether every channel this device reads has reached what the hub said.
+    fn is_complete(&self) -> bool {
+        let Some(wanted) = &self.subscribed else { return true };
+        let own = self.log.identity().id();
+        wanted.iter().all(|(name, logs)| {
+            let heads = self.channels.get(name).map(|channel| &channel.heads);
+            let others = logs.iter().filter(|(writer, _)| **writer != own);
+            others
+                .into_iter()
+                .all(|(writer, seq)| heads.and_then(|heads| heads.get(writer)).is_some_and(|head| head.seq >= *seq))
+        })
+    }
+}
+
+impl Replica for DeviceReplica {
+    async fn heads(&self, _peer: &PeerIdentity) -> Result<Heads, ReplicaError> {
+        Ok(self.state().channels.iter().map(|(name, channel)| (name.clone(), channel.heads.clone())).collect())
+    }
+
+    async fn read(
+        &self,
+        channel: &ChannelName,
+        writer: &WriterId,
+        after: u64,
+        bytes_max: usize,
+    ) -> Result<Reading, ReplicaError> {
+        let state = self.state();
+        if *channel != self.own_channel || *writer != state.log.identity().id() {
+            return Ok(Reading::NotKept);
+        }
+        let newest = state.log.head(channel).seq;
+        if after >= newest {
+            return Ok(Reading::Batches(Vec::new()));
+        }
+        let Some(start) = state.own_batches.iter().position(|batch| batch.first_seq == after + 1) else {
+            let current = state.channel(channel);
+            let snapshot = current
+                .snapshot(state.log.identity(), BTreeMap::new())
+                .map_err(|error| failed("list its overrides", error))?;
+            return Ok(Reading::Snapshot(snapshot));
+        };
+        let mut size = 0;
+        let fits = |batch: &&Batch| {
+            let first = size == 0;
+            size += batch.payload.len();
+            first || size <= bytes_max
+        };
+        Ok(Reading::Batches(state.own_batches[start..].iter().take_while(fits).cloned().collect()))
+    }
+
+    async fn writer(&self, writer: &WriterId) -> Result<Option<WriterChain>, ReplicaError> {
+        let state = self.state();
+        let own = state.log.identity();
+        Ok(if own.id() == *writer { Some(own.chain().clone()) } else { state.writers.get(writer).cloned() })
+    }
+
+    async fn ingest(&self, _peer: &PeerIdentity, inputs: Vec<Input>) -> Result<Ingested, ReplicaError> {
+        let _gate = self.gate.lock().await;
+        let mut rows = Ingest::default();
+        let mut next: BTreeMap<ChannelName, ChannelState> = BTreeMap::new();
+        let mut writers = Vec::new();
+        let mut result = Ingested::default();
+        for input in inputs {
+            match input {
+                Input::Writer(chain) => {
+                    rows.writers.push((chain.id.0.to_vec(), chain.encode().to_vec()));
+                    writers.push(chain);
+                }
+                Input::Batch(batch) => {
+                    let channel = self.opened(&mut next, &batch.batch().channel);
+                    match channel.apply_batch(&batch) {
+                        Ok(folded) => {
+                            result.applied += batch.records().len();
+                            result.set_aside.extend(folded.set_aside.iter().map(ToString::to_string));
+                            append_rows(&mut rows, channel, &folded.changed);
+                        }
+                        Err(Placement::Duplicate) => {}
+                        Err(placement) => return Err(failed("take a batch", Misplaced(placement))),
+                    }
+                }
+                Input::Snapshot(snapshot) => {
+                    let channel = self.opened(&mut next, &snapshot.snapshot().list.channel);
+                    let folded = channel.apply_snapshot(&snapshot);
+                    result.applied += folded.changed.len();
+                    result.set_aside.extend(folded.set_aside.iter().map(ToString::to_string));
+                    append_rows(&mut rows, channel, &folded.changed);
+                }
+            }
+        }
+        for why in &result.set_aside {
+            tracing::warn!(reason = %why, "a record was set aside");
+        }
+        self.store.ingest(rows).await.map_err(|error| failed("store what the hub sent", error))?;
+        {
+            let mut state = self.state();
+            state.writers.extend(writers.into_iter().map(|chain| (chain.id, chain)));
+            state.channels.extend(next);
+        }
+        let mut rows = Ingest::default();
+        let left = self.drop_left(&mut rows);
+        if !left.is_empty() {
+            self.store.ingest(rows).await.map_err(|error| failed("leave a fleet", error))?;
+            self.state().channels.retain(|name, _| !left.contains(name));
+        }
+        self.bump(&self.changed);
+        Ok(result)
+    }
+
+    async fn subscribed(&self, _peer: &PeerIdentity, channels: Positions) -> Result<(), ReplicaError> {
+        let _gate = self.gate.lock().await;
+        let mut rows = Ingest::default();
+        {
+            let mut state = self.state();
+            for name in channels.keys() {
+                let empty = ChannelState::new(name.clone());
+                state.channels.entry(name.clone()).or_insert(empty);
+            }
+            state.subscribed = Some(channels);
+        }
+        let left = self.drop_left(&mut rows);
+        if !left.is_empty() {
+            self.store.ingest(rows).await.map_err(|error| failed("leave a fleet", error))?;
+            self.state().channels.retain(|name, _| !left.contains(name));
+            self.bump(&self.changed);
+        }
+        Ok(())
+    }
+
+    fn established(&self, _peer: &PeerIdentity, _hello: &PeerHello) {}
+
+    async fn acknowledged(&self, _peer: &PeerIdentity, _positions: Positions) -> Result<(), ReplicaError> {
+        Ok(())
+    }
+
+    async fn greeted(&self, _peer: &PeerIdentity, greeting: Greeting) -> Result<(), ReplicaError> {
+        let newest = |one: &Greeting| (one.incarnation, one.commit, one.time_ms);
+        if self.state().greeting.as_ref().is_some_and(|known| newest(known) >= newest(&greeting)) {
+            return Ok(());
+        }
+        let bytes = greeting.encoded().to_vec();
+        self.store.set_meta("greeting", bytes).await.map_err(|error| failed("store the hub's greeting", error))?;
+        self.clock.raise(Timestamp(greeting.time_ms));
+        self.state().greeting = Some(greeting);
+        Ok(())
+    }
+
+    async fn greeting(&self) -> Result<Option<Greeting>, ReplicaError> {
+        Ok(self.state().greeting.clone())
+    }
+
+    async fn forked(
+        &self,
+        _peer: &PeerIdentity,
+        channel: &ChannelName,
+        writer: &WriterId,
+        seq: u64,
+    ) -> Result<(), ReplicaError> {
+        tracing::error!(%channel, %writer, seq, "a log was forked: this device's database was cloned or restored");
+        Ok(())
+    }
+
+    async fn observe(&self, _peer: &PeerIdentity, _observations: Vec<Observation>) -> Result<(), ReplicaError> {
+        Err(failed("take observations", NotForDevices))
+    }
+
+    async fn outbox(&self, urgency: Urgency, limit: usize) -> Result<Vec<Observation>, ReplicaError> {
+        let state = self.state();
+        let mut waiting: Vec<&OutboxRow> =
+            state.outbox.values().filter(|row| urgency == Urgency::All || row.urgent).collect();
+        waiting.sort_by_key(|row| (row.incarnation, row.boot, row.seq));
+        Ok(waiting.into_iter().take(limit).map(observation_of).collect())
+    }
+
+    async fn outbox_acknowledged(&self, entries: Vec<(String, ObservationClock)>) -> Result<(), ReplicaError> {
+        let mut durable = Vec::new();
+        {
+            let mut state = self.state();
+            for (subject, clock) in entries {
+                let same = |row: &OutboxRow| clock_of(row) == clock;
+                if state.outbox.get(&subject).is_some_and(same)
+                    && let Some(row) = state.outbox.remove(&subject)
+                    && must_last(&row)
+                {
+                    durable.push((subject, clock.incarnation, clock.boot, clock.seq));
+                }
+            }
+        }
+        if durable.is_empty() {
+            return Ok(());
+        }
+        self.store.remove_outbox(durable).await.map_err(|error| failed("clear its outbox", error))
+    }
+
+    fn grown(&self, _peer: &PeerIdentity) -> watch::Receiver<u64> {
+        self.grown.subscribe()
+    }
+
+    fn open_stream(&self, _peer: &PeerIdentity, request: Bytes, stream: Stream) {
+        if let Err(full) = self.streams.try_send(OpenedStream { request, stream }) {
+            tracing::warn!(reason = %full, "a stream of the hub was refused");
+        }
+    }
+
+    async fn renew(&self, _peer: &PeerIdentity, _request: Bytes) -> Result<Bytes, String> {
+        Err("a device issues no certificates".to_owned())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("it does not follow what is here: {0:?}")]
+struct Misplaced(Placement);
+
+#[derive(Debug, thiserror::Error)]
+#[error("a device takes no observations")]
+struct NotForDevices;
+
+fn failed(tried: &str, source: impl std::error::Error + Send + Sync + 'static) -> ReplicaError {
+    ReplicaError { tried: format!("the device cannot {tried}"), source: Box::new(source) }
+}
+
+fn restore(writer: &WriterMaterial, root: &PublicKey) -> Result<WriterIdentity, DamagedRow> {
+    let damaged = |error: flotilla_sync::identity::IdentityError| DamagedRow {
+        what: "writer key".into(),
+        why: error.to_string(),
+    };
+    WriterIdentity::restore(writer.seed, &writer.chain, root).map_err(damaged)
+}
+
+fn channels_of(loaded: &Loaded) -> Result<BTreeMap<ChannelName, ChannelState>, DamagedRow> {
+    let parse = |text: &str| {
+        ChannelName::parse(text)
+            .map_err(|error| DamagedRow { what: format!("channel name {text:?}"), why: error.to_string() })
+    };
+    let mut channels: BTreeMap<ChannelName, ChannelState> = BTreeMap::new();
+    for row in &loaded.heads {
+        let name = parse(&row.channel)?;
+        let channel = channels.entry(name.clone()).or_insert_with(|| ChannelState::new(name));
+        let damaged = |_bytes| DamagedRow { what: format!("head of {}", row.channel), why: "wrong length".into() };
+        let writer = WriterId(row.writer.clone().try_into().map_err(damaged)?);
+        channel.heads.insert(writer, Head { seq: row.seq, hash: row.hash.clone().try_into().map_err(damaged)? });
+    }
+    for row in &loaded.items {
+        let name = parse(&row.channel)?;
+        let channel = channels.entry(name.clone()).or_insert_with(|| ChannelState::new(name));
+        match (ItemId::parse(&row.id), Item::decode(&Bytes::from(row.bytes.clone()))) {
+            (Ok(id), Ok(item)) => drop(channel.items.insert(id, item)),
+            (_, Err(error)) => tracing::error!(object = %row.id, %error, "a stored item is damaged and was set aside"),
+            (Err(error), _) => tracing::error!(object = %row.id, %error, "a stored item is damaged and was set aside"),
+        }
+    }
+    Ok(channels)
+}
+
+fn rows_of(channel: &ChannelState, changed: &[ItemId]) -> Ingest {
+    let mut rows = Ingest::default();
+    append_rows(&mut rows, channel, changed);
+    rows
+}
+
+/// Rows of changed items, and every head of their channel.
+fn append_rows(rows: &mut Ingest, channel: &ChannelState, changed: &[ItemId]) {
+    let name = channel.channel.to_string();
+    for id in changed {
+        let bytes = channel.items.get(id).map(|item| item.encode().to_vec()).unwrap_or_default();
+        rows.items.push(ItemRow { channel: name.clone(), id: id.as_str().to_owned(), bytes });
+    }
+    let head = |(writer, head): (&WriterId, &Head)| HeadRow {
+        channel: name.clone(),
+        writer: writer.0.to_vec(),
+        seq: head.seq,
+        hash: head.hash.to_vec(),
+    };
+    rows.heads.extend(channel.heads.iter().map(head));
+}
+
+/// Whether a restart could not observe this again.
+fn must_last(row: &OutboxRow) -> bool {
+    row.body.is_none() || row.subject.starts_with("event/")
+}
+
+fn clock_of(row: &OutboxRow) -> ObservationClock {
+    ObservationClock { incarnation: row.incarnation, boot: row.boot, seq: row.seq }
+}
+
+fn observation_of(row: &OutboxRow) -> Observation {
+    Observation {
+        subject: row.subject.clone(),
+        clock: clock_of(row),
+        time_ms: row.time_ms,
+        body: row.body.clone().map(Bytes::from),
+    }
+}

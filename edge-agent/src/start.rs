@@ -1,0 +1,262 @@
+//! The composition root of the agent: every task and channel on one page.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use flotilla_manifests::derive::NodeRef;
+use flotilla_manifests::time::Timestamp;
+use flotilla_rest::authorize::SystemMasters;
+use flotilla_rest::{Front, Limits, server};
+use flotilla_sync::identity::{Credentials, FlooredClock, SealingKey, TrustTime};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{mpsc, watch};
+
+use crate::agent::{Agent, Inbox, LoopState};
+use crate::args::RunArguments;
+use crate::backend::{LocalBackend, Shared};
+use crate::clock::Clock;
+use crate::effective::Memory;
+use crate::enrolment::{self, Identity};
+use crate::executor::Executor;
+use crate::host::Host;
+use crate::knowledge::Knowledge;
+use crate::probe::ProbeRunner;
+use crate::reconcile::History;
+use crate::replica::{DeviceReplica, Life};
+use crate::runtime::Runtime as _;
+use crate::runtime::process::ProcessRuntime;
+use crate::store::{Loaded, Store};
+use crate::uplink::{Link, Uplink};
+use crate::view::LocalView;
+
+/// Local writes waiting for the loop; a caller that finds it full waits.
+const WRITES_LEN_MAX: usize = 32;
+/// Resource versions one life of the agent may give out before it reserves more at its next start.
+const VERSIONS_PER_LIFE: u64 = 1 << 24;
+
+/// Runs the agent until SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// When the folder is in use, the database is damaged, the device cannot join, or the local API cannot listen.
+pub async fn run(arguments: RunArguments) -> Result<()> {
+    let folder = prepare(&arguments.data)?;
+    let lock = lock(&folder)?;
+    let (store, loaded) = Store::open(&folder)?;
+    let clock = Arc::new(Clock::with_floor(Timestamp(number(&loaded, "floor"))));
+    let boot = number(&loaded, "boot") + 1;
+    set_number(&store, "boot", boot).await?;
+    let floor_clock = clock.clone();
+    let trust = FlooredClock::new(move || floor_clock.now().0, number(&loaded, "floor"));
+    let time: Arc<dyn TrustTime> = trust.clone();
+    let identity = Identity::open(&store, &loaded, &arguments, &time).await?;
+    clock.raise(Timestamp(identity.enrolment.hub_time_ms));
+    trust.raise(identity.enrolment.hub_time_ms);
+
+    let life = Life {
+        node: identity.node.clone(),
+        root: identity.enrolment.root,
+        writer: identity.writer.clone(),
+        incarnation: identity.enrolment.incarnation,
+        boot,
+    };
+    let (replica, streams) = DeviceReplica::take_up(store.clone(), &loaded, life, clock.clone())?;
+    let replica = Arc::new(replica);
+    let executable = std::env::current_exe().context("finding the running program")?;
+    let runtime = Arc::new(ProcessRuntime::open(&folder, &executable).await?);
+    let shared = Arc::new(Shared::over(view(&store, &loaded, identity.enrolment.incarnation).await?));
+    *shared.history() = histories(&loaded);
+    let (writes, write_queue) = mpsc::channel(WRITES_LEN_MAX);
+    let backend = Arc::new(LocalBackend::over(shared.clone(), writes, runtime.clone(), clock.clone()));
+    let (end, ended) = watch::channel(false);
+    let serving = serve(&folder, &store, &loaded, &arguments, &identity, &backend, &clock, &ended).await?;
+
+    let (link, link_watch) = watch::channel(Link::Down);
+    let node = NodeRef { name: identity.node.to_string(), uid: identity.node_uid.clone() };
+    let host = Host::read(&folder);
+    let (executor, done) = Executor::over(runtime.clone());
+    let (probes, probe_reports) = ProbeRunner::over(runtime.clone(), host.ip.clone());
+    let inbox = Inbox {
+        items: replica.changed(),
+        runtime: runtime.events().context("the runtime's events were taken before")?,
+        done,
+        probes: probe_reports,
+        writes: write_queue,
+        streams,
+        link: link_watch,
+        end: ended,
+    };
+    let agent = Agent {
+        node,
+        store: store.clone(),
+        clock: clock.clone(),
+        replica: replica.clone(),
+        shared,
+        backend,
+        runtime,
+        executor,
+        probes,
+        host,
+        knowledge: Knowledge::opening_with(SealingKey::from_bytes(identity.keys.sealing.to_bytes())),
+        memory: memory(&loaded)?,
+        inbox,
+        state: LoopState::default(),
+    };
+    let uplink = Uplink {
+        identity,
+        arguments: arguments.clone(),
+        store: store.clone(),
+        replica,
+        clock: clock.clone(),
+        time,
+        trust,
+        boot,
+        link,
+    };
+    let uplink = tokio::spawn(uplink.run());
+    drop(tokio::spawn(async move {
+        if crate::until_told_to_end().await.is_ok() {
+            end.send_replace(true);
+        }
+    }));
+    let mut agent = agent.run().await;
+    uplink.abort();
+    if arguments.drain {
+        agent.drain().await;
+    }
+    for task in serving {
+        task.await.context("the local API")??;
+    }
+    set_number(&store, "floor", clock.now().0).await?;
+    drop(lock);
+    Ok(())
+}
+
+/// Opens the local API on loopback TLS and on a Unix socket, and writes `local.kubeconfig`.
+#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename the same eight things")]
+async fn serve(
+    folder: &Path,
+    store: &Store,
+    loaded: &Loaded,
+    arguments: &RunArguments,
+    identity: &Identity,
+    backend: &Arc<LocalBackend<ProcessRuntime>>,
+    clock: &Arc<Clock>,
+    ended: &watch::Receiver<bool>,
+) -> Result<Vec<tokio::task::JoinHandle<std::io::Result<()>>>> {
+    let authority = enrolment::local_authority(store, loaded, clock).await?;
+    let user = enrolment::local_user(store, loaded, &authority, clock).await?;
+    let listener = listen(store, loaded, arguments.listen).await?;
+    let address = listener.local_addr()?;
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), identity.node.to_string()];
+    if !address.ip().is_loopback() && !address.ip().is_unspecified() {
+        names.push(address.ip().to_string());
+    }
+    let Credentials { chain, key } = authority.issue_server(&names, clock.now().0)?;
+    let tls = server::tls_config(&[authority.authority().clone()], chain, key)?;
+    let reading = clock.clone();
+    let front =
+        Front::over(backend.clone(), Arc::new(move || reading.now()), Limits::DEVICE).authorized_by(SystemMasters);
+    let front = Arc::new(front);
+    let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+    let host = if address.is_ipv6() && !address.ip().is_unspecified() { format!("[{host}]") } else { host };
+    let text = crate::kubeconfig::kubeconfig(
+        identity.node.as_str(),
+        &format!("https://{host}:{}", address.port()),
+        &authority.authority_pem(),
+        &user.chain_pem,
+        &user.key_pem,
+    );
+    write_private(&folder.join("local.kubeconfig"), &text)?;
+    let socket = folder.join("agent.sock");
+    if socket.exists() {
+        std::fs::remove_file(&socket).with_context(|| format!("removing {}", socket.display()))?;
+    }
+    let unix = UnixListener::bind(&socket).with_context(|| format!("listening at {}", socket.display()))?;
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(vec![
+        tokio::spawn(server::serve_tls(listener, tls, front.clone(), ended.clone())),
+        tokio::spawn(server::serve_unix(unix, front, ended.clone())),
+    ])
+}
+
+/// The address asked for; else the one of last time; else a free loopback port, which is kept.
+async fn listen(store: &Store, loaded: &Loaded, asked: Option<SocketAddr>) -> Result<TcpListener> {
+    let kept = loaded.meta.get("listen").and_then(|bytes| String::from_utf8_lossy(bytes).parse::<SocketAddr>().ok());
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listener = match (asked, kept) {
+        (Some(asked), _) => TcpListener::bind(asked).await.with_context(|| format!("--listen {asked}"))?,
+        (None, Some(kept)) => match TcpListener::bind(kept).await {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(address = %kept, %error, "the local API's port is taken by somebody else; choosing another");
+                TcpListener::bind(any).await?
+            }
+        },
+        (None, None) => TcpListener::bind(any).await?,
+    };
+    let address = listener.local_addr()?;
+    if asked.is_none() && kept != Some(address) {
+        store.set_meta("listen", address.to_string().into_bytes()).await?;
+    }
+    Ok(listener)
+}
+
+fn prepare(folder: &Path) -> Result<std::path::PathBuf> {
+    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
+    folder.canonicalize().with_context(|| format!("finding {}", folder.display()))
+}
+
+/// One agent per folder.
+fn lock(folder: &Path) -> Result<Flock<std::fs::File>> {
+    let path = folder.join("agent.lock");
+    let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("another agent uses {} (its lock {} is held)", folder.display(), path.display()))
+}
+
+async fn view(store: &Store, loaded: &Loaded, incarnation: u64) -> Result<LocalView> {
+    let start = number(loaded, "versions").max(incarnation << 40);
+    set_number(store, "versions", start + VERSIONS_PER_LIFE).await?;
+    Ok(LocalView::starting_above(start))
+}
+
+fn histories(loaded: &Loaded) -> History {
+    let read = |(pod, text): &(String, String)| match serde_json::from_str(text) {
+        Ok(history) => Some((pod.clone(), history)),
+        Err(error) => {
+            tracing::error!(object = %pod, %error, "the stored history of a pod is damaged and was set aside");
+            None
+        }
+    };
+    loaded.histories.iter().filter_map(read).collect()
+}
+
+fn memory(loaded: &Loaded) -> Result<Memory> {
+    match loaded.meta.get("memory") {
+        None => Ok(Memory::default()),
+        Some(bytes) => serde_json::from_slice(bytes).context("what this device remembers of its workloads is damaged"),
+    }
+}
+
+fn number(loaded: &Loaded, name: &str) -> u64 {
+    loaded.meta.get(name).and_then(|bytes| String::from_utf8_lossy(bytes).parse().ok()).unwrap_or(0)
+}
+
+async fn set_number(store: &Store, name: &'static str, value: u64) -> Result<()> {
+    Ok(store.set_meta(name, value.to_string().into_bytes()).await?)
+}
+
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    use std::io::Write as _;
+    let partial = path.with_extension("partial");
+    let mut file = std::fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(&partial)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path).with_context(|| format!("writing {}", path.display()))
+}
