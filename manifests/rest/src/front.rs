@@ -15,6 +15,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tracing::Instrument;
 
 use crate::authorize::{Attributes, Authorize, Decision, DenyAll};
 use crate::backend::{Backend, User};
@@ -125,10 +126,12 @@ impl<B: Backend> Front<B> {
     {
         let (parts, body) = request.into_parts();
         let audit_id = self.audit_id(&parts.headers);
+        let caller = user.map_or("", |user| user.name.as_str());
+        let span = tracing::debug_span!("request", method = %parts.method, path = parts.uri.path(), user = caller);
         let (reply, permit) = match self.admitted(&parts, user) {
             Ok((route, permit)) => {
                 let call = Call { parts: &parts, user, shutdown };
-                (self.answer(route, call, body).await, Some(permit))
+                (self.answer(route, call, body).instrument(span).await, Some(permit))
             }
             Err(error) => (Err(error), None),
         };

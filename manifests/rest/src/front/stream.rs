@@ -151,3 +151,7 @@ pub(crate) async fn turned_true(shutdown: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, which ends the server too.
     drop(shutdown.wait_for(|ends| *ends).await);
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -124,3 +124,24 @@ fn only_served_kinds_have_urls() {
     let error = Route::parse(&Method::GET, "/api/v1/nodes", "", served).unwrap_err();
     assert_eq!(error.reason, Reason::NotFound);
 }
+
+proptest::proptest! {
+    /// Whatever a client sends as URL or header is answered or refused; nothing panics.
+    #[test]
+    fn no_request_line_panics(path in "/(api|apis|openapi|namespaces|pods|v1|apps|log|%|%2|%ff|[a-z\u{e9}./]|/){0,12}", query in ".{0,60}", accept in ".{0,80}") {
+        for method in [Method::GET, Method::POST, Method::DELETE] {
+            drop(Route::parse(&method, &path, &query, kind::ALL));
+        }
+        drop(crate::negotiate::Form::of(Some(&accept), crate::negotiate::Count::One));
+        drop(crate::negotiate::DiscoveryForm::of(Some(&accept)));
+        drop(crate::negotiate::PatchType::of(Some(&accept)));
+    }
+
+    /// What is escaped in a query is read back as it was.
+    #[test]
+    fn escapes_are_undone(text in "\\PC{0,40}") {
+        let escaped: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let query = Query::parse(&format!("other=1&labelSelector={escaped}")).unwrap();
+        proptest::prop_assert_eq!(query.text("labelSelector"), text);
+    }
+}

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::authorize::SystemMasters;
 use flotilla_rest::{Front, Limits, server};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -33,16 +33,11 @@ pub(crate) fn now() -> Timestamp {
 
 impl Server {
     /// Writes `admin.kubeconfig` (group `system:masters`), `other.kubeconfig` (another group) and `nobody.kubeconfig` (no
-    /// certificate, a token that means nothing) into `files`.
+    /// certificate, a token that means nothing) and `forged.kubeconfig` (`system:masters` by another root) into `files`.
     pub(crate) fn started() -> Self {
         let files = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca_params = CertificateParams::new(Vec::new()).unwrap();
-        ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        ca_params.distinguished_name.push(DnType::CommonName, "test root");
-        let ca = ca_params.self_signed(&ca_key).unwrap();
-        let issuer = Issuer::new(ca_params, ca_key);
+        let (ca, issuer) = root();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = vec![SanType::IpAddress("127.0.0.1".parse().unwrap())];
         let key = KeyPair::generate().unwrap();
@@ -57,6 +52,8 @@ impl Server {
             client(files.path(), name, group, &issuer);
             kubeconfig(files.path(), name, address, true);
         }
+        client(files.path(), "forged", "system:masters", &root().1);
+        kubeconfig(files.path(), "forged", address, true);
         kubeconfig(files.path(), "nobody", address, false);
 
         let backend = Arc::new(Memory::started(now));
@@ -90,6 +87,15 @@ impl Server {
         beside();
         self.runtime.block_on(self.serving).unwrap().unwrap();
     }
+}
+
+fn root() -> (Certificate, Issuer<'static, KeyPair>) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "test root");
+    let certificate = params.self_signed(&key).unwrap();
+    (certificate, Issuer::new(params, key))
 }
 
 fn client(folder: &Path, name: &str, group: &str, issuer: &Issuer<'_, KeyPair>) {

@@ -247,6 +247,36 @@ fn rollouts() {
 }
 
 #[test]
+fn daemon_sets_have_a_history() {
+    with_each(|kubectl, _| {
+        let set = |image: &str| {
+            format!(
+                "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {{name: eye}}\nspec:\n  selector: {{matchLabels: {{app: eye}}}}\n  \
+                 template: {{metadata: {{labels: {{app: eye}}}}, spec: {{containers: [{{name: main, image: '{image}'}}]}}}}\n"
+            )
+        };
+        kubectl.ok_with(&["apply", "-f", "-"], &set("example/eye:2"));
+        let uid = json(kubectl, &["get", "ds", "eye"])["metadata"]["uid"].as_str().unwrap().to_owned();
+        for revision in [1, 2] {
+            kubectl.create(&format!(
+                "{{apiVersion: apps/v1, kind: ControllerRevision, metadata: {{name: eye-{revision}, labels: {{app: eye}},
+                  annotations: {{kubernetes.io/change-cause: cause {revision}}},
+                  ownerReferences: [{{apiVersion: apps/v1, kind: DaemonSet, name: eye, uid: {uid}, controller: true}}]}},
+                  revision: {revision}, data: {{spec: {{template: {{$patch: replace, metadata: {{labels: {{app: eye}}}},
+                  spec: {{containers: [{{name: main, image: 'example/eye:{revision}'}}]}}}}}}}}}}"
+            ));
+        }
+        kubectl.shows(&["get", "controllerrevisions"], &["CONTROLLER", "daemonset.apps/eye", "REVISION"]);
+        kubectl.shows(&["rollout", "history", "ds/eye"], &["cause 1", "cause 2"]);
+        kubectl.shows(&["rollout", "undo", "ds/eye", "--to-revision=1"], &["rolled back"]);
+        let image = "jsonpath={.spec.template.spec.containers[0].image}";
+        kubectl.shows(&["get", "ds", "eye", "-o", image], &["example/eye:1"]);
+        kubectl.shows(&["get", "ds", "-o", "wide"], &["DESIRED", "NODE SELECTOR", "SILENT"]);
+        kubectl.shows(&["describe", "ds", "eye"], &["Selector:", "app=eye"]);
+    });
+}
+
+#[test]
 fn watching_and_waiting() {
     with_each(|kubectl, _| {
         kubectl.ok_with(&["create", "-f", "-"], &POD.replace("POD", "one"));
@@ -366,6 +396,11 @@ fn strangers() {
     let unknown = nobody.fails(&["get", "--raw", "/api/v1/pods"]);
     assert!(unknown.contains("Unauthorized") || unknown.contains("You must be logged in"), "{unknown}");
     assert_eq!(nobody.ok(&["get", "--raw", "/livez"]), "ok");
+    let forged = as_user(program, &server, "forged").fails(&["get", "--raw", "/livez"]);
+    assert!(
+        forged.contains("remote error: tls"),
+        "another root's certificate, of the same name, ends the handshake: {forged}"
+    );
     assert!(nobody.ok(&["get", "--raw", "/version"]).contains("\"minor\":\"33\""));
     let admin = as_user(program, &server, "admin");
     let impersonated = admin.fails(&["get", "--raw", "/api/v1/pods", "--as=other"]);
