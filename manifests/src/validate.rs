@@ -4,6 +4,7 @@
 //! object. Start at [`object`]; `place` holds the two types every rule is written with.
 
 use crate::api_error::Violation;
+use crate::defaults;
 use crate::object::Object;
 use crate::schema;
 
@@ -62,9 +63,12 @@ pub fn object(object: &Object) -> Vec<Violation> {
     found
 }
 
-/// What an update may not change: `old` is stored, `new` is to replace it; both are defaulted. Call [`object`] for `new` as well.
+/// What an update may not change: `old` is stored, `new`, defaulted, is to replace it. Call [`object`] for `new` as well.
 pub fn update(old: &Object, new: &Object) -> Vec<Violation> {
     let mut faults = Faults::default();
-    update::object(old, new, &mut faults);
+    // What an earlier version stored lacks the defaults of this one: nobody changed those.
+    let mut stored = old.clone();
+    defaults::apply(&mut stored);
+    update::object(&stored, new, &mut faults);
     faults.into_list()
 }

@@ -85,6 +85,16 @@ fn of_a_pod_only_a_few_fields() {
 }
 
 #[test]
+fn defaults_that_came_later_are_no_change() {
+    let new = pod(json!({}));
+    let mut old = new.clone();
+    for name in ["enableServiceLinks", "schedulerName", "serviceAccountName", "serviceAccount"] {
+        old.value_mut()["spec"].as_object_mut().unwrap().remove(name);
+    }
+    assert_eq!(validate::update(&old, &new), []);
+}
+
+#[test]
 fn metadata_is_fixed() {
     let mut old = manifest("{apiVersion: v1, kind: ConfigMap, metadata: {name: a, uid: u, generation: 3}}");
     check(&old, "/metadata/name", json!("b"), &["metadata.name: Invalid value: \"b\": field is immutable"]);
