@@ -176,3 +176,7 @@ impl Roads {
 fn kind(road: Road) -> std::mem::Discriminant<Road> {
     std::mem::discriminant(&road)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

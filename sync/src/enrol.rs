@@ -117,3 +117,7 @@ impl From<TokenError> for EnrolRefusal {
         Self { kind: RefusalKind::Token, message: error.to_string(), retry_after_ms: None }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

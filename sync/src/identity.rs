@@ -51,3 +51,7 @@ pub enum IdentityError {
     #[error("TLS configuration")]
     Tls(#[from] rustls::Error),
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

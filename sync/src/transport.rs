@@ -11,6 +11,10 @@ mod memory;
 mod mqtt;
 mod quic;
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+pub(crate) mod fixture;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -392,3 +396,7 @@ impl fmt::Debug for EnrolConnector {
         formatter.debug_struct("EnrolConnector").field("installation", &self.installation).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::{PeerIdentity, Reader, Writer};
 use crate::identity::{IdentityError, Installation, InstallationId, NodeName, TrustTime, door_server};
@@ -128,6 +129,18 @@ impl Door {
     ) -> Result<Arc<Self>, IdentityError> {
         let credentials = installation.issue_door(time.now_ms())?;
         let tls = door_server(&credentials, installation.authority(), &time)?;
+        Ok(Arc::new(Self { tls, time, gate, limits, installation: installation.id() }))
+    }
+
+    /// A door that presents another certificate than its own.
+    #[cfg(test)]
+    pub(super) fn with_credentials(
+        installation: &Installation,
+        credentials: &crate::identity::Credentials,
+        time: Arc<dyn TrustTime>,
+    ) -> Result<Arc<Self>, IdentityError> {
+        let tls = door_server(credentials, installation.authority(), &time)?;
+        let (gate, limits) = (Arc::new(OpenGate), DoorLimits::default());
         Ok(Arc::new(Self { tls, time, gate, limits, installation: installation.id() }))
     }
 

@@ -122,17 +122,18 @@ async fn open(
     }
 
     let name = ServerName::try_from(installation.door_name()).map_err(|error| failed(&error))?;
-    let stream =
-        TlsConnector::from(Arc::clone(tls)).connect(name, io).await.map_err(|error| tls_error(broker, &link, &error))?;
+    let stream = TlsConnector::from(Arc::clone(tls))
+        .connect(name, io)
+        .await
+        .map_err(|error| tls_error(broker, &link, &error))?;
     let binding = binding(&stream).map_err(|error| failed(&error))?;
     let (reader, writer) = tokio::io::split(stream);
     let (mut reader, mut writer): (Reader, Writer) = (Box::new(reader), Box::new(writer));
     match door::greet_hub(&mut reader, &mut writer).await {
         Ok(()) => Ok(Opened { reader, writer, binding }),
-        Err(GreetingError::Busy(retry_after)) => Err(ConnectError::Busy {
-            target: broker.to_string(),
-            retry_after_ms: Some(retry_after.0.into()),
-        }),
+        Err(GreetingError::Busy(retry_after)) => {
+            Err(ConnectError::Busy { target: broker.to_string(), retry_after_ms: Some(retry_after.0.into()) })
+        }
         Err(GreetingError::Refused(why)) => Err(ConnectError::Refused { target: broker.to_string(), why }),
         Err(GreetingError::Io(error)) => Err(tls_error(broker, &link, &error)),
         Err(error) => Err(failed(&error)),

@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rumqttc::{
-    AsyncClient, Event, LastWill, Outgoing, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
-};
+use rumqttc::{AsyncClient, Event, LastWill, Outgoing, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -269,9 +267,8 @@ impl Visit {
             (Some(ALPN_ENROL), Party::Enrol(_)) => Ok(None),
             _ => Err("protocol and topic do not belong together".to_owned()),
         };
-        let binding: [u8; 32] = tls
-            .export_keying_material([0; 32], EXPORTER_LABEL, Some(b""))
-            .map_err(|error| error.to_string())?;
+        let binding: [u8; 32] =
+            tls.export_keying_material([0; 32], EXPORTER_LABEL, Some(b"")).map_err(|error| error.to_string())?;
         let (reader, writer) = tokio::io::split(stream);
         let (mut reader, mut writer): (Reader, Writer) = (Box::new(reader), Box::new(writer));
         let remote = format!("{}/{party}", self.shared.broker);
@@ -328,10 +325,10 @@ impl Table {
         let strangers = theirs.iter().filter(|id| self.sessions.get(*id).is_some_and(|entry| entry.stranger));
         let strangers = strangers.copied().collect::<Vec<_>>();
         theirs.push(session);
-        if strangers.len() >= STRANGERS_PER_PARTY_MAX
-            && let Some(oldest) = strangers.first().and_then(|id| self.sessions.get(id))
-        {
-            oldest.link.end("a newer attempt took its place");
+        // One that was ended before may still be on its way out: all but the newest are ended, not the oldest alone.
+        let too_many = (strangers.len() + 1).saturating_sub(STRANGERS_PER_PARTY_MAX);
+        for entry in strangers.iter().take(too_many).filter_map(|id| self.sessions.get(id)) {
+            entry.link.end("a newer attempt took its place");
         }
         self.sessions.insert(session, Entry { party, link, stranger: true });
         self.strangers += 1;

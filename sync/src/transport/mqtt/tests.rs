@@ -1,0 +1,401 @@
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::frame::{Body, CloseReason, Frame};
+use super::topic::{Direction, Party};
+use super::*;
+use crate::enrol::{Introduction, Proof, enrol};
+use crate::identity::{DeviceKeys, InstallationId};
+use crate::transport::fixture::{
+    Admits, DAY_MS, NOW_MS, Site, check_bytes, check_echo, connect_when_open, labels, node, serve,
+};
+use crate::transport::{ConnectError, Incoming, Listener, Pipe, Target};
+
+const MOSQUITTO: &str = "/usr/sbin/mosquitto";
+
+/// A real broker, killed when dropped.
+struct Broker {
+    child: Child,
+    port: u16,
+    _config: tempfile::NamedTempFile,
+}
+
+impl Broker {
+    /// `None`, said aloud, when there is no mosquitto here.
+    fn start() -> Option<Self> {
+        if !std::path::Path::new(MOSQUITTO).exists() {
+            assert!(std::env::var("FLOTILLA_REQUIRE_ALL").as_deref() != Ok("1"), "{MOSQUITTO} is required and absent");
+            #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+            {
+                eprintln!("SKIPPED: {MOSQUITTO} is absent; MQTT was not tested against a broker");
+            }
+            return None;
+        }
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Some(Self::start_on(port))
+    }
+
+    fn start_on(port: u16) -> Self {
+        let mut config = tempfile::NamedTempFile::new().unwrap();
+        writeln!(config, "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\nlog_dest stderr").unwrap();
+        writeln!(config, "connection_messages false\nmessage_size_limit 65536").unwrap();
+        let mut child = Command::new(MOSQUITTO)
+            .arg("-c")
+            .arg(config.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut lines = log.lines();
+        let said = lines.by_ref().map_while(Result::ok).find(|line| line.contains("running"));
+        assert!(said.is_some(), "mosquitto did not start on port {port}");
+        // Its log must go on being read.
+        std::thread::spawn(move || lines.count());
+        Self { child, port, _config: config }
+    }
+
+    fn url(&self) -> BrokerUrl {
+        BrokerUrl::parse(&format!("mqtt://127.0.0.1:{}", self.port)).unwrap()
+    }
+
+    fn target(&self) -> Target {
+        Target::Mqtt(self.url())
+    }
+
+    fn restart(mut self) -> Self {
+        let port = self.port;
+        self.stop();
+        Self::start_on(port)
+    }
+
+    fn stop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// A stranger who hears everything and may say anything.
+    async fn stranger(&self, filter: &str) -> Stranger {
+        let mut options = MqttOptions::new("stranger", "127.0.0.1", self.port);
+        options.set_max_packet_size(1 << 20, 1 << 20);
+        let (client, mut events) = AsyncClient::new(options, 64);
+        client.subscribe(filter, QoS::AtMostOnce).await.unwrap();
+        while !matches!(events.poll().await.unwrap(), Event::Incoming(Packet::SubAck(_))) {}
+        Stranger { client, events }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // It may have been stopped already.
+        self.child.kill().unwrap_or_default();
+        self.child.wait().unwrap();
+    }
+}
+
+struct Stranger {
+    client: AsyncClient,
+    events: EventLoop,
+}
+
+impl Stranger {
+    async fn hear(&mut self) -> (String, Frame) {
+        loop {
+            if let Event::Incoming(Packet::Publish(message)) = self.events.poll().await.unwrap()
+                && let Some(frame) = Frame::decode(&message.payload)
+            {
+                return (message.topic, frame);
+            }
+        }
+    }
+
+    async fn say(&mut self, topic: &str, payload: Bytes) {
+        self.client.publish_bytes(topic, QoS::AtLeastOnce, false, payload).await.unwrap();
+        while !matches!(self.events.poll().await.unwrap(), Event::Incoming(Packet::PubAck(_))) {}
+    }
+}
+
+async fn assert_ends(pipe: &mut Pipe, within_s: u64) {
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(within_s), pipe.reader.read_to_end(&mut rest)).await;
+    // By an error or an end: what counts is that it does not hang.
+    end.expect("the pipe hangs").unwrap_or_default();
+}
+
+#[tokio::test]
+async fn pipes_carry_bytes_through_a_broker_and_its_restart() {
+    let Some(broker) = Broker::start() else { return };
+    let site = Site::new();
+    let listener = Listener::mqtt(broker.url(), &site.door);
+    let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
+    let serving = serve(listener, &site, admits);
+    let (one, two) = (site.connector("edge-1"), site.connector("edge-2"));
+    let target = broker.target();
+    let mut first = connect_when_open(&one, &target).await;
+    let mut second = connect_when_open(&two, &target).await;
+    check_echo(&mut first, "edge-1", 1_000_000).await;
+    check_echo(&mut second, "edge-2", 10).await;
+
+    let broker = broker.restart();
+    assert_ends(&mut first, 10).await;
+    assert_ends(&mut second, 10).await;
+    let mut first = connect_when_open(&one, &target).await;
+    check_echo(&mut first, "edge-1", 200_000).await;
+    drop(broker);
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_listener_waits_for_its_broker_and_a_device_for_the_hub() {
+    let Some(mut broker) = Broker::start() else { return };
+    broker.stop();
+    let site = Site::new();
+    let target = broker.target();
+    let listener = Listener::mqtt(broker.url(), &site.door);
+    assert!(!listener.is_connected());
+    let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
+    let serving = serve(listener, &site, admits);
+    let connector = site.connector("edge-1");
+    assert!(matches!(connector.connect(&target).await, Err(ConnectError::Unreachable { .. })));
+    let _broker = Broker::start_on(broker.port);
+    check_echo(&mut connect_when_open(&connector, &target).await, "edge-1", 10).await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn ends_of_hub_and_device_are_noticed_at_once() {
+    let Some(broker) = Broker::start() else { return };
+    let site = Site::new();
+    let mut listener = Listener::mqtt(broker.url(), &site.door);
+    let connector = site.connector("edge-1");
+    let target = broker.target();
+    let accept = async |listener: &mut Listener| match listener.accept().await {
+        Some(Incoming::Session(pipe)) => pipe,
+        other => panic!("{other:?}"),
+    };
+
+    let (pipe, mut theirs) = tokio::join!(connect_when_open(&connector, &target), accept(&mut listener));
+    drop(pipe);
+    assert_ends(&mut theirs, 5).await;
+
+    // The same device anew: the hub's older pipe is over although its device never said so.
+    let (first, mut theirs) = tokio::join!(connect_when_open(&connector, &target), accept(&mut listener));
+    let twin = site.connector("edge-1");
+    let (mut second, mut newer) = tokio::join!(connect_when_open(&twin, &target), accept(&mut listener));
+    assert_ends(&mut theirs, 5).await;
+    drop(first);
+
+    newer.writer.write_all(b"last words").await.unwrap();
+    newer.writer.shutdown().await.unwrap();
+    drop(newer);
+    let mut heard = Vec::new();
+    second.reader.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard, b"last words");
+
+    let (mut pipe, _theirs) = tokio::join!(connect_when_open(&connector, &target), accept(&mut listener));
+    listener.close().await;
+    assert_ends(&mut pipe, 5).await;
+}
+
+#[tokio::test]
+async fn duplicates_do_nothing_and_a_gap_restarts_the_session() {
+    let Some(broker) = Broker::start() else { return };
+    let site = Site::new();
+    let listener = Listener::mqtt(broker.url(), &site.door);
+    let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
+    let serving = serve(listener, &site, admits);
+    let connector = site.connector("edge-1");
+    let target = broker.target();
+    let up = Party::Device(node("edge-1")).topic(&site.installation.id(), Direction::Up);
+    let mut stranger = broker.stranger(&up).await;
+    let mut pipe = connect_when_open(&connector, &target).await;
+    check_echo(&mut pipe, "edge-1", 1_000).await;
+
+    // Everything said so far is said again. The stranger hears itself as well.
+    let (mut replayed, mut end) = (0, 0);
+    let session = loop {
+        let (topic, frame) = stranger.hear().await;
+        let Body::Data { offset, data, .. } = &frame.body else { continue };
+        if *offset < end {
+            continue;
+        }
+        end = offset + data.len() as u64;
+        stranger.client.publish_bytes(topic, QoS::AtMostOnce, false, frame.encode()).await.unwrap();
+        replayed += 1;
+        if end > 1_500 {
+            break frame.session;
+        }
+    };
+    // The last of them has come back from the broker, so that all have reached the hub's side of it.
+    while !matches!(stranger.hear().await.1.body, Body::Data { offset, ref data, .. } if offset + data.len() as u64 == end)
+    {
+    }
+    assert!(replayed > 1);
+    check_bytes(&mut pipe, 1_000).await;
+
+    let gap = Body::Data { offset: end + 100_000, consumed: 0, data: Bytes::from_static(b"forged") };
+    stranger.say(&up, Frame { session, body: gap }.encode()).await;
+    assert_ends(&mut pipe, 5).await;
+    check_echo(&mut connect_when_open(&connector, &target).await, "edge-1", 1_000).await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn hostile_messages_leave_others_alone() {
+    let Some(broker) = Broker::start() else { return };
+    let site = Site::new();
+    let listener = Listener::mqtt(broker.url(), &site.door);
+    let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
+    let serving = serve(listener, &site, admits);
+    let connector = site.connector("edge-1");
+    let target = broker.target();
+    let mut pipe = connect_when_open(&connector, &target).await;
+    check_echo(&mut pipe, "edge-1", 10).await;
+
+    let installation = site.installation.id();
+    let mut stranger = broker.stranger(&Party::Device(node("edge-9")).topic(&installation, Direction::Down)).await;
+    let up = Party::Device(node("edge-9")).topic(&installation, Direction::Up);
+    for payload in [&b""[..], b"\x01", b"nonsense", &[1; 18], &[0xff; 60_000]] {
+        stranger.say(&up, Bytes::copy_from_slice(payload)).await;
+    }
+    for topic in ["d/../up", "d/EDGE/up", "e/short/up", "d/edge-9/up/more", "x"] {
+        stranger.say(&format!("flotilla/v1/{installation}/{topic}"), Bytes::from_static(b"x")).await;
+    }
+    // Data out of nothing is answered with a reset.
+    let data = Body::Data { offset: 0, consumed: 0, data: Bytes::from_static(b"x") };
+    let sent = Frame { session: [9; 16], body: data };
+    stranger.client.publish_bytes(&up, QoS::AtMostOnce, false, sent.encode()).await.unwrap();
+    let (_, answer) = stranger.hear().await;
+    assert_eq!(answer, Frame { session: [9; 16], body: Body::Close { reason: CloseReason::Reset } });
+
+    // Many openings by one party leave it two; an opening followed by what is no TLS is thrown out.
+    for number in 0..20_u8 {
+        let open = Frame { session: [number; 16], body: Body::Open };
+        stranger.client.publish_bytes(&up, QoS::AtMostOnce, false, open.encode()).await.unwrap();
+    }
+    let mut thrown_out = 0;
+    while thrown_out < 18 {
+        thrown_out += usize::from(matches!(stranger.hear().await.1.body, Body::Close { .. }));
+    }
+    let garbage = Body::Data { offset: 0, consumed: 0, data: Bytes::from_static(&[0xff; 4_000]) };
+    let sent = Frame { session: [19; 16], body: garbage };
+    stranger.client.publish_bytes(&up, QoS::AtMostOnce, false, sent.encode()).await.unwrap();
+    loop {
+        let (_, frame) = stranger.hear().await;
+        if frame.session == [19; 16] && matches!(frame.body, Body::Close { .. }) {
+            break;
+        }
+    }
+    check_bytes(&mut pipe, 100_000).await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn nobody_gets_in_with_anothers_certificate() {
+    let Some(broker) = Broker::start() else { return };
+    let site = Site::new();
+    let listener = Listener::mqtt(broker.url(), &site.door);
+    let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
+    let serving = serve(listener, &site, admits);
+    let target = broker.target();
+    drop(connect_when_open(&site.connector("edge-1"), &target).await);
+
+    let thief = site.connector_with("edge-2", &site.credentials("edge-1", NOW_MS));
+    let error = thief.connect(&target).await.unwrap_err();
+    assert!(
+        matches!(&error, ConnectError::Refused { why, .. } if why.contains("names node edge-1, the topic edge-2")),
+        "{error}"
+    );
+    let expired = site.connector_with("edge-1", &site.credentials("edge-1", NOW_MS - 40 * DAY_MS));
+    let error = expired.connect(&target).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_device_enrols_through_a_broker() {
+    let Some(broker) = Broker::start() else { return };
+    let site = Site::new();
+    let listener = Listener::mqtt(broker.url(), &site.door);
+    let (admits, token) = Admits::new(&site, Vec::new(), NOW_MS);
+    let serving = serve(listener, &site, admits);
+    let target = broker.target();
+    drop(connect_when_open(&site.connector("edge-9"), &target).await);
+    let introduction = Introduction {
+        proof: Proof::Token(token.proof()),
+        node: node("edge-1"),
+        labels: labels(),
+        pin: site.installation.pin(),
+        root: site.installation.root().public(),
+    };
+    let keys = DeviceKeys::generate().unwrap();
+    let stream = site.enrol_connector().connect(&target).await.unwrap();
+    let enrolment = enrol(stream, &introduction, &keys).await.unwrap();
+    let mut pipe = site.connector_with("edge-1", &enrolment.credentials).connect(&target).await.unwrap();
+    check_echo(&mut pipe, "edge-1", 1_000).await;
+    serving.abort();
+}
+
+#[test]
+fn frames_survive_their_bytes_and_nothing_else_is_one() {
+    let bodies = [
+        Body::Open,
+        Body::Data { offset: 1 << 40, consumed: 7, data: Bytes::from_static(b"data") },
+        Body::Ack { consumed: u64::MAX },
+        Body::Probe { sent: 3 },
+        Body::Close { reason: CloseReason::Busy },
+    ];
+    for body in bodies {
+        let frame = Frame { session: [5; 16], body };
+        let bytes = frame.encode();
+        assert_eq!(Frame::decode(&bytes), Some(frame));
+        let longer = Bytes::from([&bytes[..], &[0]].concat());
+        assert!(Frame::decode(&longer).is_none() || bytes[1] == 2);
+        for length in 0..bytes.len() {
+            let cut = Frame::decode(&bytes.slice(..length));
+            assert!(cut.is_none() || bytes[1] == 2, "cut to {length} bytes");
+        }
+        let mut newer = bytes.to_vec();
+        newer[0] = 2;
+        assert_eq!(Frame::decode(&newer.into()), None);
+    }
+    assert_eq!(Frame::decode(&Bytes::from(vec![1; frame::FRAME_BYTES_MAX + 1])), None);
+}
+
+#[test]
+fn topics_are_read_back_strictly() {
+    let installation = InstallationId::of(&Site::new().installation.root().public());
+    for party in [Party::Device(node("edge-1.site")), Party::enrolling([0xab; 16])] {
+        let up = party.topic(&installation, Direction::Up);
+        assert_eq!(Party::of_up_topic(&installation, &up), Some(party.clone()));
+        assert_eq!(Party::of_up_topic(&installation, &party.topic(&installation, Direction::Down)), None);
+        assert_eq!(Party::of_up_topic(&installation, &format!("{up}/x")), None);
+        assert_eq!(Party::of_up_topic(&installation, &format!("/{up}")), None);
+    }
+    assert_eq!(Party::of_up_topic(&installation, "flotilla/v1/other/d/edge-1/up"), None);
+}
+
+#[test]
+fn broker_addresses_are_parsed_and_hide_their_password() {
+    let url = BrokerUrl::parse("mqtt://user:p@ss:word@broker.example:1884/").unwrap();
+    assert_eq!((url.host(), url.port(), url.login()), ("broker.example", 1884, Some(("user", "p@ss:word"))));
+    assert_eq!(format!("{url} {url:?}"), "mqtt://broker.example:1884 BrokerUrl(mqtt://broker.example:1884)");
+    assert_eq!(BrokerUrl::parse("mqtt://[::1]").unwrap().to_string(), "mqtt://[::1]:1883");
+    for (text, part) in [
+        ("broker:1883", "the scheme is not mqtt"),
+        ("mqtts://broker", "TLS to the broker is not supported"),
+        ("mqtt://", "host is missing"),
+        ("mqtt://host:0", "port is not valid"),
+        ("mqtt://host:x", "port is not valid"),
+        ("mqtt://[::1", "bracket"),
+        ("mqtt://u:secret@ho st", "host is missing or not valid"),
+    ] {
+        let error = BrokerUrl::parse(text).unwrap_err().to_string();
+        assert!(error.contains(part) && !error.contains("secret"), "{text}: {error}");
+    }
+}
