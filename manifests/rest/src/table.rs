@@ -1,7 +1,7 @@
 //! Tables: what stock kubectl prints for each kind, computed from the object and `now`. Pure.
 //!
 //! Owns the columns of each kind (Kubernetes' own, then those that matter at an edge) and the words in their cells; refuses to know
-//! how the objects came to be. Start at [`Columns::of`]; [`pod`] has kubectl's rules for STATUS.
+//! how the objects came to be. Start at [`Columns::of`]; `table/pod.rs` has kubectl's rules for STATUS.
 
 use flotilla_manifests::kind::KindRef;
 use flotilla_manifests::object::Object;
