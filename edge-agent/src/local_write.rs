@@ -146,3 +146,7 @@ fn revise(
     }
     Ok((Decision::Revise { revision, outcome }, admitted.warnings))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -95,7 +95,7 @@ impl Agent {
         if self.state.reports.told.get("node").is_none_or(|told| told.body != node) {
             let transition = conditions(&node);
             let urgent = self.state.reports.told.get("node").is_none_or(|told| told.transition != transition);
-            facts.push(("node".to_owned(), urgent, Some(serde_json::to_vec(&json!({"status": node}))?)));
+            facts.push(("node".to_owned(), urgent, Some(serde_json::to_vec(&node)?)));
             self.state.reports.told.insert("node".to_owned(), Told { body: node, transition });
         }
         self.replica.report(facts).await?;

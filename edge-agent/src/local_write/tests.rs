@@ -1,0 +1,132 @@
+//! What a technician's writes amount to.
+
+use flotilla_manifests::admission::{DeleteOptions, FieldValidation};
+use flotilla_manifests::defaults;
+use flotilla_manifests::patch::Patch;
+use flotilla_manifests::time::Timestamp;
+use serde_json::json;
+
+use super::*;
+
+fn base() -> Object {
+    let object = Object::parse(json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "web", "namespace": "default", "uid": "w"},
+        "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": {
+            "metadata": {"labels": {"app": "web"}},
+            "spec": {"containers": [{"name": "web", "image": "host", "env": [{"name": "COLOUR", "value": "blue"}]}]},
+        }},
+    }));
+    let mut object = object.unwrap();
+    defaults::apply(&mut object);
+    object
+}
+
+fn colour(value: &str) -> Mutation {
+    let container = json!({"name": "web", "env": [{"name": "COLOUR", "value": value}]});
+    let body = json!({"spec": {"template": {"spec": {"containers": [container]}}}});
+    Mutation::Patch { part: Part::Main, patch: Patch::StrategicMerge(body) }
+}
+
+fn context() -> Context {
+    Context {
+        now: Timestamp(5_000),
+        uid: "fresh".into(),
+        name_suffix: "abcde".into(),
+        field_validation: FieldValidation::Strict,
+    }
+}
+
+fn write(
+    shown: Option<&Object>,
+    base: Option<&Object>,
+    records: &[OverrideRecord],
+    mutation: &Mutation,
+) -> Result<Decision, ApiError> {
+    let key = ObjectKey::of(&kind::DAEMON_SET, "default", "web");
+    decide(&key, &Subject { shown, base, records }, mutation, &context(), "o1", "technician")
+        .map(|(decision, _)| decision)
+}
+
+fn created(decision: &Decision) -> OverrideRecord {
+    let Decision::Revise { revision, .. } = decision else { panic!("no revision: {decision:?}") };
+    revision.created.clone().unwrap()
+}
+
+#[test]
+fn a_change_becomes_a_dated_record_and_setting_it_back_ends_it() {
+    let base = base();
+    let record = created(&write(Some(&base), Some(&base), &[], &colour("red")).unwrap());
+    assert_eq!((record.id.as_str(), record.author.as_str(), record.time), ("o1", "technician", Timestamp(5_000)));
+    assert_eq!(record.operations.len(), 1);
+    assert_eq!(record.operations[0].replaced.as_ref().unwrap().value, Some(json!("blue")));
+
+    let shown = overrides::apply(&base, std::slice::from_ref(&record), Timestamp(0)).object;
+    let back = write(Some(&shown), Some(&base), &[record], &colour("blue")).unwrap();
+    let Decision::Revise { revision, .. } = back else { panic!("{back:?}") };
+    assert_eq!((revision.created, revision.ended), (None, vec!["o1".to_owned()]));
+}
+
+#[test]
+fn a_write_that_changes_nothing_leaves_no_record() {
+    let base = base();
+    let decision = write(Some(&base), Some(&base), &[], &colour("blue")).unwrap();
+    assert!(matches!(decision, Decision::Nothing(Outcome::Unchanged(_))), "{decision:?}");
+}
+
+#[test]
+fn deleting_a_workload_holds_it_and_applying_it_again_lifts_the_hold() {
+    let base = base();
+    let held = created(&write(Some(&base), Some(&base), &[], &Mutation::Delete(DeleteOptions::default())).unwrap());
+    let hidden = overrides::apply(&base, std::slice::from_ref(&held), Timestamp(0)).object;
+    assert_eq!(hidden.annotation(HOLD_ANNOTATION), Some("true"));
+
+    let mut body = base.clone();
+    body.metadata_mut().remove("uid");
+    let again = write(None, Some(&base), &[held], &Mutation::Create { body }).unwrap();
+    let Decision::Revise { revision, outcome } = again else { panic!("{again:?}") };
+    assert_eq!((revision.created, revision.ended), (None, vec!["o1".to_owned()]));
+    assert!(matches!(outcome, Outcome::Created(object) if object.uid() == "w"));
+}
+
+#[test]
+fn what_the_device_does_not_know_cannot_be_made_here() {
+    let mut body = base();
+    body.metadata_mut().remove("uid");
+    let error = write(None, None, &[], &Mutation::Create { body }).unwrap_err();
+    assert_eq!(error.reason, Reason::Forbidden);
+    assert!(error.message.contains("new objects come from the hub"), "{error}");
+    assert_eq!(write(None, None, &[], &colour("red")).unwrap_err().reason, Reason::NotFound);
+}
+
+#[test]
+fn an_invalid_change_is_refused_with_its_path() {
+    let base = base();
+    let body = json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": ""}]}}}});
+    let patch = Mutation::Patch { part: Part::Main, patch: Patch::StrategicMerge(body) };
+    let error = write(Some(&base), Some(&base), &[], &patch).unwrap_err();
+    assert_eq!(error.reason, Reason::Invalid);
+    assert!(error.message.contains("spec.template.spec.containers[0].image"), "{error}");
+}
+
+#[test]
+fn the_status_and_hub_only_kinds_cannot_be_written() {
+    let base = base();
+    let status = Mutation::Patch { part: Part::Status, patch: Patch::JsonMerge(json!({"status": {}})) };
+    assert_eq!(write(Some(&base), Some(&base), &[], &status).unwrap_err().reason, Reason::MethodNotAllowed);
+    let node = Object::empty(&kind::NODE, "", "n1");
+    let label =
+        Mutation::Patch { part: Part::Main, patch: Patch::JsonMerge(json!({"metadata": {"labels": {"a": "b"}}})) };
+    let subject = Subject { shown: Some(&node), base: Some(&node), records: &[] };
+    let error = decide(&node.key(), &subject, &label, &context(), "o1", "technician").unwrap_err();
+    assert!(error.message.contains("change it at the hub"), "{error}");
+}
+
+#[test]
+fn deleting_a_derived_pod_restarts_it() {
+    let node = flotilla_manifests::derive::NodeRef { name: "n1".into(), uid: "node".into() };
+    let pod = flotilla_manifests::derive::daemon_pod(&base(), &node, "1-1".parse().unwrap(), 0, &[]);
+    let subject = Subject { shown: Some(&pod), base: Some(&pod), records: &[] };
+    let decision =
+        decide(&pod.key(), &subject, &Mutation::Delete(DeleteOptions::default()), &context(), "o1", "me").unwrap().0;
+    assert!(matches!(decision, Decision::Restart { .. }), "{decision:?}");
+}
