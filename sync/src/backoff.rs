@@ -108,7 +108,7 @@ pub enum Step {
 pub struct Roads {
     order: Vec<Road>,
     next: usize,
-    connected: Option<(usize, u64)>,
+    connected: Option<usize>,
     better_at_ms: Option<u64>,
 }
 
@@ -142,7 +142,7 @@ impl Roads {
     /// The road works. `random` is uniform over all of `u64` and spreads the return of many devices to a better road.
     pub fn connected(&mut self, road: Road, now_ms: u64, random: u64) {
         let Some(index) = self.order.iter().position(|known| *known == road) else { return };
-        self.connected = Some((index, now_ms));
+        self.connected = Some(index);
         self.next = 0;
         let better = self.order.first().is_some_and(|best| kind(*best) != kind(road));
         self.better_at_ms = better.then(|| now_ms + BETTER_AFTER_MS + random % BETTER_AFTER_MS);
@@ -163,7 +163,7 @@ impl Roads {
     /// The roads of a better kind to probe now while the present one keeps serving; empty when it is not time. Asking when it is
     /// time sets the time of the next probe.
     pub fn better(&mut self, now_ms: u64, random: u64) -> Vec<Road> {
-        let (Some((index, _)), Some(at_ms)) = (self.connected, self.better_at_ms) else { return Vec::new() };
+        let (Some(index), Some(at_ms)) = (self.connected, self.better_at_ms) else { return Vec::new() };
         if now_ms < at_ms {
             return Vec::new();
         }

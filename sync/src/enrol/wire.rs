@@ -29,7 +29,6 @@ pub(super) struct SignedRequest {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Request {
     pub(super) v: u8,
     pub(super) proof: Proof,

@@ -20,8 +20,9 @@ use super::{Credentials, DeviceCertificate, IdentityError, NodeName, PublicKey, 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// The authority must outlive its devices: 30 years.
 const AUTHORITY_DAYS: u64 = 30 * 365;
-/// Server certificates are reissued at each start of the hub.
-const SERVER_DAYS: u64 = 398;
+/// Server certificates are reissued at each start of the hub; a hub that nobody restarts must not lock its devices out. Their key lies
+/// beside the authority's own, so that a shorter life would protect nothing.
+const SERVER_DAYS: u64 = 10 * 365;
 /// Session certificates are short; renewed after two thirds.
 const SESSION_DAYS: u64 = 30;
 /// Certificates are valid from an hour before their issue, for clocks that run a little behind.

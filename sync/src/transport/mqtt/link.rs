@@ -84,7 +84,8 @@ impl Link {
         }
         match state.stream.handle(body, now_ms) {
             Ok(Some(data)) => {
-                state.inbound.push_back(data);
+                // A copy: what was received is a part of a larger buffer, which it would keep.
+                state.inbound.push_back(Bytes::copy_from_slice(&data));
                 wake(&mut state.reader);
             }
             Ok(None) => {}

@@ -59,6 +59,8 @@ pub(super) struct Stream {
     consumed: u64,
     consumption_told: u64,
     frames_untold: usize,
+    /// Messages that the application has not yet taken whole.
+    frames_waiting: usize,
     room_bytes: u64,
     answer_due: bool,
     heard_ms: u64,
@@ -78,6 +80,7 @@ impl Stream {
             consumed: 0,
             consumption_told: 0,
             frames_untold: 0,
+            frames_waiting: 0,
             room_bytes: if role == Role::Hub { STRANGER_BYTES } else { WINDOW_BYTES },
             answer_due: false,
             heard_ms: now_ms,
@@ -114,10 +117,11 @@ impl Stream {
         Body::Data { offset, consumed: self.consumed, data }
     }
 
-    /// The application has taken `bytes` bytes that came in `frames` messages.
+    /// The application has taken `bytes` bytes, and with them the last of `frames` messages.
     pub(super) fn consume(&mut self, bytes: u64, frames: usize) {
         self.consumed += bytes;
         self.frames_untold += frames;
+        self.frames_waiting = self.frames_waiting.saturating_sub(frames);
     }
 
     /// An acknowledgement or probe that is due now.
@@ -197,10 +201,12 @@ impl Stream {
         if offset < self.received {
             return Err(Broken::Contradiction);
         }
-        if end - self.consumed > self.room_bytes {
+        // A flood of tiny messages costs more than its bytes: their number is bounded too.
+        if end - self.consumed > self.room_bytes || self.frames_waiting >= WINDOW_FRAMES {
             return Err(Broken::Overrun);
         }
         self.received = end;
+        self.frames_waiting += 1;
         Ok(Some(data))
     }
 

@@ -200,6 +200,13 @@ async fn ends_of_hub_and_device_are_noticed_at_once() {
     let (mut pipe, _theirs) = tokio::join!(connect_when_open(&connector, &target), accept(&mut listener));
     listener.close().await;
     assert_ends(&mut pipe, 5).await;
+
+    // A hub that dies says nothing; the broker says it instead.
+    let mut listener = Listener::mqtt(broker.url(), &site.door);
+    let (mut pipe, theirs) = tokio::join!(connect_when_open(&connector, &target), accept(&mut listener));
+    drop(listener);
+    assert_ends(&mut pipe, 5).await;
+    drop(theirs);
 }
 
 #[tokio::test]

@@ -44,13 +44,19 @@ fn a_gap_an_overlap_and_an_overrun_end_the_stream() {
 
     let mut offset = 0;
     let overrun = loop {
-        match hub.handle(data(10 + offset, 1_000), 0) {
-            Ok(_) => offset += 1_000,
+        match hub.handle(data(10 + offset, 5_000), 0) {
+            Ok(_) => offset += 5_000,
             Err(error) => break error,
         }
     };
     assert_eq!(overrun, Broken::Overrun);
-    assert!(offset + 10 <= WINDOW_BYTES && offset + 1_010 > WINDOW_BYTES);
+    assert!(offset + 10 <= WINDOW_BYTES && offset + 5_010 > WINDOW_BYTES);
+
+    let mut hub = Pair::new().hub;
+    for offset in 0..WINDOW_FRAMES as u64 {
+        hub.handle(data(offset, 1), 0).unwrap();
+    }
+    assert_eq!(hub.handle(data(WINDOW_FRAMES as u64, 1), 0), Err(Broken::Overrun), "a flood of tiny messages");
 }
 
 #[test]
