@@ -144,13 +144,7 @@ fn a_hold_stops_and_hides_the_workload_and_nothing_else() {
     let base = all.manifests["w"].object.clone();
     let mut held = base.clone();
     held.set_annotation(HOLD_ANNOTATION, "true");
-    let path = overrides::between(&base, &held)[0].path.clone();
-    all.overrides.push(override_of(vec![Operation {
-        op: Verb::Set,
-        path,
-        value: Some("true".into()),
-        replaced: None,
-    }]));
+    all.overrides.push(override_of(overrides::between(&base, &held)));
     let result = run(&all, &Memory::default());
     assert!(result.pods.pods.is_empty());
     assert!(result.objects.keys().all(|key| key.kind.name == "Node"));
