@@ -164,3 +164,7 @@ pub struct Plan {
 pub fn plan(desired: &DesiredPods, observed: &Observed, history: &History, place: &Place) -> Plan {
     lifecycle::plan(desired, observed, history, place)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -367,7 +367,7 @@ impl<'a> Planner<'a> {
     fn start(&mut self, container: &ContainerSpec<'a>, sandbox_attempt: u32) {
         let digest = container.digest(self.spec.value);
         let known = self.history.containers.get(container.name).cloned().unwrap_or_default();
-        let due = known.due(&digest, self.place.now);
+        let due = known.due(&digest, sandbox_attempt, self.place.now);
         if due > self.place.now {
             wake(&mut self.wake_at, due);
             let message = format!(

@@ -41,12 +41,13 @@ impl ContainerHistory {
     }
 
     /// When the next start is due. The first restart follows at once, as kubelet's does; so does one after an end nobody saw,
-    /// and one with a new definition. A clock that was set back waits for nothing.
-    pub(super) fn due(&self, digest: &str, now: Timestamp) -> Timestamp {
+    /// one in a new sandbox, and one with a new definition. A clock that was set back waits for nothing.
+    pub(super) fn due(&self, digest: &str, sandbox_attempt: u32, now: Timestamp) -> Timestamp {
         let finished = self.ended().and_then(|exit| exit.finished_at);
         match finished {
-            Some(finished) if !self.replaced && self.digest == digest && now >= finished => {
-                Timestamp(finished.0.saturating_add(self.backoff_ms))
+            Some(finished) if now >= finished && self.sandbox_attempt == sandbox_attempt => {
+                let same = !self.replaced && self.digest == digest;
+                Timestamp(if same { finished.0.saturating_add(self.backoff_ms) } else { now.0 })
             }
             _ => now,
         }
