@@ -17,6 +17,7 @@ use crate::transport::fixture::{
 use crate::transport::{ConnectError, Incoming, Listener, Pipe, Target};
 
 const MOSQUITTO: &str = "/usr/sbin/mosquitto";
+const DEVICES: usize = 60;
 
 /// A real broker, killed when dropped.
 struct Broker {
@@ -141,8 +142,15 @@ async fn pipes_carry_bytes_through_a_broker_and_its_restart() {
     check_echo(&mut first, "edge-1", 1_000_000).await;
     check_echo(&mut second, "edge-2", 10).await;
 
+    // In the middle of a transfer that would not end by itself.
+    let Pipe { mut reader, mut writer, .. } = first;
+    let writing = tokio::spawn(async move { while writer.write_all(&[7; 10_000]).await.is_ok() {} });
+    let mut passed = vec![0; 500_000];
+    reader.read_exact(&mut passed).await.unwrap();
+    assert!(passed.iter().all(|byte| *byte == 7));
     let broker = broker.restart();
-    assert_ends(&mut first, 10).await;
+    tokio::time::timeout(Duration::from_secs(10), writing).await.expect("the writer hangs").unwrap();
+    while reader.read(&mut passed).await.is_ok_and(|length| length > 0) {}
     assert_ends(&mut second, 10).await;
     let mut first = connect_when_open(&one, &target).await;
     check_echo(&mut first, "edge-1", 200_000).await;
@@ -405,4 +413,27 @@ fn broker_addresses_are_parsed_and_hide_their_password() {
         let error = BrokerUrl::parse(text).unwrap_err().to_string();
         assert!(error.contains(part) && !error.contains("secret"), "{text}: {error}");
     }
+}
+
+#[tokio::test]
+async fn many_devices_share_one_broker() {
+    let Some(broker) = Broker::start() else { return };
+    let site = Site::new();
+    let listener = Listener::mqtt(broker.url(), &site.door);
+    let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
+    let serving = serve(listener, &site, admits);
+    let target = broker.target();
+    let mut devices = tokio::task::JoinSet::new();
+    for number in 0..DEVICES {
+        let name = format!("edge-{number}");
+        let (connector, target) = (site.connector(&name), target.clone());
+        devices.spawn(async move {
+            let mut pipe = connect_when_open(&connector, &target).await;
+            check_echo(&mut pipe, &name, 100_000).await;
+        });
+    }
+    while let Some(ended) = devices.join_next().await {
+        ended.unwrap();
+    }
+    serving.abort();
 }
