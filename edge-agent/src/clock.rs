@@ -16,12 +16,6 @@ pub struct Clock {
 }
 
 impl Clock {
-    pub fn with_floor(floor: Timestamp) -> Self {
-        let clock = Self::default();
-        clock.raise(floor);
-        clock
-    }
-
     /// The later of the system's clock and the floor plus what has passed since it was raised.
     #[expect(clippy::disallowed_methods, reason = "this is the one place of the agent that reads the wall clock")]
     pub fn now(&self) -> Timestamp {

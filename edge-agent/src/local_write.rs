@@ -15,13 +15,13 @@ use crate::effective::HOLD_ANNOTATION;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
     /// Records of this device's own log.
-    Revise { revision: Revision, outcome: Outcome },
+    Revise { revision: Box<Revision>, outcome: Box<Outcome> },
     /// End this attempt of a derived Pod and begin the next.
-    Restart { pod: Object },
+    Restart { pod: Box<Object> },
     /// The override with this id is no more.
-    EndOverride { id: String, removed: Object },
+    EndOverride { id: String, removed: Box<Object> },
     /// Nothing changes.
-    Nothing(Outcome),
+    Nothing(Box<Outcome>),
 }
 
 /// What the device knows about the object written to.
@@ -78,17 +78,17 @@ fn end_override(key: &ObjectKey, subject: &Subject<'_>, mutation: &Mutation, con
     };
     let admitted = admission::admit(key, subject.shown, mutation, context)?;
     let Outcome::Removed(removed) = admitted.outcome else {
-        return Ok((Decision::Nothing(admitted.outcome), admitted.warnings));
+        return Ok((Decision::Nothing(Box::new(admitted.outcome)), admitted.warnings));
     };
     let id = key.name.rsplit_once('.').map_or(key.name.as_str(), |(_, id)| id).to_owned();
-    Ok((Decision::EndOverride { id, removed }, admitted.warnings))
+    Ok((Decision::EndOverride { id, removed: Box::new(removed) }, admitted.warnings))
 }
 
 fn restart(key: &ObjectKey, subject: &Subject<'_>, mutation: &Mutation, context: &Context) -> Decided {
     let admitted = admission::admit(key, subject.shown, mutation, context)?;
     let pod = match admitted.outcome {
         Outcome::Removed(pod) | Outcome::Updated(pod) => pod,
-        other => return Ok((Decision::Nothing(other), admitted.warnings)),
+        other => return Ok((Decision::Nothing(Box::new(other)), admitted.warnings)),
     };
     if pod.controller().is_none() {
         let message = format!(
@@ -97,7 +97,7 @@ fn restart(key: &ObjectKey, subject: &Subject<'_>, mutation: &Mutation, context:
         );
         return Err(ApiError::of(Reason::Forbidden, message).about(key));
     }
-    Ok((Decision::Restart { pod }, admitted.warnings))
+    Ok((Decision::Restart { pod: Box::new(pod) }, admitted.warnings))
 }
 
 fn revise(
@@ -119,7 +119,7 @@ fn revise(
     let admitted = admission::admit(key, subject.shown, mutation, context)?;
     let base = subject.base.ok_or_else(|| ApiError::not_found(key))?;
     let (wanted, outcome) = match admitted.outcome {
-        Outcome::Unchanged(_) => return Ok((Decision::Nothing(admitted.outcome), admitted.warnings)),
+        Outcome::Unchanged(_) => return Ok((Decision::Nothing(Box::new(admitted.outcome)), admitted.warnings)),
         Outcome::Created(object) => {
             // Applying a held workload again: what it says now, on the base's identity.
             let mut wanted = object;
@@ -142,9 +142,9 @@ fn revise(
     let by = Authorship { id: id.to_owned(), author: author.to_owned(), reason, time: context.now, expires: None };
     let revision = overrides::revise(base, subject.records, &wanted, by)?;
     if revision == Revision::default() {
-        return Ok((Decision::Nothing(Outcome::Unchanged(wanted)), admitted.warnings));
+        return Ok((Decision::Nothing(Box::new(Outcome::Unchanged(wanted))), admitted.warnings));
     }
-    Ok((Decision::Revise { revision, outcome }, admitted.warnings))
+    Ok((Decision::Revise { revision: Box::new(revision), outcome: Box::new(outcome) }, admitted.warnings))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{ChannelName, ChannelState, Head, Heads, Item, ItemId, Positions, WriterId};
 use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
-use flotilla_sync::identity::{NodeName, PublicKey};
+use flotilla_sync::identity::{FlooredClock, NodeName, PublicKey};
 use flotilla_sync::log::{Batch, LogWriter, Placement};
 use flotilla_sync::observation::{Clock as ObservationClock, Observation, Urgency};
 use flotilla_sync::record::Draft;
@@ -51,6 +51,7 @@ pub struct DeviceReplica {
     own_channel: ChannelName,
     writer: WriterMaterial,
     clock: Arc<Clock>,
+    trust: Arc<FlooredClock>,
     /// Serialises writers: a new state is computed, made durable and swapped in by one at a time.
     gate: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -108,6 +109,7 @@ impl DeviceReplica {
         loaded: &Loaded,
         life: Life,
         clock: Arc<Clock>,
+        trust: Arc<FlooredClock>,
     ) -> Result<(Self, mpsc::Receiver<OpenedStream>), DamagedRow> {
         let own_channel = ChannelName::Device(life.node.clone());
         let identity = restore(&life.writer, &life.root)?;
@@ -122,6 +124,7 @@ impl DeviceReplica {
         let greeting = greeting.and_then(|bytes| Greeting::verify(&bytes, &life.root).ok());
         if let Some(greeting) = &greeting {
             clock.raise(Timestamp(greeting.time_ms));
+            trust.raise(greeting.time_ms);
         }
         let state = State {
             channels,
@@ -142,6 +145,7 @@ impl DeviceReplica {
             own_channel,
             writer: life.writer,
             clock,
+            trust,
             gate: tokio::sync::Mutex::new(()),
             state: Mutex::new(state),
             grown: watch::Sender::new(0),
@@ -204,10 +208,11 @@ impl DeviceReplica {
             self.restore_log();
             return Err(failed("store its own change", error));
         }
-        let mut state = self.state();
-        state.channels.insert(self.own_channel.clone(), next);
-        state.own_batches.push(batch);
-        drop(state);
+        {
+            let mut state = self.state();
+            state.channels.insert(self.own_channel.clone(), next);
+            state.own_batches.push(batch);
+        }
         self.bump(&self.changed);
         self.bump(&self.grown);
         self.truncate().await
@@ -454,6 +459,7 @@ impl Replica for DeviceReplica {
         let bytes = greeting.encoded().to_vec();
         self.store.set_meta("greeting", bytes).await.map_err(|error| failed("store the hub's greeting", error))?;
         self.clock.raise(Timestamp(greeting.time_ms));
+        self.trust.raise(greeting.time_ms);
         self.state().greeting = Some(greeting);
         Ok(())
     }

@@ -45,17 +45,7 @@ const VERSIONS_PER_LIFE: u64 = 1 << 24;
 pub async fn run(arguments: RunArguments) -> Result<()> {
     let folder = prepare(&arguments.data)?;
     let lock = lock(&folder)?;
-    let (store, loaded) = Store::open(&folder)?;
-    let clock = Arc::new(Clock::with_floor(Timestamp(number(&loaded, "floor"))));
-    let boot = number(&loaded, "boot") + 1;
-    set_number(&store, "boot", boot).await?;
-    let floor_clock = clock.clone();
-    let trust = FlooredClock::new(move || floor_clock.now().0, number(&loaded, "floor"));
-    let time: Arc<dyn TrustTime> = trust.clone();
-    let identity = Identity::open(&store, &loaded, &arguments, &time).await?;
-    clock.raise(Timestamp(identity.enrolment.hub_time_ms));
-    trust.raise(identity.enrolment.hub_time_ms);
-
+    let Opened { store, loaded, clock, trust, boot, identity } = open(&folder, &arguments).await?;
     let life = Life {
         node: identity.node.clone(),
         root: identity.enrolment.root,
@@ -63,7 +53,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         incarnation: identity.enrolment.incarnation,
         boot,
     };
-    let (replica, streams) = DeviceReplica::take_up(store.clone(), &loaded, life, clock.clone())?;
+    let (replica, streams) = DeviceReplica::take_up(store.clone(), &loaded, life, clock.clone(), trust.clone())?;
     let replica = Arc::new(replica);
     let executable = std::env::current_exe().context("finding the running program")?;
     let runtime = Arc::new(ProcessRuntime::open(&folder, &executable).await?);
@@ -110,8 +100,8 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         arguments: arguments.clone(),
         store: store.clone(),
         replica,
-        clock: clock.clone(),
-        time,
+        clock,
+        time: trust.clone(),
         trust,
         boot,
         link,
@@ -130,9 +120,33 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     for task in serving {
         task.await.context("the local API")??;
     }
-    set_number(&store, "floor", clock.now().0).await?;
     drop(lock);
     Ok(())
+}
+
+/// What is on the disk, and who this device is.
+struct Opened {
+    store: Store,
+    loaded: Loaded,
+    clock: Arc<Clock>,
+    trust: Arc<FlooredClock>,
+    boot: u64,
+    identity: Identity,
+}
+
+/// Opens the database and, at the very first start, joins the hub.
+async fn open(folder: &Path, arguments: &RunArguments) -> Result<Opened> {
+    let (store, loaded) = Store::open(folder)?;
+    let clock = Arc::new(Clock::default());
+    let boot = number(&loaded, "boot") + 1;
+    set_number(&store, "boot", boot).await?;
+    let reading = clock.clone();
+    let trust = FlooredClock::new(move || reading.now().0, 0);
+    let time: Arc<dyn TrustTime> = trust.clone();
+    let identity = Identity::open(&store, &loaded, arguments, &time).await?;
+    clock.raise(Timestamp(identity.enrolment.hub_time_ms));
+    trust.raise(identity.enrolment.hub_time_ms);
+    Ok(Opened { store, loaded, clock, trust, boot, identity })
 }
 
 /// Opens the local API on loopback TLS and on a Unix socket, and writes `local.kubeconfig`.

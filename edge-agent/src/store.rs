@@ -109,7 +109,7 @@ impl Store {
     }
 
     /// Makes what was read from a peer, or written here, durable: all of it or nothing.
-    pub async fn ingest(&self, rows: rows::Ingest) -> Result<(), StoreError> {
+    pub async fn ingest(&self, rows: Ingest) -> Result<(), StoreError> {
         self.transact("store what the hub sent", move |transaction| rows.write(transaction)).await
     }
 

@@ -113,10 +113,10 @@ impl LocalView {
             current,
         });
         self.history.push_back(change.clone());
-        if self.history.len() > HISTORY_LEN_MAX {
-            if let Some(oldest) = self.history.pop_front() {
-                self.floor = oldest.version;
-            }
+        if self.history.len() > HISTORY_LEN_MAX
+            && let Some(oldest) = self.history.pop_front()
+        {
+            self.floor = oldest.version;
         }
         change
     }

@@ -98,9 +98,9 @@ impl Agent {
 
     fn outcome_of(&self, decision: Decision) -> Outcome {
         match decision {
-            Decision::Nothing(outcome) | Decision::Revise { outcome, .. } => outcome,
-            Decision::Restart { pod } => Outcome::Removed(pod),
-            Decision::EndOverride { removed, .. } => Outcome::Removed(removed),
+            Decision::Nothing(outcome) | Decision::Revise { outcome, .. } => *outcome,
+            Decision::Restart { pod } => Outcome::Removed(*pod),
+            Decision::EndOverride { removed, .. } => Outcome::Removed(*removed),
         }
     }
 }
