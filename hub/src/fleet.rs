@@ -1,6 +1,136 @@
 //! The fleet door: the hub's end of all sessions.
 //!
 //! Owns accepting devices from the transports, running sync's driver for each, and turning what devices report into rows.
-//! Refuses decisions about workloads: those are the controllers'. Start reading at [`contact`].
+//! Refuses decisions about workloads: those are the controllers'. Start reading at [`serve`], then [`door`].
 
 pub mod contact;
+pub(crate) mod door;
+mod ingest;
+pub(crate) mod logs;
+mod observe;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flotilla_sync::driver;
+use flotilla_sync::enrol;
+use flotilla_sync::session::SessionConfig;
+use flotilla_sync::transport::{Incoming, Listener, PeerIdentity, Pipe};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::enrol::Registrar;
+use crate::{mint, node};
+use door::FleetDoor;
+
+/// Enrolments served at one time, over each transport.
+const ENROLMENTS_MAX: usize = 64;
+
+/// Numbers the sessions of this run.
+static SESSIONS: AtomicU64 = AtomicU64::new(1);
+
+/// What one transport's loop needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Reception {
+    pub(crate) door: Arc<FleetDoor>,
+    pub(crate) registrar: Arc<Registrar>,
+    /// Which start of this hub's database it is.
+    pub(crate) boot: u64,
+}
+
+/// Accepts devices of one transport until `shutdown`; then every session is told goodbye and ended.
+pub(crate) async fn serve(mut listener: Listener, reception: Reception, mut shutdown: watch::Receiver<bool>) {
+    let mut sessions = JoinSet::new();
+    let mut enrolments = JoinSet::new();
+    loop {
+        let incoming = tokio::select! {
+            incoming = listener.accept() => incoming,
+            _ = shutdown.wait_for(|stop| *stop) => None,
+        };
+        match incoming {
+            Some(Incoming::Session(pipe)) => {
+                sessions.spawn(session(pipe, reception.clone()));
+            }
+            Some(Incoming::Enrol(stream)) if enrolments.len() < ENROLMENTS_MAX => {
+                let registrar = Arc::clone(&reception.registrar);
+                enrolments.spawn(async move {
+                    let root = registrar.installation.root().public();
+                    if let Err(error) = enrol::serve(stream, &root, &*registrar).await {
+                        tracing::warn!(%error, "an enrolment failed");
+                    }
+                });
+            }
+            // Too many at once: the stream is dropped, the device comes back.
+            Some(Incoming::Enrol(_)) => {}
+            None => break,
+        }
+        while sessions.try_join_next().is_some() {}
+        while enrolments.try_join_next().is_some() {}
+    }
+    for handle in reception.door.handles() {
+        handle.close("the hub stops", None).await;
+    }
+    listener.close().await;
+    sessions.shutdown().await;
+    enrolments.shutdown().await;
+}
+
+/// One session, from its acceptance to its end.
+async fn session(pipe: Pipe, reception: Reception) {
+    let PeerIdentity::Device { node } = pipe.peer.clone() else { return };
+    let Reception { door, boot, .. } = reception;
+    let name = node.to_string();
+    if !welcome(&door, &name).await {
+        return;
+    }
+    let Ok(seed) = mint::bytes::<8>() else { return };
+    let config = SessionConfig {
+        root: door.installation.root().public(),
+        node: None,
+        incarnation: door.store.incarnation(),
+        boot,
+        seed: u64::from_be_bytes(seed),
+    };
+    let (handle, commands) = driver::commands();
+    let number = SESSIONS.fetch_add(1, Ordering::Relaxed);
+    let (transport, remote) = (pipe.transport, pipe.remote.clone());
+    if let Some(earlier) = door.opened(&name, number, handle) {
+        earlier.close("a newer session of this device has begun", None).await;
+    }
+    tracing::info!(node = name, %transport, remote, "a device is in contact");
+    let end = driver::run(pipe, config, Arc::clone(&door), commands).await;
+    tracing::info!(node = name, ?end, "a session ended");
+    if door.closed(&name, number) {
+        let at = door.store.now();
+        let noted = name.clone();
+        let write = door.store.write(move |batch| Ok(batch.set_last_contact(&noted, at)?));
+        if let Err(error) = write.await {
+            tracing::warn!(node = name, %error, "the time of the last contact was not stored");
+        }
+    }
+}
+
+/// Whether a device with a valid certificate is still enrolled; its Node is made again if someone deleted it.
+async fn welcome(door: &FleetDoor, name: &str) -> bool {
+    let node = name.to_owned();
+    let write = door.store.write(move |batch| {
+        let Some(device) = batch.device(&node)? else { return Ok(false) };
+        let key = flotilla_manifests::object::ObjectKey::of(&flotilla_manifests::kind::NODE, "", node.as_str());
+        if batch.get(&key).is_none() {
+            node::ensure(batch, &device, &BTreeMap::new())?;
+        }
+        Ok(true)
+    });
+    match write.await {
+        Ok(true) => true,
+        Ok(false) => {
+            tracing::warn!(node = name, "a device that this hub does not know was turned away");
+            false
+        }
+        Err(error) => {
+            tracing::error!(node = name, %error, "a session was refused: the store failed");
+            false
+        }
+    }
+}

@@ -5,12 +5,16 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod backend;
 pub mod clock;
 pub mod config;
 pub mod controllers;
+mod enrol;
 pub mod fleet;
 mod installation;
+mod kubeconfig;
 mod mint;
+mod node;
 mod publish;
 pub mod runner;
 pub mod scheduler;
@@ -19,10 +23,35 @@ pub mod store;
 pub mod tokens;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flotilla_rest::authorize::SystemMasters;
+use flotilla_rest::{Front, Limits, server};
+use flotilla_sync::identity::writer::WriterIdentity;
+use flotilla_sync::identity::{Credentials, FlooredClock, IdentityError, Installation, TrustTime};
+use flotilla_sync::transport::{AcceptBucket, BrokerUrl, BrokerUrlError, Door, DoorLimits, ListenError, Listener};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 pub use config::{HubConfig, Retention};
 pub use fleet::contact::{Contact, Contacts};
 pub use store::Store;
+
+use backend::HubBackend;
+use config::DATABASE_FILE;
+use enrol::Registrar;
+use fleet::Reception;
+use fleet::door::FleetDoor;
+use installation::{Addresses, InstallationError};
+use store::settings::Setting;
+
+/// Handshakes of devices taken per second; the rest is asked to come back.
+const HANDSHAKES_PER_SECOND: u32 = 500;
+/// Life of the certificate in `admin.kubeconfig`, which is written anew at each start.
+const ADMIN_VALIDITY_MS: u64 = 10 * 365 * 86_400_000;
 
 /// A running hub.
 #[derive(Debug)]
@@ -31,27 +60,95 @@ pub struct Hub {
     quic: SocketAddr,
     store: Store,
     contacts: Contacts,
+    shutdown: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 /// Why a hub did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error("cannot use the data folder {path}")]
-    Folder { path: std::path::PathBuf, source: std::io::Error },
+    Folder { path: PathBuf, source: std::io::Error },
     #[error("cannot listen at {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("the fleet door cannot open")]
+    Door(#[from] ListenError),
+    #[error("--mqtt {url:?} is no address of a broker")]
+    Mqtt { url: String, source: BrokerUrlError },
+    #[error("the hub's keys cannot be used")]
+    Keys(#[from] InstallationError),
+    #[error("a certificate of the hub cannot be made")]
+    Certificate(#[from] IdentityError),
+    #[error("the API's TLS cannot be set up: {0}")]
+    Tls(String),
     #[error(transparent)]
     Store(#[from] store::StoreError),
+    #[error("the first write failed")]
+    Write(#[from] flotilla_manifests::api_error::ApiError),
 }
 
 impl Hub {
     /// Opens the data folder, seeds it, starts the controllers, the fleet door and the API. Ready when it returns:
-    /// `DIR/admin.kubeconfig` is written and both doors are open.
+    /// `DIR/admin.kubeconfig` is written and both doors are open. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// When the folder, the database or a listener cannot be had.
     pub async fn start(config: HubConfig) -> Result<Self, HubError> {
-        unimplemented!("{config:?}")
+        let clock = clock::system();
+        let path = prepare_folder(&config.data_dir)?;
+        let store = Store::open(&path, config.retention, Arc::clone(&clock))?;
+        let opened = open(&store).await?;
+        let installation = Arc::new(opened.installation);
+        let contacts = Contacts::starting(clock(), opened.remembered);
+
+        let reading = Arc::clone(&clock);
+        let time: Arc<dyn TrustTime> = FlooredClock::new(move || reading().0, 0);
+        let gate = AcceptBucket::new(HANDSHAKES_PER_SECOND, tokio::time::Instant::now());
+        let door = Door::new(&installation, time, Arc::new(gate), DoorLimits::default())?;
+        let quic = Listener::quic(config.quic, &door)?;
+        let quic_address = quic.local_addr().unwrap_or(config.quic);
+        let broker = config.mqtt.as_deref().map(|url| {
+            BrokerUrl::parse(url).map_err(|source| HubError::Mqtt { url: url.to_owned(), source })
+        });
+        let mqtt = broker.transpose()?.map(|broker| Listener::mqtt(broker, &door));
+
+        let addresses = Addresses::of(&config.advertise, quic_address, config.mqtt.as_deref());
+        remember_addresses(&store, &addresses).await?;
+        let fleet = FleetDoor::new(store.clone(), contacts.clone(), Arc::clone(&installation), opened.writer);
+        let fleet = Arc::new(fleet);
+        let registrar = Registrar { store: store.clone(), installation: Arc::clone(&installation), addresses };
+        let reception = Reception { door: Arc::clone(&fleet), registrar: Arc::new(registrar), boot: opened.boot };
+
+        let api = TcpListener::bind(config.listen)
+            .await
+            .map_err(|source| HubError::Listen { address: config.listen, source })?;
+        let api_address = api.local_addr().map_err(|source| HubError::Listen { address: config.listen, source })?;
+        let served = api_certificate(&installation, &config, api_address, clock().0)?;
+        let tls = server::tls_config(std::slice::from_ref(installation.authority()), served.chain, served.key)
+            .map_err(|error| HubError::Tls(error.to_string()))?;
+        let admin = installation.issue_user("admin", Some("system:masters"), clock().0, ADMIN_VALIDITY_MS)?;
+        let kubeconfig = config.data_dir.join("admin.kubeconfig");
+        kubeconfig::write(&kubeconfig, reachable(api_address), &installation.authority_pem(), &admin.to_material())
+            .map_err(|source| HubError::Folder { path: kubeconfig, source })?;
+
+        let (shutdown, stop) = watch::channel(false);
+        let backend = HubBackend::new(store.clone(), fleet, config.retention.audit_count_max);
+        let front = Front::over(Arc::new(backend), clock, Limits::HUB).authorized_by(SystemMasters);
+        let serving = server::serve_tls(api, tls, Arc::new(front), stop.clone());
+        let mut tasks = vec![
+            tokio::spawn(async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "the API's listener failed");
+                }
+            }),
+            tokio::spawn(fleet::serve(quic, reception.clone(), stop.clone())),
+            tokio::spawn(runner::run(store.clone(), contacts.clone(), stop.clone())),
+        ];
+        if let Some(mqtt) = mqtt {
+            tasks.push(tokio::spawn(fleet::serve(mqtt, reception, stop)));
+        }
+        tracing::info!(api = %api_address, quic = %quic_address, incarnation = store.incarnation(), "the hub is ready");
+        Ok(Self { api: api_address, quic: quic_address, store, contacts, shutdown, tasks })
     }
 
     /// Where the Kubernetes API listens; the port is the real one even when 0 was asked for.
@@ -74,6 +171,78 @@ impl Hub {
 
     /// Ends gracefully: no new work, watches end, requests in flight are answered, sessions close, the database closes.
     pub async fn stop(self) {
-        unimplemented!()
+        self.shutdown.send_replace(true);
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a part of the hub ended by a fault");
+            }
+        }
+        let store = self.store;
+        // Waits for the writer's thread, off the runtime.
+        if tokio::task::spawn_blocking(move || drop(store)).await.is_err() {
+            tracing::error!("the store did not close");
+        }
     }
+}
+
+/// What the database says of this hub itself.
+struct Opened {
+    installation: Installation,
+    writer: WriterIdentity,
+    remembered: Vec<(String, flotilla_manifests::time::Timestamp)>,
+    boot: u64,
+}
+
+/// Keys, seeds and publication, in one transaction.
+async fn open(store: &Store) -> Result<Opened, HubError> {
+    let opened = store.write(|batch| {
+        batch.set_author("hub");
+        let (installation, writer) = match installation::open(batch) {
+            Ok(opened) => opened,
+            Err(error) => return Ok(Err(HubError::from(error))),
+        };
+        batch.start_publishing(writer.clone())?;
+        seed::seed(batch)?;
+        let remembered = batch.devices()?.into_iter().map(|device| (device.node, device.last_contact)).collect();
+        let boot = batch.next_number("boots")?;
+        Ok(Ok(Opened { installation, writer, remembered, boot }))
+    });
+    opened.await?
+}
+
+async fn remember_addresses(store: &Store, addresses: &Addresses) -> Result<(), HubError> {
+    let encoded = serde_json::to_vec(addresses).map_err(InstallationError::from)?;
+    store.write(move |batch| Ok(batch.set_setting(Setting::Addresses, &encoded)?)).await?;
+    Ok(())
+}
+
+/// Makes the data folder and the database file, for their owner alone.
+fn prepare_folder(folder: &Path) -> Result<PathBuf, HubError> {
+    let failed = |source| HubError::Folder { path: folder.to_owned(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let path = folder.join(DATABASE_FILE);
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(path)
+}
+
+/// The API's certificate, for every name under which this machine may be called.
+fn api_certificate(
+    installation: &Installation,
+    config: &HubConfig,
+    bound: SocketAddr,
+    now_ms: u64,
+) -> Result<Credentials, IdentityError> {
+    let hosts = config.advertise.iter().filter_map(|address| address.rsplit_once(':').map(|(host, _)| host.to_owned()));
+    let own = [bound.ip().to_string(), reachable(bound).ip().to_string(), installation::own_address().to_string()];
+    let fixed = ["localhost", "127.0.0.1", "kubernetes", "kubernetes.default.svc"].map(str::to_owned);
+    let mut names: Vec<String> = fixed.into_iter().chain(own).chain(hosts).collect();
+    names.sort();
+    names.dedup();
+    installation.issue_server(&names, now_ms)
+}
+
+/// The address for a client on this machine.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    if bound.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], bound.port())) } else { bound }
 }

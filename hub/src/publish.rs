@@ -143,6 +143,15 @@ impl Publication {
         touched
     }
 
+    /// Every Secret of a device.
+    pub(crate) fn secrets_at(&self, node: &str, touched: &mut Touched) {
+        let device = Channel::Device(node.to_owned());
+        let secrets = self.standing.iter().filter(|(item, channels)| {
+            matches!(item, Item::Secret(_)) && channels.contains_key(&device)
+        });
+        touched.extend(secrets.map(|(item, _)| (device.clone(), item.clone())));
+    }
+
     fn everywhere(&self, item: &Item, touched: &mut Touched) {
         for channel in self.standing.get(item).into_iter().flat_map(BTreeMap::keys) {
             touched.insert((channel.clone(), item.clone()));

@@ -8,6 +8,7 @@ mod batch;
 mod channels;
 pub(crate) mod devices;
 mod history;
+pub(crate) mod inbox;
 mod index;
 mod load;
 pub(crate) mod logs;

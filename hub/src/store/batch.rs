@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::ChannelName;
@@ -37,6 +38,8 @@ pub struct Batch<'a> {
     pub(super) rollouts_touched: BTreeSet<String>,
     /// Records this job adds to channels.
     pub(super) drafts: BTreeMap<ChannelName, Vec<Draft>>,
+    /// Nodes whose Secrets are to be sealed to another key.
+    pub(super) resealed: BTreeSet<String>,
     /// Logs of others that this job made longer.
     pub(super) grown: Vec<Grown>,
     /// Who is behind this job: the author of its records.
@@ -63,6 +66,7 @@ impl Batch<'_> {
             undo: Vec::new(),
             rollouts_touched: BTreeSet::new(),
             drafts: BTreeMap::new(),
+            resealed: BTreeSet::new(),
             grown: Vec::new(),
             author: String::new(),
         }
@@ -163,7 +167,24 @@ impl Batch<'_> {
         self.record(version, Change::Deleted, key, Arc::clone(&last), Some(current), Some(&body))?;
         let previous = self.working.index.set(key, None);
         self.undo.push(Undo::Object(key.clone(), previous));
+        self.revert_overrides_of(&last)?;
         Ok(Some(last))
+    }
+
+    /// Overrides end with their base: their devices are told.
+    fn revert_overrides_of(&mut self, base: &Object) -> Result<(), StoreError> {
+        let stands = |object: &&Arc<Object>| {
+            object.text("/spec/target/uid") == base.uid() && object.deletion_timestamp().is_none()
+        };
+        let overrides: Vec<ObjectKey> =
+            self.working.index.list(&kind::OVERRIDE, None).filter(stands).map(|object| object.key()).collect();
+        let now = self.now.to_rfc3339();
+        for key in overrides {
+            self.update(&key, |object| {
+                object.metadata_mut().insert("deletionTimestamp".into(), now.as_str().into());
+            })?;
+        }
+        Ok(())
     }
 
     /// Sets (or with `None` ends) the threshold of one number of a workload.

@@ -47,11 +47,15 @@ struct Edited {
 impl Batch<'_> {
     /// Takes this job's events into the channels. Before the hub has its writer, nothing is published.
     pub(super) fn publish(&mut self) -> Result<(), StoreError> {
-        if self.working.log.is_none() || (self.events.is_empty() && self.rollouts_touched.is_empty()) {
+        let idle = self.events.is_empty() && self.rollouts_touched.is_empty() && self.resealed.is_empty();
+        if self.working.log.is_none() || idle {
             return Ok(());
         }
         let Some(mut publication) = self.working.publication.take() else { return self.publish_all() };
-        let touched = publication.touch(&self.working.index, &self.events, &self.rollouts_touched);
+        let mut touched = publication.touch(&self.working.index, &self.events, &self.rollouts_touched);
+        for node in &self.resealed {
+            publication.secrets_at(node, &mut touched);
+        }
         let result = self.publish_places(&publication, touched);
         self.working.publication = Some(publication);
         result
@@ -60,9 +64,7 @@ impl Batch<'_> {
     /// Gives the hub its writer, and makes the channels hold what the objects want.
     pub(crate) fn start_publishing(&mut self, identity: WriterIdentity) -> Result<(), StoreError> {
         let heads = logs::heads_of(self.transaction, &identity.id())?;
-        self.transaction
-            .prepare_cached("INSERT OR IGNORE INTO writer (id, chain) VALUES (?1, ?2)")?
-            .execute(params![identity.id().0, identity.chain().encode()])?;
+        self.put_writer(identity.chain())?;
         self.working.log = Some(LogWriter::new(identity, heads));
         self.publish_all()
     }
@@ -124,6 +126,21 @@ impl Batch<'_> {
         }
         self.working.publication = Some(publication);
         Ok(())
+    }
+
+    /// Follows a log that was forked (a restored or cloned database wrote on under the same id): all that is wanted is stated
+    /// again under a new writer, after everything its predecessor said.
+    pub(crate) fn succeed_writer(&mut self, identity: WriterIdentity) -> Result<(), StoreError> {
+        let before = self.working.log.as_ref().map(|log| log.identity().id());
+        let heads = before.map(|writer| logs::heads_of(self.transaction, &writer)).transpose()?.unwrap_or_default();
+        self.put_writer(identity.chain())?;
+        let mut log = LogWriter::new(identity, BTreeMap::new());
+        for (channel, head) in heads {
+            log.start_at(&channel, head.seq);
+        }
+        self.working.log = Some(log);
+        self.transaction.execute("UPDATE item SET digest = x''", [])?;
+        self.publish_all()
     }
 
     fn place(
@@ -403,7 +420,7 @@ pub(super) fn truncate(
     Ok(())
 }
 
-fn stored_document(transaction: &Connection, uid: &str) -> Result<Option<(u64, Vec<u8>, Vec<u8>)>, StoreError> {
+pub(super) fn stored_document(transaction: &Connection, uid: &str) -> Result<Option<(u64, Vec<u8>, Vec<u8>)>, StoreError> {
     let mut statement = transaction.prepare_cached("SELECT epoch, digest, state FROM document WHERE uid = ?1")?;
     let row = statement.query_row([uid], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?, row.get(2)?)));
     Ok(row.optional()?)

@@ -55,6 +55,9 @@ impl Batch<'_> {
     }
 
     pub(crate) fn put_device(&mut self, device: &Device) -> Result<(), StoreError> {
+        if self.device(&device.node)?.is_some_and(|known| known.sealing != device.sealing) {
+            self.resealed.insert(device.node.clone());
+        }
         self.transaction
             .prepare_cached(
                 "INSERT OR REPLACE INTO device (node, uid, fleet, key, sealing, incarnation, last_contact)

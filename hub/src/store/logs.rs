@@ -97,16 +97,19 @@ impl Logs {
         &self,
         identity: &WriterIdentity,
         channel: &ChannelName,
+        writer: &WriterId,
         after: u64,
         bytes_max: usize,
     ) -> Result<Reading, StoreError> {
-        let writer = identity.id();
         let mut reader = self.reader();
         // One moment for all that follows.
         let transaction = reader.transaction()?;
-        let Some((floor, head)) = floor_and_head(&transaction, channel, &writer)? else {
+        let Some((floor, head)) = floor_and_head(&transaction, channel, writer)? else {
             return Ok(Reading::Batches(Vec::new()));
         };
+        if after < floor && *writer != identity.id() {
+            return Ok(Reading::NotKept);
+        }
         if after < floor {
             return Ok(Reading::Snapshot(self.snapshot(&transaction, identity, channel, head)?));
         }
@@ -160,7 +163,8 @@ impl Logs {
             entries.push(ListEntry { item: record.draft.item, epoch, digest: state_digest(&state) });
             states.push(state);
         }
-        let list = SignedList::sign(identity, channel, head, entries, BTreeMap::new())
+        let covers = earlier_writers(connection, identity, channel)?;
+        let list = SignedList::sign(identity, channel, head, entries, covers)
             .map_err(|error| refused(error.to_string()))?;
         let snapshot = ChannelSnapshot { list, states };
         kept.retain(|(name, _, _)| name != channel);
@@ -208,6 +212,22 @@ fn standing(
         records.push((record, epoch));
     }
     Ok(records)
+}
+
+/// The logs of the hub's earlier writers: their effects are in the items, or gone on purpose.
+fn earlier_writers(
+    connection: &Connection,
+    identity: &WriterIdentity,
+    channel: &ChannelName,
+) -> Result<BTreeMap<WriterId, Head>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT head.writer, head.seq, head.hash FROM head JOIN writer ON writer.id = head.writer
+         WHERE head.channel = ?1 AND writer.hub AND head.writer <> ?2",
+    )?;
+    let rows = statement.query_map(params![channel.to_string(), identity.id().0], |row| {
+        Ok((WriterId(row.get(0)?), Head { seq: row.get::<_, i64>(1)?.cast_unsigned(), hash: row.get(2)? }))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn floor_and_head(

@@ -44,7 +44,7 @@ CREATE TABLE head (
     floor INTEGER NOT NULL, records INTEGER NOT NULL, bytes INTEGER NOT NULL,
     PRIMARY KEY (channel, writer)
 ) WITHOUT ROWID;
-CREATE TABLE writer (id BLOB PRIMARY KEY, chain BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE writer (id BLOB PRIMARY KEY, hub INTEGER NOT NULL, chain BLOB NOT NULL) WITHOUT ROWID;
 
 -- What devices hold in their own logs: the folded items of their channels.
 CREATE TABLE device_item (channel TEXT NOT NULL, id TEXT NOT NULL, state BLOB NOT NULL, PRIMARY KEY (channel, id)) WITHOUT ROWID;

@@ -1,0 +1,140 @@
+//! The hub behind the REST front: the store for objects, the fleet door for logs.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_manifests::admission::{Context, Mutation, Outcome};
+use flotilla_manifests::api_error::{ApiError, Reason};
+use flotilla_manifests::kind::{self, KindRef};
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_rest::backend::{Backend, DryRun, Listing, LogRequest, WatchEvent, WriteRequest, Written};
+use tokio::sync::mpsc;
+
+use crate::admission::{apply, decide};
+use crate::fleet::door::FleetDoor;
+use crate::fleet::logs;
+use crate::mint;
+use crate::store::inbox::AuditEntry;
+use crate::store::{Batch, Store};
+
+/// Times another name suffix is drawn when a generated name is taken.
+const NAME_ATTEMPTS_MAX: usize = 8;
+
+/// What the hub serves over HTTP.
+#[derive(Debug)]
+pub(crate) struct HubBackend {
+    store: Store,
+    door: Arc<FleetDoor>,
+    audit_count_max: u64,
+}
+
+impl HubBackend {
+    pub(crate) fn new(store: Store, door: Arc<FleetDoor>, audit_count_max: u64) -> Self {
+        Self { store, door, audit_count_max }
+    }
+}
+
+impl Backend for HubBackend {
+    fn kinds(&self) -> &[KindRef] {
+        kind::ALL
+    }
+
+    async fn read(&self, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+        self.store.read(key).ok_or_else(|| ApiError::not_found(key))
+    }
+
+    async fn list(&self, kind: KindRef, namespace: Option<&str>) -> Result<Listing, ApiError> {
+        Ok(self.store.list(kind, namespace))
+    }
+
+    async fn watch(
+        &self,
+        kind: KindRef,
+        namespace: Option<&str>,
+        from: u64,
+    ) -> Result<mpsc::Receiver<WatchEvent>, ApiError> {
+        self.store.watch(kind, namespace, from)
+    }
+
+    async fn write(&self, request: WriteRequest) -> Result<Written, ApiError> {
+        let audit_count_max = self.audit_count_max;
+        match request.dry_run {
+            DryRun::All => {
+                let now = self.store.now();
+                let incarnation = self.store.incarnation();
+                let decided = self.store.view(|index| {
+                    drawn(&request, now, |context| decide(index, incarnation, &request, context))
+                });
+                Ok(without_version(decided?.written))
+            }
+            DryRun::No => self.store.write(move |batch| write(batch, &request, audit_count_max)).await,
+        }
+    }
+
+    async fn logs(&self, request: LogRequest) -> Result<mpsc::Receiver<Bytes>, ApiError> {
+        logs::open(&self.door, request).await
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// One API write inside the writer, with its line in the audit trail.
+fn write(batch: &mut Batch<'_>, request: &WriteRequest, audit_count_max: u64) -> Result<Written, ApiError> {
+    batch.set_author(&request.user.name);
+    let (now, incarnation) = (batch.now(), batch.incarnation());
+    let decision = drawn(request, now, |context| decide(batch.index(), incarnation, request, context))?;
+    let written = apply(batch, decision)?;
+    let (result, object) = match &written.outcome {
+        Outcome::Created(object) => ("created", object),
+        Outcome::Updated(object) => ("updated", object),
+        Outcome::Removed(object) => ("removed", object),
+        Outcome::Unchanged(_) => return Ok(written),
+    };
+    let entry = AuditEntry {
+        user: &request.user.name,
+        field_manager: request.field_manager.as_deref(),
+        verb: match &request.mutation {
+            Mutation::Create { .. } => "create",
+            Mutation::Replace { .. } => "update",
+            Mutation::Patch { .. } => "patch",
+            Mutation::Delete(_) => "delete",
+        },
+        key: &object.key(),
+        result,
+    };
+    batch.audit(&entry, audit_count_max)?;
+    Ok(written)
+}
+
+/// Decides with fresh names, and again when a generated name happens to be taken.
+fn drawn<T>(
+    request: &WriteRequest,
+    now: flotilla_manifests::time::Timestamp,
+    mut decide: impl FnMut(&Context) -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    let generated = matches!(&request.mutation, Mutation::Create { body } if body.name().is_empty());
+    let mut attempts = if generated { NAME_ATTEMPTS_MAX } else { 1 };
+    loop {
+        let context = Context {
+            now,
+            uid: mint::uid()?,
+            name_suffix: mint::name_suffix()?,
+            field_validation: request.field_validation,
+        };
+        attempts -= 1;
+        match decide(&context) {
+            Err(error) if error.reason == Reason::AlreadyExists && attempts > 0 => {}
+            decided => return decided,
+        }
+    }
+}
+
+/// A dry run stores nothing: its answer carries no version of its own.
+fn without_version(mut written: Written) -> Written {
+    if let Outcome::Created(object) = &mut written.outcome {
+        object.metadata_mut().remove("resourceVersion");
+    }
+    written
+}

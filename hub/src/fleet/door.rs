@@ -1,0 +1,251 @@
+//! The hub as a replica: what sessions ask of it, answered from the store.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use bytes::Bytes;
+use flotilla_manifests::api_error::{ApiError, Reason};
+use flotilla_manifests::kind;
+use flotilla_manifests::object::ObjectKey;
+use flotilla_sync::channel::{ChannelName, Heads, Positions, WriterId};
+use flotilla_sync::driver::SessionHandle;
+use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
+use flotilla_sync::identity::{Installation, NodeName};
+use flotilla_sync::observation::{Clock, Observation, Urgency};
+use flotilla_sync::replica::{Ingested, Input, Reading, Replica, ReplicaError};
+use flotilla_sync::session::{Greeting, PeerHello};
+use flotilla_sync::stream::Stream;
+use flotilla_sync::transport::PeerIdentity;
+use tokio::sync::watch;
+
+use super::{ingest, observe};
+use crate::publish::{FLEET_DEFAULT, fleet_of};
+use crate::store::Store;
+use crate::store::settings::Setting;
+use crate::{Contact, Contacts, mint};
+
+/// The hub's end of every session.
+#[derive(Debug)]
+pub(crate) struct FleetDoor {
+    pub(super) store: Store,
+    pub(super) contacts: Contacts,
+    pub(super) installation: Arc<Installation>,
+    /// Replaced when a fork of the hub's own log is found.
+    pub(super) writer: RwLock<WriterIdentity>,
+    /// The session of each connected node, with a number that tells a later one from an earlier.
+    sessions: Mutex<HashMap<String, (u64, SessionHandle)>>,
+}
+
+impl FleetDoor {
+    pub(crate) fn new(
+        store: Store,
+        contacts: Contacts,
+        installation: Arc<Installation>,
+        writer: WriterIdentity,
+    ) -> Self {
+        Self { store, contacts, installation, writer: RwLock::new(writer), sessions: Mutex::default() }
+    }
+
+    /// The open session of a node.
+    pub(crate) fn session(&self, node: &str) -> Option<SessionHandle> {
+        self.sessions().get(node).map(|(_, handle)| handle.clone())
+    }
+
+    /// Why a node cannot be asked now, for people.
+    pub(crate) fn silence(&self, node: &str) -> String {
+        match self.contacts.of(node) {
+            Some(Contact::Silent { last }) => format!("the device {node} is not in contact since {last}"),
+            _ => format!("the device {node} is not in contact"),
+        }
+    }
+
+    /// Registers a session; answers the one it replaces.
+    pub(super) fn opened(&self, node: &str, number: u64, handle: SessionHandle) -> Option<SessionHandle> {
+        let replaced = self.sessions().insert(node.to_owned(), (number, handle)).map(|(_, handle)| handle);
+        self.contacts.set(node, Contact::Connected { since: self.store.now() });
+        replaced
+    }
+
+    /// Takes a session off; `false` when a later one stands in its place.
+    pub(super) fn closed(&self, node: &str, number: u64) -> bool {
+        let mut sessions = self.sessions();
+        let current = sessions.get(node).is_some_and(|(own, _)| *own == number);
+        if current {
+            sessions.remove(node);
+            self.contacts.set(node, Contact::Silent { last: self.store.now() });
+        }
+        current
+    }
+
+    pub(super) fn handles(&self) -> Vec<SessionHandle> {
+        self.sessions().values().map(|(_, handle)| handle.clone()).collect()
+    }
+
+    pub(super) fn identity(&self) -> WriterIdentity {
+        self.writer.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<String, (u64, SessionHandle)>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The channels a device reads: its own and its fleet's.
+    fn channels_of(&self, node: &NodeName) -> Vec<ChannelName> {
+        let key = ObjectKey::of(&kind::NODE, "", node.as_str());
+        let fleet = self.store.view(|index| index.get(&key).map_or(FLEET_DEFAULT, |node| fleet_of(node)).to_owned());
+        let fleet = NodeName::parse(&fleet).ok().map(ChannelName::Fleet);
+        fleet.into_iter().chain([ChannelName::Device(node.clone())]).collect()
+    }
+}
+
+impl Replica for FleetDoor {
+    async fn heads(&self, peer: &PeerIdentity) -> Result<Heads, ReplicaError> {
+        let node = device(peer)?;
+        let logs = self.store.logs();
+        Ok(self.channels_of(node).into_iter().map(|channel| (channel.clone(), logs.heads(&channel))).collect())
+    }
+
+    async fn read(
+        &self,
+        channel: &ChannelName,
+        writer: &WriterId,
+        after: u64,
+        bytes_max: usize,
+    ) -> Result<Reading, ReplicaError> {
+        let (store, identity) = (self.store.clone(), self.identity());
+        let (name, asked) = (channel.clone(), *writer);
+        let read = tokio::task::spawn_blocking(move || store.logs().read(&identity, &name, &asked, after, bytes_max));
+        let tried = || format!("read channel {channel} after {after}");
+        match read.await {
+            Ok(read) => read.map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) }),
+            Err(source) => Err(ReplicaError { tried: tried(), source: Box::new(source) }),
+        }
+    }
+
+    async fn writer(&self, writer: &WriterId) -> Result<Option<WriterChain>, ReplicaError> {
+        let tried = || format!("read the certificate of writer {writer}");
+        let stored = self.store.logs().writer(writer);
+        let stored = stored.map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })?;
+        let root = self.installation.root().public();
+        let chain = stored.map(|encoded| WriterChain::verify(&encoded, &root)).transpose();
+        chain.map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })
+    }
+
+    async fn ingest(&self, peer: &PeerIdentity, inputs: Vec<Input>) -> Result<Ingested, ReplicaError> {
+        let node = device(peer)?.clone();
+        let tried = format!("take in the log of device {node}");
+        let ingested = self.store.write(move |batch| ingest::ingest(batch, &node, inputs)).await;
+        ingested.map_err(|source| ReplicaError { tried, source: Box::new(source) })
+    }
+
+    async fn subscribed(&self, _peer: &PeerIdentity, _channels: Positions) -> Result<(), ReplicaError> {
+        // A device's business: the hub subscribes to nothing.
+        Ok(())
+    }
+
+    async fn acknowledged(&self, peer: &PeerIdentity, positions: Positions) -> Result<(), ReplicaError> {
+        // No per-device state: a device says itself where it stands when it comes back.
+        let node = device(peer)?;
+        tracing::trace!(%node, channels = positions.len(), "a device has made records durable");
+        Ok(())
+    }
+
+    async fn greeted(&self, peer: &PeerIdentity, greeting: Greeting) -> Result<(), ReplicaError> {
+        let node = device(peer)?;
+        let own = (self.store.incarnation(), self.store.version());
+        if (greeting.incarnation, greeting.commit) > own {
+            tracing::error!(
+                %node,
+                incarnation = greeting.incarnation,
+                commit = greeting.commit,
+                "a device has seen a later state of this hub: its database was restored from a backup"
+            );
+        }
+        Ok(())
+    }
+
+    async fn greeting(&self) -> Result<Option<Greeting>, ReplicaError> {
+        Ok(Some(Greeting::sign(&self.identity(), self.store.version(), self.store.now().0)))
+    }
+
+    async fn forked(
+        &self,
+        peer: &PeerIdentity,
+        channel: &ChannelName,
+        writer: &WriterId,
+        seq: u64,
+    ) -> Result<(), ReplicaError> {
+        let node = device(peer)?;
+        tracing::error!(%node, %channel, %writer, seq, "a log was forked by a restored or cloned database");
+        if self.identity().id() != *writer {
+            return Ok(());
+        }
+        let tried = || "take a new writer id".to_owned();
+        let failed = |source: ApiError| ReplicaError { tried: tried(), source: Box::new(source) };
+        let seed = mint::bytes::<32>().map_err(failed)?;
+        let successor = WriterIdentity::for_hub(seed, self.store.incarnation(), self.installation.root())
+            .map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })?;
+        let identity = successor.clone();
+        let write = self.store.write(move |batch| {
+            let mut stored = seed.to_vec();
+            stored.extend(successor.chain().encode());
+            batch.set_setting(Setting::Writer, &stored)?;
+            Ok(batch.succeed_writer(successor)?)
+        });
+        write.await.map_err(failed)?;
+        *self.writer.write().unwrap_or_else(PoisonError::into_inner) = identity;
+        Ok(())
+    }
+
+    fn established(&self, peer: &PeerIdentity, hello: &PeerHello) {
+        tracing::debug!(?peer, incarnation = hello.incarnation, boot = hello.boot, "a device said hello");
+    }
+
+    async fn observe(&self, peer: &PeerIdentity, observations: Vec<Observation>) -> Result<(), ReplicaError> {
+        let node = device(peer)?.clone();
+        let tried = format!("take in the observations of device {node}");
+        let observed = self.store.write(move |batch| observe::observe(batch, &node, &observations)).await;
+        observed.map_err(|source| ReplicaError { tried, source: Box::new(source) })
+    }
+
+    async fn outbox(&self, _urgency: Urgency, _limit: usize) -> Result<Vec<Observation>, ReplicaError> {
+        Ok(Vec::new())
+    }
+
+    async fn outbox_acknowledged(&self, _entries: Vec<(String, Clock)>) -> Result<(), ReplicaError> {
+        Ok(())
+    }
+
+    fn grown(&self, peer: &PeerIdentity) -> watch::Receiver<u64> {
+        let node = match peer {
+            PeerIdentity::Device { node } => node.as_str(),
+            PeerIdentity::Hub => "",
+        };
+        self.store.logs().bell(node)
+    }
+
+    fn open_stream(&self, peer: &PeerIdentity, _request: Bytes, stream: Stream) {
+        // Devices ask nothing of the hub by streams.
+        tracing::debug!(?peer, "a device opened a stream");
+        let refusal = ApiError::of(Reason::MethodNotAllowed, "the hub serves no streams to devices").to_status().to_string();
+        tokio::spawn(stream.close(Some(refusal)));
+    }
+
+    async fn renew(&self, peer: &PeerIdentity, request: Bytes) -> Result<Bytes, String> {
+        let node = device(peer).map_err(|error| error.to_string())?;
+        let now_ms = self.store.now().0;
+        let issued = self.installation.issue_session(&request, node, now_ms);
+        issued.map(|certificate| Bytes::from(certificate.to_vec())).map_err(|error| error.to_string())
+    }
+}
+
+fn device(peer: &PeerIdentity) -> Result<&NodeName, ReplicaError> {
+    match peer {
+        PeerIdentity::Device { node } => Ok(node),
+        PeerIdentity::Hub => Err(ReplicaError {
+            tried: "serve a session".to_owned(),
+            source: "the peer is a hub, not a device".into(),
+        }),
+    }
+}
+

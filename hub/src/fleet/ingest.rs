@@ -1,0 +1,152 @@
+//! What a device wrote into its own log: folded into its items, and its overrides shown as objects.
+
+use flotilla_manifests::api_error::ApiError;
+use flotilla_manifests::kind;
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::overrides::{self, OverrideRecord};
+use flotilla_sync::channel::{Applied, ChannelName, Item, ItemId, ItemKind};
+use flotilla_sync::identity::NodeName;
+use flotilla_sync::list::VerifiedSnapshot;
+use flotilla_sync::log::VerifiedBatch;
+use flotilla_sync::replica::{Ingested, Input};
+
+use super::observe;
+use crate::store::Batch;
+
+/// Overrides one device may have standing at the hub.
+const OVERRIDES_MAX: usize = 1024;
+
+/// Takes inputs of one device into effect, in order.
+pub(super) fn ingest(batch: &mut Batch<'_>, node: &NodeName, inputs: Vec<Input>) -> Result<Ingested, ApiError> {
+    let mut ingested = Ingested::default();
+    batch.set_author(&format!("device:{node}"));
+    for input in inputs {
+        match input {
+            Input::Writer(chain) => batch.put_writer(&chain)?,
+            Input::Batch(verified) => take_batch(batch, node, &verified, &mut ingested)?,
+            Input::Snapshot(verified) => take_snapshot(batch, node, &verified, &mut ingested)?,
+        }
+    }
+    Ok(ingested)
+}
+
+fn take_batch(
+    batch: &mut Batch<'_>,
+    node: &NodeName,
+    verified: &VerifiedBatch,
+    ingested: &mut Ingested,
+) -> Result<(), ApiError> {
+    let log = verified.batch();
+    let own = ChannelName::Device(node.clone());
+    let here = batch.device_head(&log.channel, &log.writer)?;
+    if log.channel != own || here.seq >= verified.head().seq {
+        // Another's channel is not this device's to write; what is known already has no effect.
+        return Ok(());
+    }
+    for record in verified.records().iter().filter(|record| record.seq > here.seq) {
+        let id = &record.draft.item;
+        let current = batch.device_item(&own, id)?;
+        match Item::apply(current.as_ref(), record, verified.incarnation()) {
+            Ok(Applied::Changed(item)) => {
+                batch.put_device_item(&own, id, &item)?;
+                show(batch, node, id, &item)?;
+                ingested.applied += 1;
+            }
+            Ok(Applied::Waiting(item)) => batch.put_device_item(&own, id, &item)?,
+            Ok(Applied::Unchanged) => {}
+            Err(error) => {
+                tracing::warn!(%node, item = %id, seq = record.seq, %error, "a device's record is set aside");
+                ingested.set_aside.push(error.to_string());
+            }
+        }
+    }
+    batch.put_device_head(&own, log.writer, verified.head())?;
+    Ok(())
+}
+
+fn take_snapshot(
+    batch: &mut Batch<'_>,
+    node: &NodeName,
+    verified: &VerifiedSnapshot,
+    ingested: &mut Ingested,
+) -> Result<(), ApiError> {
+    let snapshot = verified.snapshot();
+    let own = ChannelName::Device(node.clone());
+    if snapshot.list.channel != own {
+        return Ok(());
+    }
+    for (entry, state) in snapshot.list.items.iter().zip(&snapshot.states) {
+        let current = batch.device_item(&own, &entry.item)?;
+        let adopted = Item::decode(state).and_then(|state| Item::adopt(current.as_ref(), &entry.item, state));
+        match adopted {
+            Ok(Applied::Changed(item) | Applied::Waiting(item)) => {
+                batch.put_device_item(&own, &entry.item, &item)?;
+                show(batch, node, &entry.item, &item)?;
+                ingested.applied += 1;
+            }
+            Ok(Applied::Unchanged) => {}
+            Err(error) => ingested.set_aside.push(error.to_string()),
+        }
+    }
+    for (id, mut item) in batch.device_items(&own)? {
+        let listed = snapshot.list.items.iter().any(|entry| entry.item == id);
+        let ItemKind::Register(register) = &item.kind else { continue };
+        if !listed && item.is_covered(&snapshot.list.covers) {
+            item.kind = ItemKind::Removed(register.version);
+            batch.put_device_item(&own, &id, &item)?;
+            show(batch, node, &id, &item)?;
+            ingested.applied += 1;
+        }
+    }
+    for (writer, head) in &snapshot.list.covers {
+        if batch.device_head(&own, writer)?.seq < head.seq {
+            batch.put_device_head(&own, *writer, *head)?;
+        }
+    }
+    Ok(())
+}
+
+/// Brings the Override object of an item up to date.
+fn show(batch: &mut Batch<'_>, node: &NodeName, id: &ItemId, item: &Item) -> Result<(), ApiError> {
+    let Some(override_id) = id.as_str().strip_prefix("override/") else { return Ok(()) };
+    let name = format!("{node}.{override_id}");
+    let shown: Vec<ObjectKey> = batch
+        .index()
+        .list(&kind::OVERRIDE, None)
+        .filter(|object| object.name() == name)
+        .map(|object| object.key())
+        .collect();
+    let ItemKind::Register(register) = &item.kind else {
+        for key in shown {
+            batch.remove(&key)?;
+        }
+        return observe::refresh_specs(batch, node);
+    };
+    let record: OverrideRecord = match serde_json::from_slice(&register.value) {
+        Ok(record) => record,
+        Err(error) => {
+            tracing::warn!(%node, item = %id, %error, "an override cannot be read; it is not shown");
+            return Ok(());
+        }
+    };
+    let of_node = |object: &&std::sync::Arc<Object>| object.text("/spec/nodeName") == node.as_str();
+    if shown.is_empty() && batch.index().list(&kind::OVERRIDE, None).filter(of_node).count() >= OVERRIDES_MAX {
+        tracing::warn!(%node, item = %id, "the device has more than {OVERRIDES_MAX} overrides; this one is not shown");
+        return Ok(());
+    }
+    let object = overrides::object_of(&record, node.as_str());
+    let key = object.key();
+    for other in shown.into_iter().filter(|other| *other != key) {
+        batch.remove(&other)?;
+    }
+    match batch.get(&key) {
+        Some(_) => {
+            let spec = object.spec().cloned().unwrap_or_default();
+            batch.update(&key, |current| current.value_mut()["spec"] = spec)?;
+        }
+        None => {
+            batch.create(object)?;
+        }
+    }
+    observe::refresh_specs(batch, node)
+}

@@ -1,0 +1,210 @@
+//! What devices saw, as rows: Pods appear at their first observation and go when the device confirms their end.
+//!
+//! A device speaks of its own alone: the node's name comes from its certificate, and a Pod's uid must be one that this node's
+//! Pod has.
+
+use flotilla_manifests::api_error::ApiError;
+use flotilla_manifests::derive::{self, ATTEMPT_ANNOTATION, NodeRef};
+use flotilla_manifests::kind;
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::overrides::OverrideRecord;
+use flotilla_manifests::rollout::{self, RolloutNumber};
+use flotilla_sync::channel::{ChannelName, ItemKind};
+use flotilla_sync::identity::NodeName;
+use flotilla_sync::observation::Observation;
+use serde_json::Value;
+
+use crate::store::Batch;
+
+/// Events of one namespace kept at most; the oldest go first.
+const EVENTS_MAX: usize = 2000;
+
+/// Body of a `pod/<uid>` observation.
+#[derive(Debug, serde::Deserialize)]
+struct PodReport {
+    namespace: String,
+    name: String,
+    uid: String,
+    #[serde(default)]
+    workload: String,
+    #[serde(default)]
+    number: Option<RolloutNumber>,
+    #[serde(default)]
+    attempt: u64,
+    status: Value,
+}
+
+/// Takes observations of one device; an older one than the newest taken of its subject has no effect. A body that cannot be
+/// read is set aside and named in the log.
+pub(super) fn observe(batch: &mut Batch<'_>, node: &NodeName, observations: &[Observation]) -> Result<(), ApiError> {
+    batch.set_author(&format!("device:{node}"));
+    for observation in observations {
+        if !batch.is_news(node.as_str(), &observation.subject, observation.clock, observation.time_ms)? {
+            continue;
+        }
+        let body = match observation.body.as_deref().map(serde_json::from_slice::<Value>).transpose() {
+            Ok(body) => body,
+            Err(error) => {
+                tracing::warn!(%node, subject = observation.subject, %error, "an observation cannot be read");
+                continue;
+            }
+        };
+        match (observation.subject.split_once('/'), body) {
+            (Some(("pod", uid)), None) => ended(batch, node, uid)?,
+            (Some(("pod", uid)), Some(body)) => match serde_json::from_value::<PodReport>(body) {
+                Ok(report) if report.uid == uid => pod(batch, node, &report)?,
+                Ok(_) => tracing::warn!(%node, subject = observation.subject, "an observation names another pod"),
+                Err(error) => tracing::warn!(%node, subject = observation.subject, %error, "an observation cannot be read"),
+            },
+            (Some(("event", _)), Some(body)) => event(batch, node, body)?,
+            (None, Some(status)) if observation.subject == "node" => node_status(batch, node, status)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn node_status(batch: &mut Batch<'_>, node: &NodeName, status: Value) -> Result<(), ApiError> {
+    let key = ObjectKey::of(&kind::NODE, "", node.as_str());
+    if status.is_object() {
+        batch.update(&key, |object| object.value_mut()["status"] = status)?;
+    }
+    Ok(())
+}
+
+fn pod(batch: &mut Batch<'_>, node: &NodeName, report: &PodReport) -> Result<(), ApiError> {
+    if let Some(row) = batch.index().by_uid(&report.uid).cloned() {
+        if row.kind() == &kind::POD && row.text("/spec/nodeName") == node.as_str() {
+            batch.update(&row.key(), |object| object.value_mut()["status"] = report.status.clone())?;
+        }
+        return Ok(());
+    }
+    let Some(number) = report.number else { return Ok(()) };
+    let Some(mut object) = daemon_pod(batch, node, &report.workload, number, report.attempt)? else { return Ok(()) };
+    if object.uid() != report.uid || object.name() != report.name || object.namespace() != report.namespace {
+        tracing::warn!(%node, pod = report.uid, "a device reports a pod that is not one of this node");
+        return Ok(());
+    }
+    let key = object.key();
+    if let Some(other) = batch.get(&key) {
+        // The same name, another number or attempt: the later one stands, whichever report came first.
+        let standing = (rollout::number_of(&other), attempt_of(&other));
+        if other.text("/spec/nodeName") != node.as_str() || standing > (Some(number), report.attempt) {
+            return Ok(());
+        }
+        batch.remove(&key)?;
+    }
+    object.value_mut()["status"] = report.status.clone();
+    if let Some(started) = report.status.get("startTime").and_then(Value::as_str) {
+        object.metadata_mut().insert("creationTimestamp".into(), started.into());
+    }
+    batch.create(object)?;
+    Ok(())
+}
+
+/// The device confirms the end of a Pod.
+fn ended(batch: &mut Batch<'_>, node: &NodeName, uid: &str) -> Result<(), ApiError> {
+    let Some(row) = batch.index().by_uid(uid).cloned() else { return Ok(()) };
+    if row.kind() != &kind::POD || row.text("/spec/nodeName") != node.as_str() {
+        return Ok(());
+    }
+    if row.finalizers().is_empty() {
+        batch.remove(&row.key())?;
+        return Ok(());
+    }
+    let now = batch.now().to_rfc3339();
+    batch.update(&row.key(), |object| {
+        let metadata = object.metadata_mut();
+        metadata.entry("deletionTimestamp").or_insert_with(|| now.into());
+        metadata.insert("deletionGracePeriodSeconds".into(), 0.into());
+    })?;
+    Ok(())
+}
+
+fn event(batch: &mut Batch<'_>, node: &NodeName, body: Value) -> Result<(), ApiError> {
+    let object = match Object::parse(body) {
+        Ok(object) if object.kind() == &kind::EVENT && !object.name().is_empty() => object,
+        _ => {
+            tracing::warn!(%node, "a device's event cannot be read");
+            return Ok(());
+        }
+    };
+    let namespace = ObjectKey::of(&kind::NAMESPACE, "", object.namespace());
+    if batch.get(&namespace).is_none() {
+        return Ok(());
+    }
+    let key = object.key();
+    if batch.get(&key).is_some() {
+        batch.update(&key, |current| {
+            let kept = current.value()["metadata"].clone();
+            *current.value_mut() = object.into_value();
+            current.value_mut()["metadata"] = kept;
+        })?;
+        return Ok(());
+    }
+    let all: Vec<_> = batch.index().list(&kind::EVENT, Some(&key.namespace)).map(|event| (event.resource_version(), event.key())).collect();
+    if all.len() >= EVENTS_MAX
+        && let Some((_, oldest)) = all.into_iter().min()
+    {
+        batch.remove(&oldest)?;
+    }
+    batch.create(object)?;
+    Ok(())
+}
+
+/// Derives the Pods of DaemonSets on this node anew: its overrides are others now.
+pub(super) fn refresh_specs(batch: &mut Batch<'_>, node: &NodeName) -> Result<(), ApiError> {
+    let pods: Vec<_> =
+        batch.index().pods_on(node.as_str()).filter(|pod| crate::admission::is_daemon_pod(pod)).cloned().collect();
+    for pod in pods {
+        let (Some(owner), Some(number)) = (pod.controller(), rollout::number_of(&pod)) else { continue };
+        let Some(fresh) = daemon_pod(batch, node, &owner.uid, number, attempt_of(&pod))? else { continue };
+        batch.update(&pod.key(), |object| object.value_mut()["spec"] = fresh.value()["spec"].clone())?;
+    }
+    Ok(())
+}
+
+/// The Pod that this node makes of a DaemonSet; `None` when the hub does not know that template (any more).
+fn daemon_pod(
+    batch: &Batch<'_>,
+    node: &NodeName,
+    workload: &str,
+    number: RolloutNumber,
+    attempt: u64,
+) -> Result<Option<Object>, ApiError> {
+    let Some(current) = batch.index().by_uid(workload).filter(|object| object.kind() == &kind::DAEMON_SET) else {
+        return Ok(None);
+    };
+    let template = if rollout::number_of(current) == Some(number) {
+        (**current).clone()
+    } else {
+        let found = batch.object_at_number(workload, &number.to_string())?;
+        match found.map(Object::parse) {
+            Some(Ok(object)) => object,
+            _ => return Ok(None),
+        }
+    };
+    let key = ObjectKey::of(&kind::NODE, "", node.as_str());
+    let Some(row) = batch.index().get(&key) else { return Ok(None) };
+    let live = overrides_of(batch, node)?;
+    Ok(Some(derive::daemon_pod(&template, &NodeRef::of(row), number, attempt, &live)))
+}
+
+/// What stands in the device's log. Whether one has expired is the device's to say: it removes it then.
+fn overrides_of(batch: &Batch<'_>, node: &NodeName) -> Result<Vec<OverrideRecord>, ApiError> {
+    let items = batch.device_items(&ChannelName::Device(node.clone()))?;
+    let mut records: Vec<OverrideRecord> = items
+        .iter()
+        .filter(|(id, _)| id.as_str().starts_with("override/"))
+        .filter_map(|(_, item)| match &item.kind {
+            ItemKind::Register(register) => serde_json::from_slice(&register.value).ok(),
+            _ => None,
+        })
+        .collect();
+    records.sort_by(|one: &OverrideRecord, other| (one.time, &one.id).cmp(&(other.time, &other.id)));
+    Ok(records)
+}
+
+fn attempt_of(pod: &Object) -> u64 {
+    pod.annotation(ATTEMPT_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,151 @@
+//! What devices wrote and saw: the tables behind the fleet door's ingestion.
+
+use bytes::Bytes;
+use flotilla_sync::channel::{ChannelName, Head, Item, ItemId, WriterId};
+use flotilla_sync::identity::writer::{WriterChain, WriterSubject};
+use flotilla_sync::observation::Clock;
+use rusqlite::{OptionalExtension, params};
+
+use super::writer::Grown;
+use super::{Batch, StoreError};
+
+impl Batch<'_> {
+    pub(crate) fn put_writer(&mut self, chain: &WriterChain) -> Result<(), StoreError> {
+        let hub = chain.subject == WriterSubject::Hub;
+        self.transaction
+            .prepare_cached("INSERT OR IGNORE INTO writer (id, hub, chain) VALUES (?1, ?2, ?3)")?
+            .execute(params![chain.id.0, hub, chain.encode()])?;
+        Ok(())
+    }
+
+    /// Where a device's log stands here.
+    pub(crate) fn device_head(&self, channel: &ChannelName, writer: &WriterId) -> Result<Head, StoreError> {
+        let mut statement =
+            self.transaction.prepare_cached("SELECT seq, hash FROM head WHERE channel = ?1 AND writer = ?2")?;
+        let head = statement
+            .query_row(params![channel.to_string(), writer.0], |row| {
+                Ok(Head { seq: row.get::<_, i64>(0)?.cast_unsigned(), hash: row.get(1)? })
+            })
+            .optional()?;
+        Ok(head.unwrap_or(Head::START))
+    }
+
+    pub(crate) fn put_device_head(&mut self, channel: &ChannelName, writer: WriterId, head: Head) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO head (channel, writer, seq, hash, floor, records, bytes) VALUES (?1, ?2, ?3, ?4, ?3, 0, 0)
+                 ON CONFLICT DO UPDATE SET seq = excluded.seq, hash = excluded.hash, floor = excluded.floor",
+            )?
+            .execute(params![channel.to_string(), writer.0, head.seq.cast_signed(), head.hash])?;
+        self.grown.push(Grown { channel: channel.clone(), writer, head });
+        Ok(())
+    }
+
+    /// An item of a device's own; one that cannot be read any more counts as absent.
+    pub(crate) fn device_item(&self, channel: &ChannelName, id: &ItemId) -> Result<Option<Item>, StoreError> {
+        let mut statement =
+            self.transaction.prepare_cached("SELECT state FROM device_item WHERE channel = ?1 AND id = ?2")?;
+        let state: Option<Vec<u8>> =
+            statement.query_row(params![channel.to_string(), id.as_str()], |row| row.get(0)).optional()?;
+        Ok(state.and_then(|state| {
+            Item::decode(&Bytes::from(state))
+                .inspect_err(|error| tracing::error!(%channel, item = %id, %error, "a stored item is damaged; it is set aside"))
+                .ok()
+        }))
+    }
+
+    pub(crate) fn put_device_item(&mut self, channel: &ChannelName, id: &ItemId, item: &Item) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("INSERT OR REPLACE INTO device_item (channel, id, state) VALUES (?1, ?2, ?3)")?
+            .execute(params![channel.to_string(), id.as_str(), &item.encode()[..]])?;
+        Ok(())
+    }
+
+    pub(crate) fn device_items(&self, channel: &ChannelName) -> Result<Vec<(ItemId, Item)>, StoreError> {
+        let mut statement = self.transaction.prepare_cached("SELECT id, state FROM device_item WHERE channel = ?1")?;
+        let rows = statement.query_map([channel.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+        let mut items = Vec::new();
+        for row in rows {
+            let (id, state) = row?;
+            if let (Ok(id), Ok(item)) = (ItemId::parse(&id), Item::decode(&Bytes::from(state))) {
+                items.push((id, item));
+            }
+        }
+        Ok(items)
+    }
+
+    /// Whether an observation is newer than the one last taken of its subject; remembers it if so.
+    pub(crate) fn is_news(&mut self, node: &str, subject: &str, clock: Clock, time_ms: u64) -> Result<bool, StoreError> {
+        let mut statement =
+            self.transaction.prepare_cached("SELECT incarnation, boot, seq FROM observation WHERE node = ?1 AND subject = ?2")?;
+        let known = statement
+            .query_row([node, subject], |row| {
+                Ok(Clock {
+                    incarnation: row.get::<_, i64>(0)?.cast_unsigned(),
+                    boot: row.get::<_, i64>(1)?.cast_unsigned(),
+                    seq: row.get::<_, i64>(2)?.cast_unsigned(),
+                })
+            })
+            .optional()?;
+        if known.is_some_and(|known| known >= clock) {
+            return Ok(false);
+        }
+        self.transaction
+            .prepare_cached(
+                "INSERT OR REPLACE INTO observation (node, subject, incarnation, boot, seq, time) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                node,
+                subject,
+                clock.incarnation.cast_signed(),
+                clock.boot.cast_signed(),
+                clock.seq.cast_signed(),
+                time_ms.cast_signed()
+            ])?;
+        Ok(true)
+    }
+
+    /// The manifest a workload's number was made from, as its document knows it.
+    pub(crate) fn object_at_number(&self, uid: &str, number: &str) -> Result<Option<serde_json::Value>, StoreError> {
+        let Some((_, _, state)) = super::channels::stored_document(self.transaction, uid)? else { return Ok(None) };
+        let found = flotilla_sync::document::Document::load(&state).and_then(|document| document.object_at_number(number));
+        found.map_err(|error| StoreError::Publish { what: format!("document {uid}"), why: error.to_string() })
+    }
+
+    /// Adds to the audit trail; beyond its bound the oldest go.
+    pub(crate) fn audit(&mut self, entry: &AuditEntry<'_>, count_max: u64) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO audit (time, user, field_manager, verb, api_group, kind, namespace, name, result)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            )?
+            .execute(params![
+                self.now.0.cast_signed(),
+                entry.user,
+                entry.field_manager,
+                entry.verb,
+                entry.key.kind.group,
+                entry.key.kind.name,
+                entry.key.namespace,
+                entry.key.name,
+                entry.result
+            ])?;
+        let id = self.transaction.last_insert_rowid();
+        if id % 256 == 0 {
+            self.transaction
+                .prepare_cached("DELETE FROM audit WHERE id <= ?1")?
+                .execute([id.saturating_sub(count_max.cast_signed())])?;
+        }
+        Ok(())
+    }
+}
+
+/// One write, for the audit trail.
+#[derive(Debug)]
+pub(crate) struct AuditEntry<'a> {
+    pub(crate) user: &'a str,
+    pub(crate) field_manager: Option<&'a str>,
+    pub(crate) verb: &'static str,
+    pub(crate) key: &'a flotilla_manifests::object::ObjectKey,
+    pub(crate) result: &'a str,
+}
