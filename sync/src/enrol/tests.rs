@@ -5,7 +5,7 @@ use base64::Engine as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::identity::{DeviceKeys, SigningKey};
+use crate::identity::{DeviceCertificate, DeviceKeys, SealingKey, SigningKey, open};
 use crate::transport::fixture::{Admits, NOW_MS, Site, labels, node, serve as serve_site};
 use crate::transport::{EnrolStream, Listener, Target, Transport};
 
@@ -222,3 +222,37 @@ async fn a_device_enrols_over_quic_and_holds_a_session() {
     crate::transport::fixture::check_echo(&mut pipe, "edge-1", 1_000).await;
     serving.abort();
 }
+
+/// Version 1 as it was shipped: these texts must be read for ever.
+#[test]
+fn golden_version_1() {
+    let root = SigningKey::from_seed([3; 32]).unwrap();
+    let token = Token {
+        quic: vec!["hub.example:7443".to_owned()],
+        mqtt: vec!["mqtt://broker.example:1883".to_owned()],
+        pin: [1; 32],
+        root: root.public(),
+        id: "0123456789".to_owned(),
+        secret: [2; 32],
+        expires_ms: NOW_MS,
+        node: Some(node("edge-1")),
+    };
+    assert_eq!(token.encode(), TOKEN_1);
+    assert_eq!(Token::parse(TOKEN_1).unwrap(), token);
+
+    let bytes = base64::engine::general_purpose::STANDARD.decode(DEVICE_CERTIFICATE_1).unwrap();
+    let certificate = DeviceCertificate::verify(&bytes, &root.public()).unwrap();
+    assert_eq!((certificate.node.as_str(), certificate.node_uid.as_str()), ("edge-1", "uid-1"));
+    assert_eq!((certificate.key, certificate.issued_ms), (SigningKey::from_seed([4; 32]).unwrap().public(), NOW_MS));
+
+    let sealed = base64::engine::general_purpose::STANDARD.decode(SEALED_1).unwrap();
+    assert_eq!(open(&SealingKey::from_bytes([6; 32]), b"secret/uid-1", &sealed).unwrap(), b"plaintext");
+}
+
+const TOKEN_1: &str = "flt1.qGFxgXBodWIuZXhhbXBsZTo3NDQzYW2BeBptcXR0Oi8vYnJva2VyLmV4YW1wbGU6MTg4M2FjWCABAQEBAQEBAQEBAQEBAQE\
+    BAQEBAQEBAQEBAQEBAQEBAWFyWCDtSSjGKNHCxurpAziQWZVhKVknOlxj-TY2wUYUrIc30WFpajAxMjM0NTY3ODlhc1ggAgICAgI\
+    CAgICAgICAgICAgICAgICAgICAgICAgICAgJhZRsAAAG42sW0AGFuZmVkZ2UtMQ";
+const DEVICE_CERTIFICATE_1: &str = "glh6pmF2AWRub2RlZmVkZ2UtMWN1aWRldWlkLTFja2V5WCDKk6wXBRhwcdZ7g8f/Dv6BCOjsRTBXXXcmh5Mz29q+fGdzZWFsaW5n\
+    WCD1stbmD5R34xDCmC2qpskTbBCKF3fFlH5Ej6N9aBdFV2Zpc3N1ZWQbAAABuNrFtABYQLfHNZv6587DfzqB+DXpbuLJI5fbviTq\
+    zRdoz0noxck9XO/3ZIrdm3pAjV7Hh6XD7sm1ByJ6VMisJF7W/mnGWwg=";
+const SEALED_1: &str = "AVaPdw8Ah9hIhltPzWA2Y6tOWNvMz4/wSF01/3hGqlw46/cZ/MeZDSne36JOxSGmjAIfdM4ZFoi/zw==";

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bytes::Bytes;
 use super::{IdentityError, NodeName, PublicKey, SealingKey, SealingPublicKey, SigningKey};
 
 const DOMAIN: &str = "device-certificate/1";
@@ -51,13 +52,13 @@ struct Body {
     v: u8,
     node: NodeName,
     uid: String,
-    key: [u8; 32],
-    sealing: [u8; 32],
+    key: Bytes,
+    sealing: Bytes,
     issued: u64,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Signed(super::bytes::Bytes, super::bytes::Bytes);
+struct Signed(Bytes, Bytes);
 
 impl DeviceKeys {
     /// Fresh keys from the system's random source.
@@ -108,8 +109,8 @@ impl DeviceCertificate {
             v: 1,
             node: node.clone(),
             uid: node_uid.to_owned(),
-            key: key.0,
-            sealing: sealing.0,
+            key: Bytes(key.0.to_vec()),
+            sealing: Bytes(sealing.0.to_vec()),
             issued: issued_ms,
         };
         let mut bytes = Vec::new();
@@ -136,8 +137,10 @@ impl DeviceCertificate {
         Ok(Self {
             node: decoded.node,
             node_uid: decoded.uid,
-            key: PublicKey(decoded.key),
-            sealing: SealingPublicKey(decoded.sealing),
+            key: PublicKey(decoded.key.array().ok_or_else(|| damaged(&"its key is not 32 bytes"))?),
+            sealing: SealingPublicKey(
+                decoded.sealing.array().ok_or_else(|| damaged(&"its sealing key is not 32 bytes"))?,
+            ),
             issued_ms: decoded.issued,
             body: body.0,
             signature: signature.0,
@@ -147,7 +150,7 @@ impl DeviceCertificate {
     /// The bytes to store and send: CBOR of `[body, signature]`.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.body.len() + 80);
-        let signed = Signed(super::bytes::Bytes(self.body.clone()), super::bytes::Bytes(self.signature.clone()));
+        let signed = Signed(Bytes(self.body.clone()), Bytes(self.signature.clone()));
         // Two byte strings into a growing vector: there is nothing in it that can fail.
         ciborium::into_writer(&signed, &mut bytes).unwrap_or_default();
         bytes

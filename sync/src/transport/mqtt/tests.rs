@@ -382,6 +382,17 @@ fn frames_survive_their_bytes_and_nothing_else_is_one() {
     assert_eq!(Frame::decode(&Bytes::from(vec![1; frame::FRAME_BYTES_MAX + 1])), None);
 }
 
+/// Version 1 as it was shipped.
+#[test]
+fn golden_frame_version_1() {
+    let data = Body::Data { offset: 258, consumed: 3, data: Bytes::from_static(b"data") };
+    let bytes = Frame { session: [5; 16], body: data }.encode();
+    let expected = [&[1, 2][..], &[5; 16], &[0, 0, 0, 0, 0, 0, 1, 2], &[0, 0, 0, 0, 0, 0, 0, 3], b"data"].concat();
+    assert_eq!(bytes, expected);
+    let probe = Frame { session: [5; 16], body: Body::Probe { sent: 1 } }.encode();
+    assert_eq!(probe, [&[1, 4][..], &[5; 16], &[0, 0, 0, 0, 0, 0, 0, 1]].concat());
+}
+
 #[test]
 fn topics_are_read_back_strictly() {
     let installation = InstallationId::of(&Site::new().installation.root().public());
