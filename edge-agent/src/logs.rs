@@ -22,6 +22,10 @@ mod reader;
 
 use reader::{Reader, Selection, Step};
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
+
 /// Chunks read ahead of a slow reader.
 const CHUNKS_LEN_MAX: usize = 4;
 /// How often a followed file at its end is looked at again.

@@ -5,7 +5,9 @@
 
 pub mod machine;
 pub mod runner;
-//#[cfg(test)]
-//mod tests;
 
 pub use runner::{ProbeReport, ProbeRunner};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -58,6 +58,7 @@ pub fn main(arguments: &[OsString]) -> Option<ExitCode> {
 type Complaint = String;
 
 fn run(dir: &Path) -> Result<(), Complaint> {
+    close_inherited();
     // Fails only for a process group leader, which then has no controlling terminal of ours either.
     setsid().ok();
     nix::sys::prctl::set_child_subreaper(true).map_err(|error| format!("could not become a subreaper: {error}"))?;
@@ -71,6 +72,16 @@ fn run(dir: &Path) -> Result<(), Complaint> {
     drop(writeln!(std::io::stdout(), "{READY}"));
     detach(dir).map_err(|error| format!("could not leave the agent's standard streams: {error}"))?;
     supervisor.run()
+}
+
+/// Closes what whoever started the agent left open: it would live on in the shim and leak into every container.
+fn close_inherited() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
+    let open: Vec<i32> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // The listing's own descriptor is among them and closed by now.
+    for descriptor in open.into_iter().filter(|&descriptor| descriptor > 2) {
+        nix::unistd::close(descriptor).ok();
+    }
 }
 
 /// The wish the agent leaves for the shim it starts.

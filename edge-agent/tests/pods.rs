@@ -419,7 +419,7 @@ async fn a_shim_is_small() {
         let line = rollup.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
-    // Debug builds have large relocated tables; what counts is what the shim itself allocates.
-    println!("shim: anonymous {} KiB, private dirty {} KiB, PSS {} KiB", kib("Anonymous:"), kib("Private_Dirty:"), kib("Pss:"));
-    assert!(kib("Private_Dirty:") < 4096);
+    // Dirty file pages are the linker's, not yet written back; what the shim itself needs is anonymous. Debug builds have large
+    // relocated tables in it.
+    assert!(kib("Anonymous:") < 2048, "{rollup}");
 }

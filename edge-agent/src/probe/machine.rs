@@ -71,19 +71,20 @@ fn check_of(container: &Value, probe: &Value) -> Check {
                 shown(http.get("port"))
             ));
         };
-        let headers = http
+        let headers: Vec<(String, String)> = http
             .get("httpHeaders")
             .and_then(Value::as_array)
             .into_iter()
             .flatten()
             .filter_map(|header| Some((text(header, "name")?, text(header, "value").unwrap_or_default())))
             .collect();
-        return Check::Http {
-            host: text(http, "host"),
-            port,
-            path: text(http, "path").unwrap_or_else(|| "/".into()),
-            headers,
-        };
+        let path = text(http, "path").unwrap_or_else(|| "/".into());
+        // They become lines of a request: a line break in one would forge another.
+        let spoken = headers.iter().flat_map(|(name, value)| [name, value]).chain([&path]);
+        if spoken.into_iter().any(|text| text.contains(char::is_control)) {
+            return Check::Unusable("httpGet has a control character in its path or headers".into());
+        }
+        return Check::Http { host: text(http, "host"), port, path, headers };
     }
     if let Some(tcp) = probe.get("tcpSocket") {
         return match port_of(container, tcp.get("port")) {

@@ -70,8 +70,11 @@ impl World {
                     None => drop(self.history.remove(uid)),
                 }
             }
-            let steps: Vec<(String, Action)> =
-                plan.actions.iter().flat_map(|(uid, steps)| steps.iter().map(|step| (uid.clone(), step.clone()))).collect();
+            let steps: Vec<(String, Action)> = plan
+                .actions
+                .iter()
+                .flat_map(|(uid, steps)| steps.iter().map(|step| (uid.clone(), step.clone())))
+                .collect();
             if steps.is_empty() && plan.history.is_empty() {
                 return (done, plan);
             }
@@ -156,7 +159,9 @@ fn short(step: &Action) -> String {
     match step {
         Action::RunSandbox(config) => format!("sandbox {}", config.attempt),
         Action::StartContainer(config) => format!("start {} {}", config.name, config.attempt),
-        Action::StopContainer { container, attempt, grace_ms, .. } => format!("stop {container} {attempt} {grace_ms}ms"),
+        Action::StopContainer { container, attempt, grace_ms, .. } => {
+            format!("stop {container} {attempt} {grace_ms}ms")
+        }
         Action::StopSandbox => "stop sandbox".into(),
         Action::RemoveSandbox => "remove sandbox".into(),
     }
@@ -196,7 +201,9 @@ fn back_off_begins_at_once_and_doubles_and_a_good_run_ends_it() {
     let desired = one(json!({"containers": [container("a")]}));
     world.settle(&desired, &place(0));
     let mut now = 1_000;
-    for (attempt, wait) in [(1, 0), (2, 10_000), (3, 20_000), (4, 40_000), (5, 80_000), (6, 160_000), (7, 300_000), (8, 300_000)] {
+    for (attempt, wait) in
+        [(1, 0), (2, 10_000), (3, 20_000), (4, 40_000), (5, 80_000), (6, 160_000), (7, 300_000), (8, 300_000)]
+    {
         world.ends("a", 1, now);
         if wait > 0 {
             let (done, plan) = world.settle(&desired, &place(now + wait - 1));
@@ -258,7 +265,8 @@ fn init_containers_go_one_by_one_and_sidecars_stay() {
     let mut sidecar = container("proxy");
     sidecar["restartPolicy"] = "Always".into();
     let mut world = World::default();
-    let desired = one(json!({"initContainers": [container("one"), sidecar, container("two")], "containers": [container("a")]}));
+    let desired =
+        one(json!({"initContainers": [container("one"), sidecar, container("two")], "containers": [container("a")]}));
     let (done, plan) = world.settle(&desired, &place(0));
     assert_eq!(done, ["sandbox 0", "start one 0"]);
     assert_eq!(plan.statuses[UID]["phase"], "Pending");
@@ -482,7 +490,10 @@ fn probes_gate_readiness_and_kill() {
     let desired = one(json!({"containers": [probed]}));
     let mut world = World::default();
     let (_, plan) = world.settle(&desired, &place(0));
-    assert_eq!((truth(&plan, "Ready"), state(&plan, 0)["started"].clone(), plan.probes.len()), ("False".into(), json!(false), 1));
+    assert_eq!(
+        (truth(&plan, "Ready"), state(&plan, 0)["started"].clone(), plan.probes.len()),
+        ("False".into(), json!(false), 1)
+    );
     world.probes("a", ProbeStatus { started: true, ready: Some(true), failed: None });
     let (done, plan) = world.settle(&desired, &place(1_000));
     assert_eq!((done.len(), truth(&plan, "Ready")), (0, "True".into()));
@@ -496,7 +507,10 @@ fn probes_gate_readiness_and_kill() {
     assert_eq!((done.len(), truth(&plan, "Ready")), (0, "False".into()));
     let ready = plan.statuses[UID]["conditions"].as_array().unwrap().iter().find(|one| one["type"] == "Ready").unwrap();
     assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:01:01Z");
-    world.probes("a", ProbeStatus { started: true, ready: Some(false), failed: Some("failed liveness probe (x)".into()) });
+    world.probes(
+        "a",
+        ProbeStatus { started: true, ready: Some(false), failed: Some("failed liveness probe (x)".into()) },
+    );
     assert_eq!(world.settle(&desired, &place(62_000)).0, ["stop a 0 30000ms"]);
     world.ends("a", 143, 62_500);
     let (done, plan) = world.settle(&desired, &place(62_500));
@@ -520,7 +534,10 @@ fn what_cannot_run_here_says_why_and_what_to_do() {
 fn failures_are_shown_and_tried_again_later_and_busy_pods_are_left_alone() {
     let desired = one(json!({"containers": [container("a")]}));
     let mut world = World::default();
-    world.observed.failures.insert(UID.into(), Failure { message: "no space left".into(), at: Timestamp(1_000), count: 2 });
+    world
+        .observed
+        .failures
+        .insert(UID.into(), Failure { message: "no space left".into(), at: Timestamp(1_000), count: 2 });
     let (done, plan) = world.settle(&desired, &place(2_000));
     assert!(done.is_empty());
     assert_eq!(plan.wake_at, Some(Timestamp(3_000)));

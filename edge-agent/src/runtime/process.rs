@@ -110,9 +110,14 @@ impl ProcessRuntime {
     async fn adopt(&self, uid: &str) -> Result<(), RuntimeError> {
         let dir = self.pods.join(uid);
         if shim_lives(&dir) {
-            let (link, state) = Link::connect(uid, &dir, self.entries.clone()).await?;
-            self.entries.lock().insert(uid.to_owned(), Entry { state, link: Some(link) });
-            return Ok(());
+            match Link::connect(uid, &dir, self.entries.clone()).await {
+                Ok((link, state)) => {
+                    self.entries.lock().insert(uid.to_owned(), Entry { state, link: Some(link) });
+                    return Ok(());
+                }
+                // A dying shim hangs up before it lets go of its lock.
+                Err(error) => link::lock_is_free(&dir, uid).await.map_err(|_held| error)?,
+            }
         }
         match files::read_state(&dir) {
             Ok(mut state) if state.sandbox.uid == uid => {

@@ -94,7 +94,8 @@ fn apply(world: &mut World, what: Happening, edit: &mut u8, place: &mut Place) {
         Happening::Edit(to) => *edit = to,
         Happening::Wait(ms) => place.now.0 += ms,
         Happening::ProbeFails(index) => {
-            let runs = world.observed.sandboxes.get(UID).is_some_and(|sandbox| sandbox.containers.contains_key(names[index]));
+            let runs =
+                world.observed.sandboxes.get(UID).is_some_and(|sandbox| sandbox.containers.contains_key(names[index]));
             if runs && index == 1 {
                 world.probes(names[index], ProbeStatus { started: true, ready: None, failed: Some("died".into()) });
             }
