@@ -71,11 +71,8 @@ impl Host {
     pub fn pressure(&self) -> Pressure {
         let (disk_bytes, disk_available_bytes) = nix::sys::statvfs::statvfs(&self.data)
             .map(|disk| {
-                let block = u64::from(disk.fragment_size());
-                (
-                    block.saturating_mul(u64::from(disk.blocks())),
-                    block.saturating_mul(u64::from(disk.blocks_available())),
-                )
+                let block = wide(disk.fragment_size());
+                (block.saturating_mul(wide(disk.blocks())), block.saturating_mul(wide(disk.blocks_available())))
             })
             .unwrap_or_default();
         let loads = line("/proc/loadavg");
@@ -131,6 +128,11 @@ impl Host {
             },
         })
     }
+}
+
+/// What is 32 bits wide on some boards and 64 on others.
+fn wide(count: impl Into<u64>) -> u64 {
+    count.into()
 }
 
 /// `2`, or `1500m`.

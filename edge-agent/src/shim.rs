@@ -108,15 +108,28 @@ fn detach(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Now, for records and log lines: a shim has no loop that could hand it in.
+/// Since 1970, for records and log lines.
+#[expect(clippy::disallowed_methods, reason = "a shim is a process of its own: this is its one door to the clock")]
+fn since_epoch() -> std::time::Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Monotonic, for deadlines.
+#[expect(clippy::disallowed_methods, reason = "a shim is a process of its own: this is its one door to the clock")]
+fn instant() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 fn clock() -> flotilla_manifests::time::Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    flotilla_manifests::time::Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    flotilla_manifests::time::Timestamp(u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX))
 }
 
 /// `2026-11-21T07:30:53.123456789Z`
 fn log_time() -> String {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let nanoseconds = i128::try_from(since.as_nanos()).unwrap_or(i128::MAX);
+    let nanoseconds = i128::try_from(since_epoch().as_nanos()).unwrap_or(i128::MAX);
     jiff::Timestamp::from_nanosecond(nanoseconds).map(|time| format!("{time:.9}")).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -167,7 +167,7 @@ fn short(step: &Action) -> String {
     }
 }
 
-fn state<'a>(plan: &'a Plan, index: usize) -> &'a Value {
+fn state(plan: &Plan, index: usize) -> &Value {
     &plan.statuses[UID]["containerStatuses"][index]
 }
 

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flotilla_manifests::time::Timestamp;
 use nix::errno::Errno;
@@ -120,7 +120,7 @@ impl Supervisor {
                 }
             }
         }
-        let now = Instant::now();
+        let now = super::instant();
         for container in self.containers.values_mut() {
             container.kill_if_due(now);
         }
@@ -163,7 +163,7 @@ impl Supervisor {
             return PollTimeout::NONE;
         };
         // Rounded up: a deadline that has not quite come must not spin the loop.
-        let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        let left = next.saturating_duration_since(super::instant()) + Duration::from_millis(1);
         PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
     }
 
@@ -242,8 +242,8 @@ impl Supervisor {
     fn stop(&mut self, name: &str, attempt: u32, grace: Duration) {
         if let Some(container) = self.containers.get_mut(name).filter(|container| container.record.attempt == attempt) {
             self.changed |= container.runs() && !container.record.stopping;
-            container.stop(Instant::now() + grace.min(Duration::from_secs(7 * 24 * 3600)));
-            container.kill_if_due(Instant::now());
+            container.stop(super::instant() + grace.min(Duration::from_secs(7 * 24 * 3600)));
+            container.kill_if_due(super::instant());
         }
     }
 
@@ -259,12 +259,9 @@ impl Supervisor {
     fn take_signals(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
             let number = i32::try_from(info.ssi_signo).unwrap_or(0);
-            match Signal::try_from(number) {
-                // The machine goes down, or an administrator ends the pod: as gently as its manifest asks.
-                Ok(Signal::SIGTERM | Signal::SIGINT) => {
-                    self.end(Duration::from_secs(self.sandbox.grace_seconds.into()));
-                }
-                _ => {}
+            // The machine goes down, or an administrator ends the pod: as gently as its manifest asks.
+            if let Ok(Signal::SIGTERM | Signal::SIGINT) = Signal::try_from(number) {
+                self.end(Duration::from_secs(self.sandbox.grace_seconds.into()));
             }
         }
         self.reap();
