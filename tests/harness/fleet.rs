@@ -63,9 +63,11 @@ impl Fleet {
             fleet.join(&format!("n{number}"), &[]);
         }
         let kubectl = fleet.kubectl();
-        for number in 1..=nodes {
-            kubectl.run(&format!("wait --for=condition=Ready node/n{number} --timeout=60s"));
-        }
+        wait::until(&format!("{nodes} Ready nodes"), || {
+            let list = kubectl.json("get nodes")?;
+            let ready = list["items"].as_array().into_iter().flatten().filter(|node| is_ready_node(node)).count();
+            if ready == nodes { Ok(()) } else { Err(format!("{ready} Ready")) }
+        });
         fleet
     }
 
@@ -185,6 +187,42 @@ impl Fleet {
         }
     }
 
+    /// Runs the one binary, which must refuse: answers what it said. A process that goes on instead fails the test.
+    pub fn refused(&self, arguments: &[&str]) -> String {
+        let number = std::fs::read_dir(self.folder.path()).unwrap().count();
+        let log = self.folder.path().join(format!("refused-{number}.log"));
+        let mut process = Process::start(&self.binary, &self.words(arguments), &log);
+        let status = wait::until(&format!("the refusal of {arguments:?}"), || process.status().ok_or(process.output()));
+        let output = process.output();
+        assert!(!status.success(), "{arguments:?} ended as if all were well:\n{output}");
+        output
+    }
+
+    /// A token for this node.
+    pub fn token(&self, arguments: &[&str]) -> String {
+        let folder = self.hub_folder();
+        let mut all = vec!["token", "create", "--data", folder.to_str().unwrap()];
+        all.extend(arguments);
+        self.run(&all).unwrap_or_else(|error| panic!("{all:?}: {error}")).trim().to_owned()
+    }
+
+    /// The hub's API, `127.0.0.1:PORT`.
+    pub fn api(&self) -> String {
+        format!("127.0.0.1:{}", self.api_port)
+    }
+
+    /// SIGTERM to the hub; it must end well.
+    pub fn stop_hub(&mut self) {
+        let status = self.hub.take().unwrap().terminate();
+        assert!(status.success(), "the hub ended with {status}");
+    }
+
+    /// SIGTERM to an agent; it must end well and leave its pods running.
+    pub fn stop_agent(&mut self, name: &str) {
+        let status = self.agents.remove(name).unwrap().terminate();
+        assert!(status.success(), "the agent {name} ended with {status}");
+    }
+
     /// The logs of all processes, for a failing test.
     pub fn logs(&self) -> String {
         let mut all = String::new();
@@ -236,6 +274,12 @@ pub fn is_ready(pod: &Value) -> bool {
     pod["status"]["phase"] == "Running"
         && pod["metadata"]["deletionTimestamp"].is_null()
         && containers.is_some_and(|all| !all.is_empty() && all.iter().all(|one| one["ready"] == true))
+}
+
+/// Whether a Node's Ready condition is True.
+pub fn is_ready_node(node: &Value) -> bool {
+    let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
 }
 
 fn named(pod: &Value) -> (String, Value) {

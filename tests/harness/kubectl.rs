@@ -1,9 +1,13 @@
 //! The real kubectl, in every version found beside the one on the PATH.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use serde_json::Value;
+
+use crate::wait;
 
 /// One kubectl binary against one server.
 #[derive(Debug, Clone)]
@@ -77,6 +81,51 @@ impl Kubectl {
     pub fn json(&self, line: &str) -> Result<Value, String> {
         let text = self.attempt(&format!("{line} -o json"))?;
         serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))
+    }
+}
+
+/// A running `kubectl get ... -w`: everything the server tells, in order, nothing left out.
+#[derive(Debug)]
+pub struct Watch {
+    child: Child,
+    events: mpsc::Receiver<Value>,
+}
+
+impl Kubectl {
+    /// `kubectl LINE -w -o json --output-watch-events`.
+    pub fn watch(&self, line: &str) -> Watch {
+        let mut command = self.command(&format!("{line} -w -o json --output-watch-events"));
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let output = std::io::BufReader::new(child.stdout.take().unwrap());
+        let (sender, events) = mpsc::channel();
+        drop(std::thread::spawn(move || {
+            for event in serde_json::Deserializer::from_reader(output).into_iter().map_while(Result::ok) {
+                if sender.send(event).is_err() {
+                    return;
+                }
+            }
+        }));
+        Watch { child, events }
+    }
+}
+
+impl Watch {
+    /// The next event: `{type, object}`. `None` when nothing came for so long, or the watch has ended.
+    pub fn next(&self, within: Duration) -> Option<Value> {
+        self.events.recv_timeout(within).ok()
+    }
+
+    /// The next event; fails with `what` when none comes within the usual limit.
+    pub fn expect(&self, what: &str) -> Value {
+        self.next(wait::LIMIT).unwrap_or_else(|| panic!("the watch told nothing more while waiting for: {what}"))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 

@@ -7,6 +7,7 @@
     reason = "a test may stop at the first surprise, and says why it skips"
 )]
 
+pub mod database;
 pub mod fleet;
 pub mod kubectl;
 pub mod process;

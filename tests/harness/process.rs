@@ -7,6 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::wait;
+
 /// A running program of ours.
 #[derive(Debug)]
 pub struct Process {
@@ -34,7 +36,12 @@ impl Process {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        self.status().is_none()
+    }
+
+    /// How it ended, once it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// `kill -9`, and reaps it.
@@ -46,7 +53,7 @@ impl Process {
     /// SIGTERM, and waits for its end.
     pub fn terminate(mut self) -> ExitStatus {
         kill(Pid::from_raw(self.pid()), Signal::SIGTERM).unwrap();
-        self.child.wait().unwrap()
+        wait::until("the end after SIGTERM", || self.status().ok_or_else(|| self.output()))
     }
 }
 

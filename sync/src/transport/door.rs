@@ -114,6 +114,7 @@ pub struct Door {
     gate: Arc<dyn Gate>,
     limits: DoorLimits,
     installation: InstallationId,
+    reset_secret: [u8; 64],
 }
 
 impl Door {
@@ -129,7 +130,8 @@ impl Door {
     ) -> Result<Arc<Self>, IdentityError> {
         let credentials = installation.issue_door(time.now_ms())?;
         let tls = door_server(&credentials, installation.authority(), &time)?;
-        Ok(Arc::new(Self { tls, time, gate, limits, installation: installation.id() }))
+        let reset_secret = reset_secret(installation);
+        Ok(Arc::new(Self { tls, time, gate, limits, installation: installation.id(), reset_secret }))
     }
 
     /// A door that presents another certificate than its own.
@@ -141,7 +143,8 @@ impl Door {
     ) -> Result<Arc<Self>, IdentityError> {
         let tls = door_server(credentials, installation.authority(), &time)?;
         let (gate, limits) = (Arc::new(OpenGate), DoorLimits::default());
-        Ok(Arc::new(Self { tls, time, gate, limits, installation: installation.id() }))
+        let reset_secret = reset_secret(installation);
+        Ok(Arc::new(Self { tls, time, gate, limits, installation: installation.id(), reset_secret }))
     }
 
     pub(super) fn tls(&self) -> &Arc<ServerConfig> {
@@ -160,6 +163,12 @@ impl Door {
         &self.installation
     }
 
+    /// A secret that outlives this process: with it a hub that was killed tells devices at their next packet that it no longer
+    /// knows their connections (RFC 9000, 10.3), instead of leaving them to find out by silence.
+    pub(super) fn reset_secret(&self) -> &[u8; 64] {
+        &self.reset_secret
+    }
+
     pub(super) fn now_ms(&self) -> u64 {
         self.time.now_ms()
     }
@@ -167,6 +176,11 @@ impl Door {
     pub(super) fn handshake_timeout(&self) -> Duration {
         Duration::from_millis(self.limits.handshake_ms_max)
     }
+}
+
+/// Ed25519 signatures are deterministic (RFC 8032), and this one is never shown to anyone: a secret of the installation.
+fn reset_secret(installation: &Installation) -> [u8; 64] {
+    installation.root().sign("quic-reset-secret/1", b"")
 }
 
 impl fmt::Debug for Door {

@@ -56,7 +56,8 @@ pub(super) fn listen(
     let bind = |source| ListenError::Bind { address, source };
     let socket = socket(address, SOCKET_BUFFER_BYTES).map_err(bind)?;
     let endpoint =
-        Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(quinn::TokioRuntime)).map_err(bind)?;
+        Endpoint::new(endpoint_config(door.reset_secret()), Some(config), socket, Arc::new(quinn::TokioRuntime))
+            .map_err(bind)?;
     let accepting = tokio::spawn(accept_all(endpoint.clone(), Arc::clone(door), sender));
     Ok(Listening { endpoint, accepting })
 }
@@ -252,6 +253,17 @@ fn binding(connection: &quinn::Connection) -> Result<[u8; 32], String> {
         .export_keying_material(&mut binding, EXPORTER_LABEL, b"")
         .map_err(|_error| "the TLS library exports no key".to_owned())?;
     Ok(binding)
+}
+
+/// Connection ids and stateless resets that the next process of this hub recognises and can make too.
+fn endpoint_config(secret: &[u8; 64]) -> EndpointConfig {
+    let (reset_key, id_key) = secret.split_at(32);
+    let mut config = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key)));
+    let id_key = id_key.iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
+    config.cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(id_key)));
+    // After a restart all devices are to be told at their next packet: at most 1,000 a second.
+    config.min_reset_interval(Duration::from_millis(1));
+    config
 }
 
 fn transport(keep_alive: Option<Duration>) -> TransportConfig {
