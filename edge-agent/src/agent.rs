@@ -3,6 +3,7 @@
 //! Owns the order observe, plan, persist, apply, report. Refuses decisions ([`crate::effective`], [`crate::reconcile`],
 //! [`crate::local_write`] have them) and waiting: long work is the executor's and comes back as an event. Start at [`Agent::run`].
 
+mod local;
 mod report;
 mod write;
 

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::overrides;
 use serde_json::{Value, json};
 
-use super::{Agent, PassError};
+use super::{Agent, PassError, local};
 use crate::knowledge::Read;
 use crate::reconcile::Observed;
 use crate::runtime::Runtime as _;
+use crate::uplink::Link;
 
 /// What was put into the outbox last, by subject: only changes are put there again.
 #[derive(Debug, Default)]
@@ -28,15 +30,29 @@ impl Agent {
     /// Brings the local API's view up to date.
     pub(super) fn show(&mut self, read: &Read, statuses: &BTreeMap<String, Value>) {
         let mut objects = self.state.effective.objects.clone();
-        for object in objects.values_mut() {
-            if let Some(status) = statuses.get(object.uid()).filter(|_| object.kind().name == "Pod") {
-                object.value_mut()["status"] = status.clone();
+        {
+            let histories = self.shared.history();
+            for pod in objects.values_mut().filter(|object| object.kind() == &kind::POD) {
+                if let Some(status) = statuses.get(pod.uid()) {
+                    pod.value_mut()["status"] = status.clone();
+                }
+                let taken_up = histories.get(pod.uid()).and_then(|history| history.started_at);
+                if let Some(since) = taken_up.filter(|_| pod.creation_timestamp().is_none()) {
+                    pod.metadata_mut().insert("creationTimestamp".into(), since.to_rfc3339().into());
+                }
             }
         }
+        local::count_pods(&mut objects);
         let node_status = self.node_status();
-        let node_key = ObjectKey::of(&flotilla_manifests::kind::NODE, "", self.node.name.as_str());
+        let sync = match *self.inbox.link.borrow() {
+            Link::Down => "Offline",
+            Link::Up if self.replica.unreported() > 0 => "Waiting",
+            Link::Up => "Synced",
+        };
+        let node_key = ObjectKey::of(&kind::NODE, "", self.node.name.as_str());
         if let Some(node) = objects.get_mut(&node_key) {
             node.value_mut()["status"] = node_status;
+            node.set_annotation("flotilla.dev/sync", sync);
         }
         for record in &read.known.overrides {
             let mut object = overrides::object_of(record, &self.node.name);

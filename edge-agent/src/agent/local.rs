@@ -1,0 +1,79 @@
+//! Statuses of workloads as one device sees them: its own Pods are all there is.
+
+use std::collections::BTreeMap;
+
+use flotilla_manifests::kind;
+use flotilla_manifests::object::{Object, ObjectKey};
+use serde_json::{Value, json};
+
+/// Pods of one workload on this device.
+#[derive(Debug, Default, Clone, Copy)]
+struct Count {
+    pods: u64,
+    ready: u64,
+}
+
+/// Fills the status of every workload from the Pods among the objects.
+pub(super) fn count_pods(objects: &mut BTreeMap<ObjectKey, Object>) {
+    let mut counts: BTreeMap<String, Count> = BTreeMap::new();
+    for pod in objects.values().filter(|object| object.kind() == &kind::POD) {
+        let Some(owner) = pod.controller() else { continue };
+        let count = counts.entry(owner.uid).or_default();
+        count.pods += 1;
+        count.ready += u64::from(is_ready(pod));
+    }
+    for object in objects.values_mut() {
+        let count = counts.get(object.uid()).copied().unwrap_or_default();
+        if let Some(status) = status(object, count) {
+            object.value_mut()["status"] = status;
+        }
+    }
+}
+
+fn status(workload: &Object, count: Count) -> Option<Value> {
+    let Count { pods, ready } = count;
+    let generation = workload.generation();
+    match workload.kind().name {
+        "DaemonSet" => Some(json!({
+            "desiredNumberScheduled": pods, "currentNumberScheduled": pods, "updatedNumberScheduled": pods,
+            "numberReady": ready, "numberAvailable": ready, "numberUnavailable": pods - ready, "numberMisscheduled": 0,
+            "observedGeneration": generation,
+        })),
+        "Deployment" => Some(json!({
+            "replicas": pods, "updatedReplicas": pods, "readyReplicas": ready, "availableReplicas": ready,
+            "unavailableReplicas": pods - ready, "observedGeneration": generation,
+        })),
+        "ReplicaSet" => Some(json!({
+            "replicas": pods, "fullyLabeledReplicas": pods, "readyReplicas": ready, "availableReplicas": ready,
+            "observedGeneration": generation,
+        })),
+        _ => None,
+    }
+}
+
+fn is_ready(pod: &Object) -> bool {
+    let conditions = pod.at("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+    conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workload_counts_its_own_pods_only() {
+        let set = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "web", "namespace": "a", "uid": "w"}});
+        let pod = |name: &str, owner: &str, ready: &str| {
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "a", "uid": name, "ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "web", "uid": owner, "controller": true},
+            ]}, "status": {"conditions": [{"type": "Ready", "status": ready}]}})
+        };
+        let all = [set, pod("p1", "w", "True"), pod("p2", "w", "False"), pod("p3", "other", "True")];
+        let parsed = all.map(|value| Object::parse(value).unwrap());
+        let mut objects: BTreeMap<ObjectKey, Object> = parsed.into_iter().map(|one| (one.key(), one)).collect();
+        count_pods(&mut objects);
+        let status = objects[&ObjectKey::of(&kind::DAEMON_SET, "a", "web")].status().unwrap();
+        assert_eq!((&status["desiredNumberScheduled"], &status["numberReady"]), (&json!(2), &json!(1)));
+    }
+}
