@@ -111,7 +111,10 @@ mod tests {
 
     #[test]
     fn the_digest_is_the_one_ever_shipped() {
-        assert_eq!(text_of_value(&json!({"replicas": 3, "name": "web"})), "sha256:GOLDEN");
+        assert_eq!(
+            text_of_value(&json!({"replicas": 3, "name": "web"})),
+            "sha256:8da08826f3173410b1f6417f7c1aa1e63950d83961a28dba28fe20b8105fe8f3"
+        );
     }
 
     #[test]
