@@ -109,7 +109,7 @@ impl Host {
         json!({
             "capacity": amounts,
             "allocatable": amounts,
-            "conditions": conditions(pressure, previous, now),
+            "conditions": conditions(runtime_version, pressure, previous, now),
             "addresses": [
                 {"type": "InternalIP", "address": self.ip},
                 {"type": "Hostname", "address": hostname},
@@ -140,7 +140,7 @@ fn cpu(milli: u64) -> String {
     if milli.is_multiple_of(1000) { (milli / 1000).to_string() } else { format!("{milli}m") }
 }
 
-fn conditions(pressure: &Pressure, previous: Option<&Value>, now: Timestamp) -> Value {
+fn conditions(runtime_version: &str, pressure: &Pressure, previous: Option<&Value>, now: Timestamp) -> Value {
     let percent = |part: u64, whole: u64| part.saturating_mul(100).checked_div(whole).unwrap_or(0);
     // A size that could not be read is no pressure.
     let memory = pressure.memory_available_bytes > 0 && pressure.memory_available_bytes < MEMORY_AVAILABLE_BYTES_MIN;
@@ -159,6 +159,10 @@ fn conditions(pressure: &Pressure, previous: Option<&Value>, now: Timestamp) -> 
             condition(kind, bad, reasons[usize::from(bad)], &message, previous, now)
         })
         .collect();
+    if runtime_version.starts_with("process://") {
+        let not_isolated = crate::runtime::process::NOT_ISOLATED;
+        told.push(condition("IsolationUnavailable", true, "ProcessBackend", not_isolated, previous, now));
+    }
     told.push(condition("Ready", true, "KubeletReady", "agent is posting ready status", previous, now));
     told.into()
 }
@@ -251,6 +255,8 @@ mod tests {
         let host = Host::read(Path::new("/"));
         let first = host.node_status("edge-1", "process://1", &GOOD, None, Timestamp(1_000));
         assert_eq!(status_of(&first, "DiskPressure")["status"], "False");
+        let isolation = status_of(&first, "IsolationUnavailable");
+        assert!(isolation["status"] == "True" && isolation["message"].as_str().unwrap().contains("no isolation"));
         let full = Pressure { disk_available_bytes: 9 << 30, memory_available_bytes: 1 << 20, pids: 32000, ..GOOD };
         let second = host.node_status("edge-1", "process://1", &full, Some(&first), Timestamp(60_000));
         for kind in ["DiskPressure", "MemoryPressure", "PIDPressure"] {
