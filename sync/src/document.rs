@@ -226,7 +226,7 @@ impl Document {
         let threshold = |number: &String| {
             let (_, entry) = self.doc.get(&rollout, number.as_str()).ok().flatten()?;
             let (threshold, _) = self.doc.get(&entry, THRESHOLD).ok().flatten()?;
-            threshold.to_u64().or_else(|| threshold.to_i64().and_then(|signed| u64::try_from(signed).ok()))
+            threshold.as_u64().or_else(|| threshold.as_i64().and_then(|signed| u64::try_from(signed).ok()))
         };
         self.doc.keys(&rollout).filter_map(|number| threshold(&number).map(|value| (number, value))).collect()
     }
@@ -274,7 +274,7 @@ impl Document {
 
     /// Its epoch.
     pub fn epoch(&self) -> u64 {
-        self.doc.get(ROOT, EPOCH).ok().flatten().and_then(|(epoch, _)| epoch.to_u64()).unwrap_or_default()
+        self.doc.get(ROOT, EPOCH).ok().flatten().and_then(|(epoch, _)| epoch.as_u64()).unwrap_or_default()
     }
 
     /// How many changes its history has: after about a thousand its writer starts a new epoch.
@@ -312,4 +312,5 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, DocumentError>) -> Result<T, Docu
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;

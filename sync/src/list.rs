@@ -228,4 +228,5 @@ impl VerifiedSnapshot {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;

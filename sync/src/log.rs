@@ -315,4 +315,5 @@ fn signed_head(channel: &ChannelName, writer: &WriterId, head: &Head) -> Vec<u8>
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;

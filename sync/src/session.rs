@@ -5,11 +5,43 @@
 //!
 //! Start at [`Session::handle_frame`]; frames are in `session/frame.rs`, the pace of observations in `session/pace.rs`.
 
+mod frame;
 mod greeting;
+mod pace;
+mod receiving;
+mod sending;
+mod streams;
 
-pub use greeting::{Greeting, GreetingError};
+use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
+
+use crate::channel::{ChannelName, Heads, Positions, WriterId, positions_of};
+use crate::identity::writer::WriterChain;
 use crate::identity::{NodeName, PublicKey};
+use crate::observation::{Clock, OBSERVATIONS_BYTES_MAX, Observation, Urgency};
+use crate::replica::{Input, Reading};
+use crate::stream::StreamId;
+use frame::{Frame, REASON_BYTES_MAX, reason_within};
+use pace::{Leave, Pace};
+use receiving::Receiving;
+use sending::Sending;
+use streams::Streams;
+
+pub use greeting::{GREETING_BYTES_MAX, Greeting, GreetingError};
+
+/// Version of the protocol spoken.
+pub const PROTOCOL_VERSION: u64 = 1;
+/// A side that has heard nothing for this long asks. Milliseconds.
+pub const KEEPALIVE_MS: u64 = 60_000;
+/// A side that has heard nothing for this long gives up. Milliseconds.
+pub const SILENCE_MS: u64 = 3 * KEEPALIVE_MS;
+/// Most observations of one question to the outbox.
+const OUTBOX_LIMIT: usize = 128;
+/// Most frames of observations without an answer.
+const OBSERVATION_FRAMES_MAX: usize = 8;
+/// More frames than this waiting to leave: the driver takes no more work from the application.
+const FRAMES_WAITING_MAX: usize = 64;
 
 /// What a session must know of its own side.
 #[derive(Debug, Clone)]
@@ -56,3 +88,440 @@ pub enum SessionEnd {
     /// The store failed; the peer was asked to come back.
     Replica(String),
 }
+
+/// What the driver is asked to do, in order.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The peer said hello.
+    Established(PeerHello),
+    /// A verified greeting of a hub.
+    Greeted(Greeting),
+    /// Device: the channels it reads, and where their logs stand at the hub.
+    Subscribed(Positions),
+    /// Hub: the device has these.
+    Acknowledged(Positions),
+    /// Read a log; answer with [`Local::Records`].
+    NeedRecords { channel: ChannelName, writer: WriterId, after: u64, bytes_max: usize, with_chain: bool },
+    /// Make durable; answer with [`Local::Ingested`] once all that stand in a row are.
+    Ingest(Input),
+    /// The peer found a fork in this log.
+    Forked { channel: ChannelName, writer: WriterId, seq: u64 },
+    /// A fork was found in a log of the peer's: for the log book.
+    ForkFound { channel: ChannelName, writer: WriterId, seq: u64 },
+    /// Ask the outbox; answer with [`Local::Outbox`].
+    NeedOutbox { urgency: Urgency, limit: usize },
+    /// Make durable; answer with [`Local::Observed`].
+    Observe { number: u64, observations: Vec<Observation> },
+    /// The hub has these.
+    OutboxAcknowledged(Vec<(String, Clock)>),
+    /// The peer opened a stream.
+    StreamOpened { id: StreamId, request: Bytes },
+    /// Bytes on a stream.
+    StreamData { id: StreamId, bytes: Bytes },
+    /// The peer takes this much more.
+    StreamCredit { id: StreamId, bytes: u32 },
+    /// The peer closed a stream.
+    StreamClosed { id: StreamId, reason: Option<String> },
+    /// A device asks for a session certificate; answer with [`Local::RenewalAnswer`].
+    Renew(Bytes),
+    /// The hub's answer to [`Local::Renew`].
+    Renewed(Result<Bytes, String>),
+}
+
+/// What the driver tells a session.
+#[derive(Debug)]
+pub(crate) enum Local {
+    /// Logs or channels changed: where they stand now.
+    Heads(Heads),
+    /// The outbox may have grown.
+    OutboxGrew,
+    /// Answer to [`Event::NeedRecords`].
+    Records { channel: ChannelName, writer: WriterId, reading: Reading, chain: Option<WriterChain> },
+    /// All inputs so far are durable.
+    Ingested,
+    /// Answer to [`Event::NeedOutbox`].
+    Outbox { observations: Vec<Observation>, limit: usize },
+    /// Answer to [`Event::Observe`].
+    Observed { number: u64 },
+    /// Open a stream. Refused, by closing it, beyond the limit.
+    StreamOpen { id: StreamId, request: Bytes },
+    /// Send on a stream.
+    StreamData { id: StreamId, bytes: Bytes },
+    /// The application consumed this much.
+    StreamGrant { id: StreamId, bytes: u32 },
+    /// Close a stream.
+    StreamClose { id: StreamId, reason: Option<String> },
+    /// Ask for a session certificate.
+    Renew(Bytes),
+    /// Answer to [`Event::Renew`].
+    RenewalAnswer(Result<Bytes, String>),
+    /// Say goodbye.
+    Close { reason: String, retry_after_ms: Option<u64>, end: SessionEnd },
+}
+
+/// One session, from the first frame to its end.
+#[derive(Debug)]
+pub(crate) struct Session {
+    config: SessionConfig,
+    /// Where the own logs stand, inputs that are being made durable included.
+    own: Heads,
+    /// The peer said hello.
+    established: bool,
+    sending: Sending,
+    receiving: Receiving,
+    streams: Streams,
+    pace: Pace,
+    /// Observation frames the hub has not made durable yet.
+    observing: BTreeMap<u64, Vec<(String, Clock)>>,
+    observation_number: u64,
+    outbox_asked: bool,
+    frames: VecDeque<Frame>,
+    events: VecDeque<Event>,
+    heard_at_ms: u64,
+    pinged_at_ms: u64,
+    end: Option<SessionEnd>,
+}
+
+/// The peer broke the protocol; the reason is told to it.
+#[derive(Debug)]
+struct Violation(String);
+
+impl<T: std::fmt::Display> From<T> for Violation {
+    fn from(error: T) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl Session {
+    pub(crate) fn new(
+        config: SessionConfig,
+        own: Heads,
+        greeting: Option<&Greeting>,
+        now_ms: u64,
+    ) -> Self {
+        let hello = Frame::Hello {
+            versions: vec![PROTOCOL_VERSION],
+            incarnation: config.incarnation,
+            boot: config.boot,
+            positions: positions_of(&own),
+            greeting: greeting.map(|greeting| greeting.encoded().clone()),
+        };
+        let is_hub = config.node.is_none();
+        Self {
+            pace: Pace::new(now_ms, config.seed),
+            streams: Streams::new(u64::from(is_hub)),
+            config,
+            own,
+            established: false,
+            sending: Sending::default(),
+            receiving: Receiving::default(),
+            observing: BTreeMap::new(),
+            observation_number: 0,
+            outbox_asked: false,
+            frames: VecDeque::from([hello]),
+            events: VecDeque::new(),
+            heard_at_ms: now_ms,
+            pinged_at_ms: now_ms,
+            end: None,
+        }
+    }
+
+    fn is_hub(&self) -> bool {
+        self.config.node.is_none()
+    }
+
+    /// One whole frame came.
+    pub(crate) fn handle_frame(&mut self, encoded: &Bytes, now_ms: u64) {
+        if self.end.is_some() {
+            return;
+        }
+        self.heard_at_ms = now_ms;
+        let handled = Frame::decode(encoded).map_err(Violation::from).and_then(|frame| self.handle(frame, now_ms));
+        if let Err(Violation(reason)) = handled {
+            self.finish(&reason, None, SessionEnd::Protocol(reason.clone()));
+        }
+    }
+
+    fn handle(&mut self, frame: Frame, now_ms: u64) -> Result<(), Violation> {
+        if !self.established && !matches!(frame, Frame::Hello { .. } | Frame::Goodbye { .. }) {
+            return Err("the first frame must be a hello".into());
+        }
+        match frame {
+            Frame::Hello { versions, incarnation, boot, positions, greeting } => {
+                if self.established {
+                    return Err("a second hello".into());
+                }
+                if !versions.contains(&PROTOCOL_VERSION) {
+                    let reason = format!("no common version of the protocol: {versions:?} and {PROTOCOL_VERSION}");
+                    return Err(Violation(reason));
+                }
+                self.hello(PeerHello { incarnation, boot }, positions, greeting.as_ref())?;
+            }
+            Frame::Channels { positions } if !self.is_hub() => {
+                self.sending.subscribe(&positions);
+                self.receiving.subscribe(&positions);
+                self.events.push_back(Event::Subscribed(positions));
+                self.ask_for_records();
+            }
+            Frame::Channels { .. } => return Err("a device has no channels to announce".into()),
+            Frame::Channel { index, name } => self.receiving.introduce_channel(index, name)?,
+            Frame::Writer { index, chain } => self.introduce_writer(index, &chain)?,
+            Frame::Batch { channel, writer, start, payload } => self.receive_batch(channel, writer, start, payload)?,
+            Frame::Snapshot { writer, list } => self.receive_snapshot(writer, list)?,
+            Frame::State { ends, piece } => self.receive_state(ends, &piece)?,
+            Frame::Ack { logs } => self.acknowledge(&logs)?,
+            Frame::Want { channel, writer, after } => {
+                self.sending.rewind(&channel, &writer, after);
+                self.ask_for_records();
+            }
+            Frame::Forked { channel, writer, seq } => {
+                self.sending.stop(&channel, &writer);
+                self.events.push_back(Event::Forked { channel, writer, seq });
+            }
+            Frame::Ping => self.frames.push_back(Frame::Pong),
+            Frame::Pong => {}
+            Frame::Goodbye { reason, retry_after_ms } => {
+                self.end = Some(match retry_after_ms {
+                    Some(ms) => SessionEnd::RetryAfter { ms },
+                    None => SessionEnd::Goodbye(reason),
+                });
+                self.frames.clear();
+            }
+            other => self.handle_rest(other, now_ms)?,
+        }
+        Ok(())
+    }
+
+    fn handle_rest(&mut self, frame: Frame, now_ms: u64) -> Result<(), Violation> {
+        match frame {
+            Frame::Observations { number, observations } if self.is_hub() => {
+                if let Some(large) = observations.iter().find(|observation| !observation.is_within_limits()) {
+                    return Err(Violation(format!("observation of {:?} is over a limit", large.subject)));
+                }
+                self.events.push_back(Event::Observe { number, observations });
+            }
+            Frame::ObservationsAck { number } => {
+                if let Some(entries) = self.observing.remove(&number) {
+                    self.events.push_back(Event::OutboxAcknowledged(entries));
+                    self.ask_outbox(now_ms);
+                }
+            }
+            Frame::StreamOpen { id, request } => {
+                if self.streams.open_peer(id)? {
+                    self.events.push_back(Event::StreamOpened { id, request });
+                } else {
+                    let reason = Some("too many open streams".to_owned());
+                    self.frames.push_back(Frame::StreamClose { id, reason });
+                }
+            }
+            Frame::StreamData { id, bytes } => {
+                if self.streams.receive(id, bytes.len())? {
+                    self.events.push_back(Event::StreamData { id, bytes });
+                }
+            }
+            Frame::StreamCredit { id, bytes } if self.streams.is_open(id) => {
+                let bytes = u32::try_from(bytes).map_err(|_large| Violation::from("a credit beyond all bounds"))?;
+                self.events.push_back(Event::StreamCredit { id, bytes });
+            }
+            Frame::StreamClose { id, reason } if self.streams.close(id) => {
+                self.events.push_back(Event::StreamClosed { id, reason });
+            }
+            Frame::StreamCredit { .. } | Frame::StreamClose { .. } => {}
+            Frame::RenewRequest { request } if self.is_hub() => self.events.push_back(Event::Renew(request)),
+            Frame::RenewResponse { answer } if !self.is_hub() => self.events.push_back(Event::Renewed(answer)),
+            _ => return Err("a frame that is not this side's to send".into()),
+        }
+        Ok(())
+    }
+
+    fn hello(&mut self, hello: PeerHello, positions: Positions, greeting: Option<&Bytes>) -> Result<(), Violation> {
+        let greeting = greeting.map(|greeting| Greeting::verify(greeting, &self.config.root)).transpose()?;
+        self.established = true;
+        self.sending.peer_stands_at(&positions, !self.is_hub());
+        self.events.push_back(Event::Established(hello));
+        if let Some(greeting) = greeting {
+            self.events.push_back(Event::Greeted(greeting));
+        }
+        if self.is_hub() {
+            self.events.push_back(Event::Acknowledged(positions));
+        } else {
+            self.receiving.subscribe(&positions);
+            self.events.push_back(Event::Subscribed(positions));
+        }
+        self.ask_for_records();
+        Ok(())
+    }
+
+    /// Something happened at this side.
+    pub(crate) fn handle_local(&mut self, local: Local, now_ms: u64) {
+        if self.end.is_some() {
+            return;
+        }
+        match local {
+            Local::Heads(heads) => {
+                let channels_changed = !heads.keys().eq(self.own.keys());
+                self.own = heads;
+                if self.is_hub() && channels_changed {
+                    self.frames.push_back(Frame::Channels { positions: positions_of(&self.own) });
+                }
+                self.ask_for_records();
+            }
+            Local::OutboxGrew => {
+                self.pace.grew();
+                self.ask_outbox(now_ms);
+            }
+            Local::Records { channel, writer, reading, chain } => self.send_records(&channel, writer, reading, chain),
+            Local::Ingested => self.send_acks(),
+            Local::Outbox { observations, limit } => self.send_observations(observations, limit, now_ms),
+            Local::Observed { number } => self.frames.push_back(Frame::ObservationsAck { number }),
+            Local::StreamOpen { id, request } => {
+                if self.streams.open_own(id) {
+                    self.frames.push_back(Frame::StreamOpen { id, request });
+                } else {
+                    let reason = Some("too many open streams".to_owned());
+                    self.events.push_back(Event::StreamClosed { id, reason });
+                }
+            }
+            Local::StreamData { id, bytes } if self.streams.is_open(id) => {
+                self.frames.push_back(Frame::StreamData { id, bytes });
+            }
+            Local::StreamGrant { id, bytes } if self.streams.grant(id, bytes) => {
+                self.frames.push_back(Frame::StreamCredit { id, bytes: u64::from(bytes) });
+            }
+            Local::StreamClose { id, reason } if self.streams.close(id) => {
+                let reason = reason.map(|reason| reason_within(&reason, REASON_BYTES_MAX));
+                self.frames.push_back(Frame::StreamClose { id, reason });
+            }
+            Local::StreamData { .. } | Local::StreamGrant { .. } | Local::StreamClose { .. } => {}
+            Local::Renew(request) => self.frames.push_back(Frame::RenewRequest { request }),
+            Local::RenewalAnswer(answer) => {
+                let answer = answer.map_err(|reason| reason_within(&reason, REASON_BYTES_MAX));
+                self.frames.push_back(Frame::RenewResponse { answer });
+            }
+            Local::Close { reason, retry_after_ms, end } => self.finish(&reason, retry_after_ms, end),
+        }
+    }
+
+    /// Time passed.
+    pub(crate) fn handle_timeout(&mut self, now_ms: u64) {
+        if self.end.is_some() {
+            return;
+        }
+        if now_ms >= self.heard_at_ms + SILENCE_MS {
+            self.end = Some(SessionEnd::Silent);
+            self.frames.clear();
+            return;
+        }
+        if now_ms >= self.heard_at_ms.max(self.pinged_at_ms) + KEEPALIVE_MS {
+            self.pinged_at_ms = now_ms;
+            self.frames.push_back(Frame::Ping);
+        }
+        self.ask_outbox(now_ms);
+    }
+
+    /// When [`Session::handle_timeout`] is to be called at the latest.
+    pub(crate) fn poll_timeout(&self) -> u64 {
+        let keepalive = (self.heard_at_ms.max(self.pinged_at_ms) + KEEPALIVE_MS).min(self.heard_at_ms + SILENCE_MS);
+        if self.may_ask_outbox() { keepalive.min(self.pace.timeout()) } else { keepalive }
+    }
+
+    /// The next frame to send.
+    pub(crate) fn poll_frame(&mut self) -> Option<Bytes> {
+        if let Some(frame) = self.frames.pop_front() {
+            return Some(frame.encode());
+        }
+        if self.end.is_some() {
+            return None;
+        }
+        let frame = self.sending.next_piece()?;
+        // A snapshot that has left lets its log go on.
+        self.ask_for_records();
+        Some(frame.encode())
+    }
+
+    /// The next thing to do.
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Whether [`Session::poll_event`] has something.
+    pub(crate) fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// How it ended; frames that are left are still to be sent.
+    pub(crate) fn end(&self) -> Option<&SessionEnd> {
+        self.end.as_ref()
+    }
+
+    /// Whether the application may ask for more.
+    pub(crate) fn has_room(&self) -> bool {
+        self.frames.len() < FRAMES_WAITING_MAX
+    }
+
+    fn finish(&mut self, reason: &str, retry_after_ms: Option<u64>, end: SessionEnd) {
+        self.frames.clear();
+        let reason = reason_within(reason, REASON_BYTES_MAX);
+        self.frames.push_back(Frame::Goodbye { reason, retry_after_ms });
+        self.events.clear();
+        self.end = Some(end);
+    }
+
+    fn may_ask_outbox(&self) -> bool {
+        self.established && !self.is_hub() && !self.outbox_asked && self.observing.len() < OBSERVATION_FRAMES_MAX
+    }
+
+    fn ask_outbox(&mut self, now_ms: u64) {
+        if !self.may_ask_outbox() {
+            return;
+        }
+        let urgency = match self.pace.leave(now_ms) {
+            Leave::Nothing => return,
+            Leave::Urgent => Urgency::UrgentOnly,
+            Leave::All => Urgency::All,
+        };
+        self.outbox_asked = true;
+        let flying: usize = self.observing.values().map(Vec::len).sum();
+        self.events.push_back(Event::NeedOutbox { urgency, limit: OUTBOX_LIMIT + flying });
+    }
+
+    fn send_observations(&mut self, observations: Vec<Observation>, limit: usize, now_ms: u64) {
+        self.outbox_asked = false;
+        let full = observations.len() >= limit;
+        let is_flying = |observation: &Observation| {
+            self.observing.values().flatten().any(|(subject, clock)| {
+                *subject == observation.subject && *clock == observation.clock
+            })
+        };
+        let mut bytes = 0;
+        let mut fits = |observation: &Observation| {
+            bytes += observation.subject.len() + observation.body.as_ref().map_or(0, Bytes::len) + 64;
+            bytes <= OBSERVATIONS_BYTES_MAX
+        };
+        let waiting = observations.len();
+        let batch: Vec<Observation> = observations
+            .into_iter()
+            .filter(|observation| observation.is_within_limits() && !is_flying(observation))
+            .take(OUTBOX_LIMIT)
+            .take_while(|observation| fits(observation))
+            .collect();
+        if batch.is_empty() {
+            return;
+        }
+        let flying: usize = self.observing.values().map(Vec::len).sum();
+        if full || batch.len() + flying < waiting {
+            self.pace.more(now_ms);
+        }
+        self.pace.took(now_ms);
+        self.observation_number += 1;
+        let number = self.observation_number;
+        let entries = batch.iter().map(|observation| (observation.subject.clone(), observation.clock)).collect();
+        self.observing.insert(number, entries);
+        self.frames.push_back(Frame::Observations { number, observations: batch });
+        self.ask_outbox(now_ms);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -125,7 +125,7 @@ pub enum ItemError {
 }
 
 /// Most changes of one item that wait for others.
-pub const WAITING_MAX: usize = 64;
+pub(super) const WAITING_MAX: usize = 64;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Waiting {
@@ -344,6 +344,7 @@ impl DocumentItem {
 
     /// Applies waiting changes until none fits any more. Changes of an earlier epoch have no effect; what is left waits on.
     fn with_changes(mut self, id: &ItemId, changes: Vec<Waiting>) -> Result<(Self, Vec<Waiting>), ItemError> {
+        let (original, all, only_one) = (self.clone(), changes.clone(), changes.len() == 1);
         let mut document = open(id, &self.saved)?;
         let (mut ready, mut later): (Vec<_>, Vec<_>) =
             changes.into_iter().filter(|change| change.epoch >= self.epoch).partition(|change| change.epoch == self.epoch);
@@ -358,7 +359,9 @@ impl DocumentItem {
                         self.note(change);
                     }
                     Err(DocumentError::MissingChanges { .. }) => missing.push(change),
-                    Err(error) => return Err(ItemError::Document { item: id.clone(), error }),
+                    Err(error) if only_one => return Err(ItemError::Document { item: id.clone(), error }),
+                    // One that waited proves to be damaged: the others go on without it.
+                    Err(_damaged) => return original.with_changes(id, others(&all, &change)),
                 }
             }
             ready = missing;
@@ -384,5 +387,10 @@ impl DocumentItem {
     }
 }
 
+fn others(all: &[Waiting], damaged: &Waiting) -> Vec<Waiting> {
+    all.iter().filter(|change| *change != damaged).cloned().collect()
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;

@@ -1,0 +1,209 @@
+//! The receiving half of replication: names the peer introduced, contiguity, forks, and snapshots that are coming in.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Bytes, BytesMut};
+
+use super::frame::Frame;
+use super::{Event, Session, Violation};
+use crate::channel::{CHANNELS_MAX, ChannelName, Hash, Head, Positions, WRITERS_MAX, WriterId};
+use crate::identity::writer::WriterChain;
+use crate::list::{ChannelSnapshot, SNAPSHOT_BYTES_MAX, STATE_BYTES_MAX, SignedList};
+use crate::log::{Batch, Placement, place};
+use crate::record::cbor::Decoder;
+use crate::replica::Input;
+
+type LogKey = (ChannelName, WriterId);
+
+/// What the peer introduced, and what is being made durable.
+#[derive(Debug, Default)]
+pub(super) struct Receiving {
+    channels: BTreeMap<u64, ChannelName>,
+    writers: BTreeMap<u64, WriterChain>,
+    /// Device: the channels the hub announced.
+    subscribed: BTreeSet<ChannelName>,
+    /// Heads received in this session: what a batch without a start follows.
+    chained: BTreeMap<LogKey, Head>,
+    /// Logs with a gap that was asked for, or a fork: batches are ignored until one fits.
+    asked: BTreeMap<LogKey, u64>,
+    refused: BTreeSet<LogKey>,
+    /// Logs to acknowledge once all inputs are durable.
+    unacknowledged: BTreeMap<(u64, u64), u64>,
+    snapshot: Option<Coming>,
+}
+
+#[derive(Debug)]
+struct Coming {
+    chain: WriterChain,
+    list: SignedList,
+    states: Vec<Bytes>,
+    state: BytesMut,
+    bytes: usize,
+}
+
+impl Receiving {
+    pub(super) fn subscribe(&mut self, positions: &Positions) {
+        self.subscribed = positions.keys().cloned().collect();
+    }
+
+    pub(super) fn introduce_channel(&mut self, index: u64, name: ChannelName) -> Result<(), Violation> {
+        if self.channels.len() >= 2 * CHANNELS_MAX || self.channels.insert(index, name).is_some() {
+            return Err("a channel introduced twice, or too many".into());
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    pub(super) fn introduce_writer(&mut self, index: u64, chain: &Bytes) -> Result<(), Violation> {
+        let chain = WriterChain::verify(chain, &self.config.root)?;
+        let writers = &mut self.receiving.writers;
+        if writers.len() >= 2 * WRITERS_MAX || writers.insert(index, chain.clone()).is_some() {
+            return Err("a writer introduced twice, or too many".into());
+        }
+        self.events.push_back(Event::Ingest(Input::Writer(chain)));
+        Ok(())
+    }
+
+    fn may_receive(&self, channel: &ChannelName) -> bool {
+        if self.is_hub() { self.own.contains_key(channel) } else { self.receiving.subscribed.contains(channel) }
+    }
+
+    pub(super) fn receive_batch(
+        &mut self,
+        channel_index: u64,
+        writer_index: u64,
+        start: Option<(u64, Hash)>,
+        payload: Bytes,
+    ) -> Result<(), Violation> {
+        let channel = self.receiving.channels.get(&channel_index).ok_or("a batch in an unknown channel")?.clone();
+        let chain = self.receiving.writers.get(&writer_index).ok_or("a batch of an unknown writer")?.clone();
+        if !self.may_receive(&channel) {
+            // The device was moved between channels while this was on its way, or the peer oversteps: nothing is taken.
+            return if self.is_hub() { Err(Violation(format!("{channel} is not this device's to write in"))) } else { Ok(()) };
+        }
+        if !chain.subject.may_write(&channel) {
+            return Err(Violation(format!("{} may not write in {channel}", chain.subject)));
+        }
+        let key = (channel.clone(), chain.id);
+        if self.receiving.refused.contains(&key) {
+            return Ok(());
+        }
+        let (first_seq, prev) = match (start, self.receiving.chained.get(&key)) {
+            (Some(start), _) => start,
+            (None, Some(head)) => (head.seq + 1, head.hash),
+            // It follows a batch that was not taken: what is missing has been asked for.
+            (None, None) if self.receiving.asked.contains_key(&key) => return Ok(()),
+            (None, None) => return Err("a batch that follows nothing".into()),
+        };
+        let count = Decoder::new(&payload).array(crate::log::BATCH_RECORDS_MAX)? as u64;
+        let last_seq = first_seq.checked_add(count).and_then(|end| end.checked_sub(1)).ok_or("a batch without records")?;
+        let have = self.own.get(&channel).and_then(|logs| logs.get(&chain.id)).copied();
+        let batch = Batch { channel: channel.clone(), writer: chain.id, first_seq, last_seq, prev, payload };
+        match place(have, first_seq, last_seq, &prev, None) {
+            Placement::Next => {
+                let verified = batch.verify(&chain)?;
+                let head = verified.head();
+                self.receiving.chained.insert(key.clone(), head);
+                self.receiving.asked.remove(&key);
+                self.own.entry(channel).or_default().insert(chain.id, head);
+                self.receiving.unacknowledged.insert((channel_index, writer_index), head.seq);
+                self.events.push_back(Event::Ingest(Input::Batch(verified)));
+            }
+            Placement::Duplicate => {
+                let verified = batch.verify(&chain)?;
+                if let Placement::Fork { seq } = verified.place(have) {
+                    return self.refuse_fork(key, seq);
+                }
+                self.receiving.chained.insert(key, verified.head());
+                self.receiving.unacknowledged.insert((channel_index, writer_index), last_seq);
+                if !self.events.iter().any(|event| matches!(event, Event::Ingest(_))) {
+                    self.send_acks();
+                }
+            }
+            Placement::Gap { after } => {
+                self.receiving.chained.remove(&key);
+                if self.receiving.asked.insert(key, after) != Some(after) {
+                    self.frames.push_back(Frame::Want { channel, writer: chain.id, after });
+                }
+            }
+            // Only a signed batch is evidence of a fork.
+            Placement::Fork { seq } => {
+                batch.verify(&chain)?;
+                return self.refuse_fork(key, seq);
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::unnecessary_wraps, reason = "the tail of functions that can fail")]
+    fn refuse_fork(&mut self, key: LogKey, seq: u64) -> Result<(), Violation> {
+        let (channel, writer) = key.clone();
+        self.receiving.refused.insert(key);
+        self.frames.push_back(Frame::Forked { channel: channel.clone(), writer, seq });
+        self.events.push_back(Event::ForkFound { channel, writer, seq });
+        Ok(())
+    }
+
+    pub(super) fn receive_snapshot(&mut self, writer_index: u64, list: Bytes) -> Result<(), Violation> {
+        if self.receiving.snapshot.is_some() {
+            return Err("a snapshot within a snapshot".into());
+        }
+        let chain = self.receiving.writers.get(&writer_index).ok_or("a snapshot of an unknown writer")?.clone();
+        let list = SignedList::decode(list)?;
+        if self.is_hub() && !self.may_receive(&list.channel) {
+            return Err(Violation(format!("{} is not this device's to write in", list.channel)));
+        }
+        let empty = list.items.is_empty();
+        self.receiving.snapshot = Some(Coming { chain, list, states: Vec::new(), state: BytesMut::new(), bytes: 0 });
+        if empty { self.snapshot_came() } else { Ok(()) }
+    }
+
+    pub(super) fn receive_state(&mut self, ends: bool, piece: &Bytes) -> Result<(), Violation> {
+        let coming = self.receiving.snapshot.as_mut().ok_or("a state without a list")?;
+        coming.bytes += piece.len();
+        if coming.state.len() + piece.len() > STATE_BYTES_MAX || coming.bytes > SNAPSHOT_BYTES_MAX {
+            return Err(Violation(format!("snapshot of {} is larger than allowed", coming.list.channel)));
+        }
+        coming.state.extend_from_slice(piece);
+        if ends {
+            coming.states.push(coming.state.split().freeze());
+        }
+        if coming.states.len() == coming.list.items.len() { self.snapshot_came() } else { Ok(()) }
+    }
+
+    fn snapshot_came(&mut self) -> Result<(), Violation> {
+        let Some(Coming { chain, list, states, .. }) = self.receiving.snapshot.take() else { return Ok(()) };
+        let verified = ChannelSnapshot { list, states }.verify(&chain)?;
+        let list = &verified.snapshot().list;
+        if !self.may_receive(&list.channel) {
+            return Ok(());
+        }
+        let logs = self.own.entry(list.channel.clone()).or_default();
+        for (writer, head) in &list.covers {
+            let key = (list.channel.clone(), *writer);
+            let stands_at = logs.entry(*writer).or_insert(*head);
+            if head.seq > stands_at.seq {
+                *stands_at = *head;
+            }
+            self.receiving.asked.remove(&key);
+            self.receiving.chained.remove(&key);
+        }
+        let channel = self.receiving.channels.iter().find(|(_, name)| **name == list.channel).map(|(index, _)| *index);
+        let writer = self.receiving.writers.iter().find(|(_, known)| known.id == list.writer).map(|(index, _)| *index);
+        if let (Some(channel), Some(writer)) = (channel, writer) {
+            self.receiving.unacknowledged.insert((channel, writer), list.head.seq);
+        }
+        self.events.push_back(Event::Ingest(Input::Snapshot(verified)));
+        Ok(())
+    }
+
+    /// Everything received so far is durable.
+    pub(super) fn send_acks(&mut self) {
+        let acks = std::mem::take(&mut self.receiving.unacknowledged);
+        let logs: Vec<_> = acks.into_iter().map(|((channel, writer), seq)| (channel, writer, seq)).collect();
+        for logs in logs.chunks(super::frame::ACKS_MAX) {
+            self.frames.push_back(Frame::Ack { logs: logs.to_vec() });
+        }
+    }
+}

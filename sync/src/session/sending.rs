@@ -1,0 +1,265 @@
+//! The sending half of replication: what the peer lacks, what is in flight, and names introduced to the peer.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::frame::{Frame, STATE_PIECE_BYTES};
+use super::{Event, Session, Violation};
+use crate::channel::{ChannelName, Hash, Positions, WriterId};
+use crate::identity::writer::WriterChain;
+use crate::list::ChannelSnapshot;
+use crate::log::Batch;
+use crate::replica::Reading;
+
+/// Bytes asked of the store at a time.
+const READ_BYTES: usize = 256 * 1024;
+/// Most bytes of batches the peer has not acknowledged.
+const FLIGHT_BYTES_MAX: usize = 1024 * 1024;
+
+type LogKey = (ChannelName, WriterId);
+
+/// What was sent and what the peer has.
+#[derive(Debug, Default)]
+pub(super) struct Sending {
+    /// Where the peer stood at its hello, for logs not yet sent from.
+    peer: Positions,
+    /// Device: only channels the hub reads are sent in.
+    restricted: bool,
+    logs: BTreeMap<LogKey, SendingLog>,
+    channels: BTreeMap<ChannelName, u64>,
+    writers: BTreeMap<WriterId, u64>,
+    names: BTreeMap<(u64, u64), LogKey>,
+    flight: VecDeque<Flying>,
+    flight_bytes: usize,
+    snapshots: VecDeque<Leaving>,
+}
+
+#[derive(Debug, Default)]
+struct SendingLog {
+    sent: u64,
+    /// The head sent last in this session: the next batch may leave out what follows from it.
+    chained: Option<u64>,
+    reading: bool,
+    /// The peer found a fork, or this replica does not keep the log.
+    stopped: bool,
+}
+
+#[derive(Debug)]
+struct Flying {
+    log: LogKey,
+    seq: u64,
+    bytes: usize,
+}
+
+/// A snapshot whose states are leaving piece by piece.
+#[derive(Debug)]
+struct Leaving {
+    log: LogKey,
+    head: Option<Frame>,
+    states: VecDeque<Bytes>,
+}
+
+impl Sending {
+    pub(super) fn peer_stands_at(&mut self, positions: &Positions, restricted: bool) {
+        self.peer = positions.clone();
+        self.restricted = restricted;
+    }
+
+    /// Device: the hub reads these channels from now on.
+    pub(super) fn subscribe(&mut self, positions: &Positions) {
+        self.peer.retain(|channel, _| positions.contains_key(channel));
+        for (channel, logs) in positions {
+            self.peer.entry(channel.clone()).or_insert_with(|| logs.clone());
+        }
+        self.logs.retain(|(channel, _), _| positions.contains_key(channel));
+    }
+
+    fn log(&mut self, key: &LogKey) -> &mut SendingLog {
+        let stands_at = self.peer.get(&key.0).and_then(|logs| logs.get(&key.1)).copied().unwrap_or(0);
+        self.logs.entry(key.clone()).or_insert_with(|| SendingLog { sent: stands_at, ..SendingLog::default() })
+    }
+
+    /// The peer lacks what follows `after`.
+    pub(super) fn rewind(&mut self, channel: &ChannelName, writer: &WriterId, after: u64) {
+        let log = self.log(&(channel.clone(), *writer));
+        if after < log.sent && !log.stopped {
+            log.sent = after;
+            log.chained = None;
+        }
+    }
+
+    /// Nothing more is sent of a log.
+    pub(super) fn stop(&mut self, channel: &ChannelName, writer: &WriterId) {
+        self.log(&(channel.clone(), *writer)).stopped = true;
+    }
+
+    /// The next piece of a snapshot.
+    pub(super) fn next_piece(&mut self) -> Option<Frame> {
+        let leaving = self.snapshots.front_mut()?;
+        if let Some(frame) = leaving.head.take() {
+            if leaving.states.is_empty() {
+                self.snapshot_left();
+            }
+            return Some(frame);
+        }
+        let state = leaving.states.front_mut()?;
+        let piece = state.split_to(state.len().min(STATE_PIECE_BYTES));
+        let ends = state.is_empty();
+        if ends {
+            leaving.states.pop_front();
+            if leaving.states.is_empty() {
+                self.snapshot_left();
+            }
+        }
+        Some(Frame::State { ends, piece })
+    }
+
+    fn snapshot_left(&mut self) {
+        if let Some(leaving) = self.snapshots.pop_front() {
+            self.log(&leaving.log).reading = false;
+        }
+    }
+
+    /// Introduces names to the peer where that is due.
+    fn introduce(&mut self, key: &LogKey, chain: Option<WriterChain>, frames: &mut VecDeque<Frame>) -> Option<(u64, u64)> {
+        let known_writer = self.writers.get(&key.1).copied();
+        let writer = match (known_writer, chain) {
+            (Some(index), _) => index,
+            (None, Some(chain)) => {
+                let index = self.writers.len() as u64;
+                self.writers.insert(key.1, index);
+                frames.push_back(Frame::Writer { index, chain: Bytes::copy_from_slice(chain.encode()) });
+                index
+            }
+            (None, None) => return None,
+        };
+        let known = self.channels.len() as u64;
+        let channel = *self.channels.entry(key.0.clone()).or_insert_with(|| {
+            frames.push_back(Frame::Channel { index: known, name: key.0.clone() });
+            known
+        });
+        self.names.insert((channel, writer), key.clone());
+        Some((channel, writer))
+    }
+
+    fn batch(&mut self, key: &LogKey, (channel, writer): (u64, u64), batch: &Batch) -> Frame {
+        let log = self.log(key);
+        let follows = log.chained == Some(batch.first_seq - 1);
+        let start: Option<(u64, Hash)> = (!follows).then_some((batch.first_seq, batch.prev));
+        log.sent = batch.last_seq;
+        log.chained = Some(batch.last_seq);
+        let bytes = batch.payload.len();
+        self.flight_bytes += bytes;
+        self.flight.push_back(Flying { log: key.clone(), seq: batch.last_seq, bytes });
+        Frame::Batch { channel, writer, start, payload: batch.payload.clone() }
+    }
+
+    fn snapshot(&mut self, key: &LogKey, writer: u64, snapshot: ChannelSnapshot) {
+        let head = Frame::Snapshot { writer, list: snapshot.list.encoded().clone() };
+        for (covered, head) in &snapshot.list.covers {
+            let log = self.log(&(key.0.clone(), *covered));
+            if head.seq > log.sent {
+                log.sent = head.seq;
+                log.chained = None;
+            }
+        }
+        let states = VecDeque::from(snapshot.states);
+        self.log(key).reading = true;
+        self.snapshots.push_back(Leaving { log: key.clone(), head: Some(head), states });
+    }
+}
+
+impl Session {
+    /// Asks the store for what the peer lacks, one question per log, within the bounds of what is in flight.
+    pub(super) fn ask_for_records(&mut self) {
+        if !self.established {
+            return;
+        }
+        for (channel, logs) in &self.own {
+            if self.sending.restricted && !self.sending.peer.contains_key(channel) {
+                continue;
+            }
+            for (writer, head) in logs {
+                if self.sending.flight_bytes >= FLIGHT_BYTES_MAX {
+                    return;
+                }
+                let with_chain = !self.sending.writers.contains_key(writer);
+                let log = self.sending.log(&(channel.clone(), *writer));
+                if head.seq > log.sent && !log.reading && !log.stopped {
+                    log.reading = true;
+                    let (channel, after) = (channel.clone(), log.sent);
+                    let ask = Event::NeedRecords { channel, writer: *writer, after, bytes_max: READ_BYTES, with_chain };
+                    self.events.push_back(ask);
+                }
+            }
+        }
+    }
+
+    /// The store's answer.
+    pub(super) fn send_records(
+        &mut self,
+        channel: &ChannelName,
+        writer: WriterId,
+        reading: Reading,
+        chain: Option<WriterChain>,
+    ) {
+        let key = (channel.clone(), writer);
+        self.sending.log(&key).reading = false;
+        let nothing_newer = match &reading {
+            Reading::Batches(batches) => batches.is_empty(),
+            Reading::Snapshot(_) => false,
+            Reading::NotKept => true,
+        };
+        // A list may be that of a later writer, whose covers contain this log.
+        let speaker = match &reading {
+            Reading::Snapshot(snapshot) => (channel.clone(), snapshot.list.writer),
+            Reading::Batches(_) | Reading::NotKept => key.clone(),
+        };
+        let names = if nothing_newer { None } else { self.sending.introduce(&speaker, chain, &mut self.frames) };
+        let Some(names) = names else {
+            // Not kept, or no certificate to prove it by: this log is not this replica's to pass on.
+            self.sending.log(&key).stopped = true;
+            return;
+        };
+        match reading {
+            Reading::Batches(batches) => {
+                for batch in &batches {
+                    // A rewind while the store was read makes this answer stale: ask again.
+                    if batch.first_seq != self.sending.log(&key).sent + 1 && self.sending.log(&key).chained.is_some() {
+                        break;
+                    }
+                    let frame = self.sending.batch(&key, names, batch);
+                    self.frames.push_back(frame);
+                }
+            }
+            Reading::Snapshot(snapshot) => {
+                self.sending.log(&key).stopped = !snapshot.list.covers.contains_key(&writer);
+                self.sending.snapshot(&key, names.1, snapshot);
+            }
+            Reading::NotKept => {}
+        }
+        self.ask_for_records();
+    }
+
+    /// The peer has made these durable.
+    pub(super) fn acknowledge(&mut self, acks: &[(u64, u64, u64)]) -> Result<(), Violation> {
+        let mut positions = Positions::new();
+        for (channel, writer, seq) in acks {
+            let key = self.sending.names.get(&(*channel, *writer)).ok_or("an acknowledgement of an unknown log")?.clone();
+            let mut freed = 0;
+            self.sending.flight.retain(|flying| {
+                let acknowledged = flying.log == key && flying.seq <= *seq;
+                freed += if acknowledged { flying.bytes } else { 0 };
+                !acknowledged
+            });
+            self.sending.flight_bytes -= freed;
+            positions.entry(key.0).or_default().insert(key.1, *seq);
+        }
+        if self.is_hub() {
+            self.events.push_back(Event::Acknowledged(positions));
+        }
+        self.ask_for_records();
+        Ok(())
+    }
+}
