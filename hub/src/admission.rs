@@ -139,14 +139,17 @@ fn check_kind(current: Option<&Object>, request: &WriteRequest) -> Result<(), Ap
         Mutation::Replace { part: Part::Main, .. } | Mutation::Patch { part: Part::Main, .. }
             if current.is_some_and(is_daemon_pod) =>
         {
-            forbidden("the device makes this Pod from its DaemonSet: change the DaemonSet, or the Pod at the device's own API")
+            forbidden(
+                "the device makes this Pod from its DaemonSet: change the DaemonSet, or the Pod at the device's own API",
+            )
         }
         Mutation::Delete(options) if options.propagation == Propagation::Orphan && has_pods(key) => {
             let fault = Violation {
                 reason: "FieldValueNotSupported",
                 field: "propagationPolicy".into(),
-                message: "Unsupported value: \"Orphan\": devices make these Pods from the workload and end them with it"
-                    .into(),
+                message:
+                    "Unsupported value: \"Orphan\": devices make these Pods from the workload and end them with it"
+                        .into(),
             };
             Err(ApiError::invalid(key, vec![fault]))
         }

@@ -62,9 +62,9 @@ impl Backend for HubBackend {
             DryRun::All => {
                 let now = self.store.now();
                 let incarnation = self.store.incarnation();
-                let decided = self.store.view(|index| {
-                    drawn(&request, now, |context| decide(index, incarnation, &request, context))
-                });
+                let decided = self
+                    .store
+                    .view(|index| drawn(&request, now, |context| decide(index, incarnation, &request, context)));
                 Ok(without_version(decided?.written))
             }
             DryRun::No => self.store.write(move |batch| write(batch, &request, audit_count_max)).await,

@@ -35,7 +35,8 @@ impl Enroller for Registrar {
             })
         });
         let device = decided.await.map_err(|error| told.try_recv().unwrap_or_else(|_| busy(&error)))?;
-        let response = self.respond(&request, &device).map_err(|error| refusal(RefusalKind::Request, error.to_string()))?;
+        let response =
+            self.respond(&request, &device).map_err(|error| refusal(RefusalKind::Request, error.to_string()))?;
         tracing::info!(node = %request.node, fleet = device.fleet, "a device enrolled");
         Ok(response)
     }
@@ -45,8 +46,13 @@ impl Registrar {
     fn respond(&self, request: &EnrolRequest, device: &Device) -> Result<EnrolResponse, IdentityError> {
         let now_ms = self.store.now().0;
         let session = self.installation.issue_session(&request.csr, &request.node, now_ms)?;
-        let certificate =
-            self.installation.certify_device(&request.node, &device.uid, request.device_key, request.sealing, now_ms)?;
+        let certificate = self.installation.certify_device(
+            &request.node,
+            &device.uid,
+            request.device_key,
+            request.sealing,
+            now_ms,
+        )?;
         Ok(EnrolResponse {
             chain: vec![session.to_vec()],
             authority: self.installation.authority().to_vec(),
@@ -129,7 +135,12 @@ enum Life {
     Same,
 }
 
-fn record(batch: &mut Batch<'_>, request: &EnrolRequest, mut device: Device, life: Life) -> Result<Device, EnrolRefusal> {
+fn record(
+    batch: &mut Batch<'_>,
+    request: &EnrolRequest,
+    mut device: Device,
+    life: Life,
+) -> Result<Device, EnrolRefusal> {
     if life == Life::New || device.incarnation == 0 {
         device.incarnation = batch.next_number("incarnations_issued").map_err(|error| busy(&error))?;
     }

@@ -12,6 +12,7 @@ mod observe;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use flotilla_sync::driver;
 use flotilla_sync::enrol;
@@ -26,6 +27,9 @@ use door::FleetDoor;
 
 /// Enrolments served at one time, over each transport.
 const ENROLMENTS_MAX: usize = 64;
+
+/// Sessions have so long to say goodbye and to note the time of the last contact.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Numbers the sessions of this run.
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
@@ -70,6 +74,10 @@ pub(crate) async fn serve(mut listener: Listener, reception: Reception, mut shut
     }
     for handle in reception.door.handles() {
         handle.close("the hub stops", None).await;
+    }
+    let ended = tokio::time::timeout(GOODBYE_TIMEOUT, async { while sessions.join_next().await.is_some() {} }).await;
+    if ended.is_err() {
+        tracing::debug!(left = sessions.len(), "sessions did not end in time and are broken off");
     }
     listener.close().await;
     sessions.shutdown().await;

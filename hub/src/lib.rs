@@ -107,9 +107,10 @@ impl Hub {
         let door = Door::new(&installation, time, Arc::new(gate), DoorLimits::default())?;
         let quic = Listener::quic(config.quic, &door)?;
         let quic_address = quic.local_addr().unwrap_or(config.quic);
-        let broker = config.mqtt.as_deref().map(|url| {
-            BrokerUrl::parse(url).map_err(|source| HubError::Mqtt { url: url.to_owned(), source })
-        });
+        let broker = config
+            .mqtt
+            .as_deref()
+            .map(|url| BrokerUrl::parse(url).map_err(|source| HubError::Mqtt { url: url.to_owned(), source }));
         let mqtt = broker.transpose()?.map(|broker| Listener::mqtt(broker, &door));
 
         let addresses = Addresses::of(&config.advertise, quic_address, config.mqtt.as_deref());
@@ -246,3 +247,7 @@ fn api_certificate(
 fn reachable(bound: SocketAddr) -> SocketAddr {
     if bound.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], bound.port())) } else { bound }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -34,7 +34,11 @@ pub(crate) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Stri
 }
 
 /// Creates the Node of a device, or brings the labels of an existing one up to date; others, put there by operators, stay.
-pub(crate) fn ensure(batch: &mut Batch<'_>, device: &Device, labels: &BTreeMap<String, String>) -> Result<(), ApiError> {
+pub(crate) fn ensure(
+    batch: &mut Batch<'_>,
+    device: &Device,
+    labels: &BTreeMap<String, String>,
+) -> Result<(), ApiError> {
     let key = ObjectKey::of(&kind::NODE, "", device.node.as_str());
     let label = |object: &mut Object| {
         for (name, text) in labels {

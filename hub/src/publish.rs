@@ -19,13 +19,13 @@ use crate::admission::is_daemon_pod;
 use crate::store::{Change, Event, Index};
 
 /// Label of a Node that names its fleet; set by the hub alone.
-pub const FLEET_LABEL: &str = "flotilla.dev/fleet";
+pub(crate) const FLEET_LABEL: &str = "flotilla.dev/fleet";
 /// Fleet of a Node that names none.
-pub const FLEET_DEFAULT: &str = "default";
+pub(crate) const FLEET_DEFAULT: &str = "default";
 
 /// An audience, by name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Channel {
+pub(crate) enum Channel {
     Fleet(String),
     Device(String),
 }
@@ -146,9 +146,10 @@ impl Publication {
     /// Every Secret of a device.
     pub(crate) fn secrets_at(&self, node: &str, touched: &mut Touched) {
         let device = Channel::Device(node.to_owned());
-        let secrets = self.standing.iter().filter(|(item, channels)| {
-            matches!(item, Item::Secret(_)) && channels.contains_key(&device)
-        });
+        let secrets = self
+            .standing
+            .iter()
+            .filter(|(item, channels)| matches!(item, Item::Secret(_)) && channels.contains_key(&device));
         touched.extend(secrets.map(|(item, _)| (device.clone(), item.clone())));
     }
 
@@ -244,10 +245,17 @@ fn matters(event: &Event) -> bool {
     };
     let differs = |pointer: &str| previous.at(pointer) != event.object.at(pointer);
     shipped.contains(&event.key.kind)
-        && (["/spec", "/data", "/binaryData", "/stringData", "/type", "/immutable"].iter().any(|pointer| differs(pointer))
-            || ["/metadata/labels", "/metadata/annotations", "/metadata/deletionTimestamp", "/metadata/ownerReferences"]
-                .iter()
-                .any(|pointer| differs(pointer)))
+        && (["/spec", "/data", "/binaryData", "/stringData", "/type", "/immutable"]
+            .iter()
+            .any(|pointer| differs(pointer))
+            || [
+                "/metadata/labels",
+                "/metadata/annotations",
+                "/metadata/deletionTimestamp",
+                "/metadata/ownerReferences",
+            ]
+            .iter()
+            .any(|pointer| differs(pointer)))
 }
 
 /// What one object brings into channels.

@@ -7,9 +7,9 @@ use flotilla_sync::enrol::Token;
 use flotilla_sync::identity::{IdentityError, Installation, InstallationMaterial, NodeName, NodeNameError};
 
 use crate::config::DATABASE_FILE;
+use crate::store::StoreError;
 use crate::store::settings::Setting;
 use crate::store::tokens::{StoredToken, TokenTable};
-use crate::store::StoreError;
 use crate::{clock, installation::Addresses};
 
 /// The longest life of a token.
@@ -30,7 +30,9 @@ pub struct TokenRequest {
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenCreateError {
-    #[error("no hub has run in {folder}: start `flotilla hub run --data {folder}` first, it decides what a token carries")]
+    #[error(
+        "no hub has run in {folder}: start `flotilla hub run --data {folder}` first, it decides what a token carries"
+    )]
     NoHub { folder: PathBuf },
     #[error("{what} {text:?} is no valid name")]
     Name { what: &'static str, text: String, source: NodeNameError },

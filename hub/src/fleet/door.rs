@@ -81,7 +81,7 @@ impl FleetDoor {
         self.sessions().values().map(|(_, handle)| handle.clone()).collect()
     }
 
-    pub(super) fn identity(&self) -> WriterIdentity {
+    pub(crate) fn identity(&self) -> WriterIdentity {
         self.writer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -227,7 +227,8 @@ impl Replica for FleetDoor {
     fn open_stream(&self, peer: &PeerIdentity, _request: Bytes, stream: Stream) {
         // Devices ask nothing of the hub by streams.
         tracing::debug!(?peer, "a device opened a stream");
-        let refusal = ApiError::of(Reason::MethodNotAllowed, "the hub serves no streams to devices").to_status().to_string();
+        let refusal =
+            ApiError::of(Reason::MethodNotAllowed, "the hub serves no streams to devices").to_status().to_string();
         tokio::spawn(stream.close(Some(refusal)));
     }
 
@@ -242,10 +243,8 @@ impl Replica for FleetDoor {
 fn device(peer: &PeerIdentity) -> Result<&NodeName, ReplicaError> {
     match peer {
         PeerIdentity::Device { node } => Ok(node),
-        PeerIdentity::Hub => Err(ReplicaError {
-            tried: "serve a session".to_owned(),
-            source: "the peer is a hub, not a device".into(),
-        }),
+        PeerIdentity::Hub => {
+            Err(ReplicaError { tried: "serve a session".to_owned(), source: "the peer is a hub, not a device".into() })
+        }
     }
 }
-

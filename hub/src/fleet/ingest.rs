@@ -1,13 +1,13 @@
 //! What a device wrote into its own log: folded into its items, and its overrides shown as objects.
 
-use flotilla_manifests::api_error::ApiError;
+use flotilla_manifests::api_error::{ApiError, Reason};
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::overrides::{self, OverrideRecord};
 use flotilla_sync::channel::{Applied, ChannelName, Item, ItemId, ItemKind};
 use flotilla_sync::identity::NodeName;
 use flotilla_sync::list::VerifiedSnapshot;
-use flotilla_sync::log::VerifiedBatch;
+use flotilla_sync::log::{Placement, VerifiedBatch};
 use flotilla_sync::replica::{Ingested, Input};
 
 use super::observe;
@@ -39,11 +39,18 @@ fn take_batch(
     let log = verified.batch();
     let own = ChannelName::Device(node.clone());
     let here = batch.device_head(&log.channel, &log.writer)?;
-    if log.channel != own || here.seq >= verified.head().seq {
-        // Another's channel is not this device's to write; what is known already has no effect.
-        return Ok(());
+    if log.channel != own {
+        return Err(not_its_own(node, &log.channel));
     }
-    for record in verified.records().iter().filter(|record| record.seq > here.seq) {
+    match verified.place(Some(here)) {
+        Placement::Next => {}
+        Placement::Duplicate => return Ok(()),
+        other => {
+            let message = format!("the log of device {node} does not follow what is here: {other:?}");
+            return Err(ApiError::of(Reason::Conflict, message));
+        }
+    }
+    for record in verified.records() {
         let id = &record.draft.item;
         let current = batch.device_item(&own, id)?;
         match Item::apply(current.as_ref(), record, verified.incarnation()) {
@@ -73,7 +80,7 @@ fn take_snapshot(
     let snapshot = verified.snapshot();
     let own = ChannelName::Device(node.clone());
     if snapshot.list.channel != own {
-        return Ok(());
+        return Err(not_its_own(node, &snapshot.list.channel));
     }
     for (entry, state) in snapshot.list.items.iter().zip(&snapshot.states) {
         let current = batch.device_item(&own, &entry.item)?;
@@ -104,6 +111,10 @@ fn take_snapshot(
         }
     }
     Ok(())
+}
+
+fn not_its_own(node: &NodeName, channel: &ChannelName) -> ApiError {
+    ApiError::of(Reason::Forbidden, format!("device {node} may not write in channel {channel}"))
 }
 
 /// Brings the Override object of an item up to date.

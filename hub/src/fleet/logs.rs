@@ -90,7 +90,9 @@ fn refused(error: &StreamError) -> ApiError {
     let status: serde_json::Value = serde_json::from_str(reason).unwrap_or_default();
     let message = status.get("message").and_then(serde_json::Value::as_str).unwrap_or(reason);
     let code = status.get("code").and_then(serde_json::Value::as_u64);
-    let known = [Reason::BadRequest, Reason::Forbidden, Reason::NotFound, Reason::ServiceUnavailable, Reason::TooManyRequests];
-    let reason = known.into_iter().find(|reason| code == Some(u64::from(reason.code()))).unwrap_or(Reason::InternalError);
+    let known =
+        [Reason::BadRequest, Reason::Forbidden, Reason::NotFound, Reason::ServiceUnavailable, Reason::TooManyRequests];
+    let reason =
+        known.into_iter().find(|reason| code == Some(u64::from(reason.code()))).unwrap_or(Reason::InternalError);
     ApiError::of(reason, message)
 }

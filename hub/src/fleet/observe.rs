@@ -54,7 +54,9 @@ pub(super) fn observe(batch: &mut Batch<'_>, node: &NodeName, observations: &[Ob
             (Some(("pod", uid)), Some(body)) => match serde_json::from_value::<PodReport>(body) {
                 Ok(report) if report.uid == uid => pod(batch, node, &report)?,
                 Ok(_) => tracing::warn!(%node, subject = observation.subject, "an observation names another pod"),
-                Err(error) => tracing::warn!(%node, subject = observation.subject, %error, "an observation cannot be read"),
+                Err(error) => {
+                    tracing::warn!(%node, subject = observation.subject, %error, "an observation cannot be read")
+                }
             },
             (Some(("event", _)), Some(body)) => event(batch, node, body)?,
             (None, Some(status)) if observation.subject == "node" => node_status(batch, node, status)?,
@@ -142,7 +144,11 @@ fn event(batch: &mut Batch<'_>, node: &NodeName, body: Value) -> Result<(), ApiE
         })?;
         return Ok(());
     }
-    let all: Vec<_> = batch.index().list(&kind::EVENT, Some(&key.namespace)).map(|event| (event.resource_version(), event.key())).collect();
+    let all: Vec<_> = batch
+        .index()
+        .list(&kind::EVENT, Some(&key.namespace))
+        .map(|event| (event.resource_version(), event.key()))
+        .collect();
     if all.len() >= EVENTS_MAX
         && let Some((_, oldest)) = all.into_iter().min()
     {

@@ -10,13 +10,14 @@ use serde_json::{Map, Value, json};
 
 use super::{Channel, Item};
 use crate::store::Index;
+use crate::store::devices::LAST_SEEN_ANNOTATION;
 
 /// Annotations that are the hub's or kubectl's own bookkeeping.
 const KEPT_BACK_ANNOTATIONS: [&str; 4] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     rollout::SILENT_ANNOTATION,
     "deployment.kubernetes.io/revision",
-    "flotilla.dev/last-seen",
+    LAST_SEEN_ANNOTATION,
 ];
 /// Taints by which the hub tells its own scheduler of a silence; the device knows better.
 const KEPT_BACK_TAINTS: [&str; 2] = ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"];
@@ -90,7 +91,11 @@ pub(crate) fn workload_of<'a>(index: &'a Index, pod: &Object) -> Option<&'a Obje
     let owner = pod.controller()?;
     let replica_set = index.by_uid(&owner.uid).filter(|object| object.kind() == &kind::REPLICA_SET)?;
     let Some(above) = replica_set.controller() else { return Some(replica_set) };
-    index.by_uid(&above.uid).map(AsRef::as_ref).filter(|object| object.kind() == &kind::DEPLOYMENT).or(Some(replica_set))
+    index
+        .by_uid(&above.uid)
+        .map(AsRef::as_ref)
+        .filter(|object| object.kind() == &kind::DEPLOYMENT)
+        .or(Some(replica_set))
 }
 
 /// The id of the override behind an Override object, which is named `<node>.<id>`.

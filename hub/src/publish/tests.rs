@@ -172,7 +172,9 @@ fn a_bound_pod_brings_placement_workload_and_secret_and_leaves_by_an_eviction() 
     world.put(placed("a", false));
     assert_eq!(world.places(), ["device/a dep", "device/a node-a", "device/a placement/pod", "device/a secret/sec"]);
     let place = (Channel::Device("a".into()), Item::Placement(ObjectKey::of(&kind::POD, "default", "api-1-x")));
-    let Some(Content::Register { value, .. }) = content::of(&world.index, &place.0, &place.1) else { panic!("no register") };
+    let Some(Content::Register { value, .. }) = content::of(&world.index, &place.0, &place.1) else {
+        panic!("no register")
+    };
     assert_eq!(value["workload"], "dep");
     assert_eq!(value["number"], "1-7");
     world.put(placed("a", true));
@@ -195,7 +197,8 @@ fn grants_and_thresholds_follow_the_rollout_rows() {
     assert_eq!(shown, ["fleet/north web", "device/a grant/web"]);
     world.check_against_full();
     let document = Item::Document(ObjectKey::of(&kind::DAEMON_SET, "default", "web"));
-    let Some(Content::Document { rollouts, .. }) = content::of(&world.index, &Channel::Fleet("north".into()), &document)
+    let Some(Content::Document { rollouts, .. }) =
+        content::of(&world.index, &Channel::Fleet("north".into()), &document)
     else {
         panic!("no document")
     };
@@ -208,7 +211,8 @@ fn a_manifest_part_holds_no_status_and_no_bookkeeping() {
     let mut value = node("a", "north", json!({}));
     value["metadata"]["annotations"] = json!({"flotilla.dev/last-seen": "x", "mine": "y"});
     value["metadata"]["resourceVersion"] = "5".into();
-    value["spec"]["taints"] = json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}, {"key": "k", "effect": "NoSchedule"}]);
+    value["spec"]["taints"] =
+        json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}, {"key": "k", "effect": "NoSchedule"}]);
     value["status"] = json!({"phase": "x"});
     world.put(value);
     let item = Item::Document(ObjectKey::of(&kind::NODE, "", "a"));

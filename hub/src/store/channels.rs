@@ -116,9 +116,8 @@ impl Batch<'_> {
             }
         }
         let mut statement = self.transaction.prepare("SELECT channel, source, id FROM item")?;
-        let rows: Vec<(String, String, String)> = statement
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-            .collect::<Result<_, _>>()?;
+        let rows: Vec<(String, String, String)> =
+            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect::<Result<_, _>>()?;
         for (channel, source, id) in rows {
             if !wanted.contains(&(channel.clone(), source.clone())) {
                 self.withdraw(&channel, &source, &id)?;
@@ -198,7 +197,12 @@ impl Batch<'_> {
         self.append(&name, &source, digest, draft, value)
     }
 
-    fn register(&self, id: ItemId, digest: Vec<u8>, value: &Value) -> Result<(Vec<u8>, Draft, Option<Bytes>), StoreError> {
+    fn register(
+        &self,
+        id: ItemId,
+        digest: Vec<u8>,
+        value: &Value,
+    ) -> Result<(Vec<u8>, Draft, Option<Bytes>), StoreError> {
         let value = Bytes::from(value.to_string());
         let draft = Draft::register(id, value.clone(), &self.author, self.now.0);
         Ok((digest, draft, Some(value)))
@@ -420,7 +424,10 @@ pub(super) fn truncate(
     Ok(())
 }
 
-pub(super) fn stored_document(transaction: &Connection, uid: &str) -> Result<Option<(u64, Vec<u8>, Vec<u8>)>, StoreError> {
+pub(super) fn stored_document(
+    transaction: &Connection,
+    uid: &str,
+) -> Result<Option<(u64, Vec<u8>, Vec<u8>)>, StoreError> {
     let mut statement = transaction.prepare_cached("SELECT epoch, digest, state FROM document WHERE uid = ?1")?;
     let row = statement.query_row([uid], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?, row.get(2)?)));
     Ok(row.optional()?)

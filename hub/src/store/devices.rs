@@ -1,10 +1,15 @@
 //! The table of enrolled devices.
 
+use flotilla_manifests::kind;
+use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::identity::{PublicKey, SealingPublicKey};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Batch, StoreError};
+
+/// Annotation of a Node: when its device was last heard (RFC 3339).
+pub(crate) const LAST_SEEN_ANNOTATION: &str = "flotilla.dev/last-seen";
 
 /// A device that has enrolled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,10 +80,13 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// Notes when a device was last heard, and shows it at its Node.
     pub(crate) fn set_last_contact(&mut self, node: &str, at: Timestamp) -> Result<(), StoreError> {
         self.transaction
             .prepare_cached("UPDATE device SET last_contact = max(last_contact, ?2) WHERE node = ?1")?
             .execute(params![node, at.0.cast_signed()])?;
+        let key = ObjectKey::of(&kind::NODE, "", node);
+        self.update(&key, |object| object.set_annotation(LAST_SEEN_ANNOTATION, &at.to_rfc3339()))?;
         Ok(())
     }
 }

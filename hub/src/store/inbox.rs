@@ -30,7 +30,12 @@ impl Batch<'_> {
         Ok(head.unwrap_or(Head::START))
     }
 
-    pub(crate) fn put_device_head(&mut self, channel: &ChannelName, writer: WriterId, head: Head) -> Result<(), StoreError> {
+    pub(crate) fn put_device_head(
+        &mut self,
+        channel: &ChannelName,
+        writer: WriterId,
+        head: Head,
+    ) -> Result<(), StoreError> {
         self.transaction
             .prepare_cached(
                 "INSERT INTO head (channel, writer, seq, hash, floor, records, bytes) VALUES (?1, ?2, ?3, ?4, ?3, 0, 0)
@@ -49,12 +54,19 @@ impl Batch<'_> {
             statement.query_row(params![channel.to_string(), id.as_str()], |row| row.get(0)).optional()?;
         Ok(state.and_then(|state| {
             Item::decode(&Bytes::from(state))
-                .inspect_err(|error| tracing::error!(%channel, item = %id, %error, "a stored item is damaged; it is set aside"))
+                .inspect_err(
+                    |error| tracing::error!(%channel, item = %id, %error, "a stored item is damaged; it is set aside"),
+                )
                 .ok()
         }))
     }
 
-    pub(crate) fn put_device_item(&mut self, channel: &ChannelName, id: &ItemId, item: &Item) -> Result<(), StoreError> {
+    pub(crate) fn put_device_item(
+        &mut self,
+        channel: &ChannelName,
+        id: &ItemId,
+        item: &Item,
+    ) -> Result<(), StoreError> {
         self.transaction
             .prepare_cached("INSERT OR REPLACE INTO device_item (channel, id, state) VALUES (?1, ?2, ?3)")?
             .execute(params![channel.to_string(), id.as_str(), &item.encode()[..]])?;
@@ -63,7 +75,8 @@ impl Batch<'_> {
 
     pub(crate) fn device_items(&self, channel: &ChannelName) -> Result<Vec<(ItemId, Item)>, StoreError> {
         let mut statement = self.transaction.prepare_cached("SELECT id, state FROM device_item WHERE channel = ?1")?;
-        let rows = statement.query_map([channel.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+        let rows = statement
+            .query_map([channel.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
         let mut items = Vec::new();
         for row in rows {
             let (id, state) = row?;
@@ -75,9 +88,16 @@ impl Batch<'_> {
     }
 
     /// Whether an observation is newer than the one last taken of its subject; remembers it if so.
-    pub(crate) fn is_news(&mut self, node: &str, subject: &str, clock: Clock, time_ms: u64) -> Result<bool, StoreError> {
-        let mut statement =
-            self.transaction.prepare_cached("SELECT incarnation, boot, seq FROM observation WHERE node = ?1 AND subject = ?2")?;
+    pub(crate) fn is_news(
+        &mut self,
+        node: &str,
+        subject: &str,
+        clock: Clock,
+        time_ms: u64,
+    ) -> Result<bool, StoreError> {
+        let mut statement = self
+            .transaction
+            .prepare_cached("SELECT incarnation, boot, seq FROM observation WHERE node = ?1 AND subject = ?2")?;
         let known = statement
             .query_row([node, subject], |row| {
                 Ok(Clock {
@@ -108,7 +128,8 @@ impl Batch<'_> {
     /// The manifest a workload's number was made from, as its document knows it.
     pub(crate) fn object_at_number(&self, uid: &str, number: &str) -> Result<Option<serde_json::Value>, StoreError> {
         let Some((_, _, state)) = super::channels::stored_document(self.transaction, uid)? else { return Ok(None) };
-        let found = flotilla_sync::document::Document::load(&state).and_then(|document| document.object_at_number(number));
+        let found =
+            flotilla_sync::document::Document::load(&state).and_then(|document| document.object_at_number(number));
         found.map_err(|error| StoreError::Publish { what: format!("document {uid}"), why: error.to_string() })
     }
 

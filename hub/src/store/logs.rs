@@ -164,8 +164,8 @@ impl Logs {
             states.push(state);
         }
         let covers = earlier_writers(connection, identity, channel)?;
-        let list = SignedList::sign(identity, channel, head, entries, covers)
-            .map_err(|error| refused(error.to_string()))?;
+        let list =
+            SignedList::sign(identity, channel, head, entries, covers).map_err(|error| refused(error.to_string()))?;
         let snapshot = ChannelSnapshot { list, states };
         kept.retain(|(name, _, _)| name != channel);
         if kept.len() == SNAPSHOTS_KEPT_MAX {
@@ -203,12 +203,19 @@ fn standing(
         };
         let (draft, epoch) = match (value, document) {
             (Some(value), _) => (Draft::register(id, value, "", time), 0),
-            (None, Some((epoch, state))) => (Draft::snapshot(id, epoch.cast_unsigned(), state, "", time), epoch.cast_unsigned()),
+            (None, Some((epoch, state))) => {
+                (Draft::snapshot(id, epoch.cast_unsigned(), state, "", time), epoch.cast_unsigned())
+            }
             (None, None) => continue,
         };
         let seq = row.get::<_, i64>(1)?.cast_unsigned();
-        let record =
-            Record { channel: channel.clone(), writer: identity.id(), seq, prev: flotilla_sync::channel::GENESIS, draft };
+        let record = Record {
+            channel: channel.clone(),
+            writer: identity.id(),
+            seq,
+            prev: flotilla_sync::channel::GENESIS,
+            draft,
+        };
         records.push((record, epoch));
     }
     Ok(records)

@@ -120,8 +120,11 @@ async fn a_watch_gives_every_change_once_in_order_from_any_version() {
         let store = store.clone();
         watchers.push(tokio::spawn(async move {
             let listing = store.list(&kind::CONFIG_MAP, Some("default"));
-            let mut state: BTreeMap<String, String> =
-                listing.items.iter().map(|object| (object.name().to_owned(), object.text("/data/text").to_owned())).collect();
+            let mut state: BTreeMap<String, String> = listing
+                .items
+                .iter()
+                .map(|object| (object.name().to_owned(), object.text("/data/text").to_owned()))
+                .collect();
             let mut newest = listing.resource_version;
             let mut events = store.watch(&kind::CONFIG_MAP, Some("default"), newest).unwrap();
             while newest < start + 400 {

@@ -1,0 +1,227 @@
+//! What devices report, as rows.
+
+use bytes::Bytes;
+use flotilla_manifests::derive::{NodeRef, daemon_pod_name, daemon_pod_uid};
+use flotilla_manifests::kind;
+use flotilla_manifests::object::ObjectKey;
+use flotilla_manifests::rollout;
+use flotilla_sync::observation::{Clock, Observation};
+use flotilla_sync::replica::Replica;
+use serde_json::{Value, json};
+
+use super::{Bench, Device};
+use crate::Retention;
+
+fn observation(subject: &str, seq: u64, body: Option<Value>) -> Observation {
+    Observation {
+        subject: subject.into(),
+        clock: Clock { incarnation: 2, boot: 1, seq },
+        time_ms: 1_700_000_000_000,
+        body: body.map(|body| Bytes::from(body.to_string())),
+    }
+}
+
+struct Reported {
+    folder: tempfile::TempDir,
+    bench: Bench,
+    device: Device,
+    set: ObjectKey,
+}
+
+impl Reported {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = Bench::open(folder.path(), Retention::default()).await;
+        let device = bench.enrolled(folder.path(), "a", "north").await;
+        let value = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "web", "namespace": "default"},
+            "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "c", "image": "host", "env": [{"name": "COLOUR", "value": "red"}]}]}}}});
+        bench.create(value).await.unwrap();
+        Self { folder, bench, device, set: ObjectKey::of(&kind::DAEMON_SET, "default", "web") }
+    }
+
+    fn pod_key(&self) -> ObjectKey {
+        ObjectKey::of(&kind::POD, "default", daemon_pod_name("web", "a"))
+    }
+
+    /// Uid and body of this device's pod at the DaemonSet's present number.
+    fn pod(&self, attempt: u64, phase: &str) -> (String, Value) {
+        let set = self.bench.store.read(&self.set).unwrap();
+        let node = self.bench.store.read(&ObjectKey::of(&kind::NODE, "", "a")).unwrap();
+        let number = rollout::number_of(&set).unwrap();
+        let uid = daemon_pod_uid(set.uid(), &NodeRef::of(&node).uid, number, attempt);
+        let body = json!({"namespace": "default", "name": daemon_pod_name("web", "a"), "uid": uid, "workload": set.uid(),
+            "number": number.to_string(), "attempt": attempt, "status": {"phase": phase}});
+        (uid, body)
+    }
+
+    async fn observe(&self, observations: Vec<Observation>) {
+        self.bench.door.observe(&self.device.peer(), observations).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_pod_lives_from_its_first_report_to_its_confirmed_end() {
+    let mut world = Reported::new().await;
+    let (uid, body) = world.pod(0, "Running");
+    let subject = format!("pod/{uid}");
+    world.observe(vec![observation(&subject, 5, Some(body))]).await;
+    let pod = world.bench.store.read(&world.pod_key()).unwrap();
+    assert_eq!(pod.text("/status/phase"), "Running");
+    assert_eq!(pod.text("/spec/nodeName"), "a");
+    assert_eq!(pod.controller().unwrap().kind, "DaemonSet");
+    // An older report has no effect, whenever it comes.
+    let (_, old) = world.pod(0, "Pending");
+    world.observe(vec![observation(&subject, 4, Some(old))]).await;
+    assert_eq!(world.bench.store.read(&world.pod_key()).unwrap().text("/status/phase"), "Running");
+
+    // Deleting it at the hub asks the device; the row waits for the answer.
+    world.bench.delete(&world.pod_key()).await.unwrap();
+    world.device.pull(&world.bench.door).await;
+    assert_eq!(world.device.item("device/a", &format!("evict/{uid}")), Some(json!({"uid": uid})));
+    assert!(world.bench.store.read(&world.pod_key()).unwrap().deletion_timestamp().is_some());
+    world.observe(vec![observation(&subject, 6, None)]).await;
+    assert!(world.bench.store.read(&world.pod_key()).is_none());
+    world.device.pull(&world.bench.door).await;
+    assert_eq!(world.device.item("device/a", &format!("evict/{uid}")), None);
+    // A late report of what has ended does not bring it back.
+    let (_, late) = world.pod(0, "Running");
+    world.observe(vec![observation(&subject, 5, Some(late))]).await;
+    assert!(world.bench.store.read(&world.pod_key()).is_none());
+}
+
+#[tokio::test]
+async fn the_later_number_or_attempt_stands_whichever_report_comes_first() {
+    let world = Reported::new().await;
+    let (old, old_body) = world.pod(0, "Running");
+    world
+        .bench
+        .merge(&world.set, json!({"spec": {"template": {"metadata": {"annotations": {"x": "y"}}}}}))
+        .await
+        .unwrap();
+    let (fresh, fresh_body) = world.pod(0, "Running");
+    assert_ne!(old, fresh);
+    world.observe(vec![observation(&format!("pod/{fresh}"), 9, Some(fresh_body))]).await;
+    assert_eq!(world.bench.store.read(&world.pod_key()).unwrap().uid(), fresh);
+    world.observe(vec![observation(&format!("pod/{old}"), 3, Some(old_body))]).await;
+    assert_eq!(world.bench.store.read(&world.pod_key()).unwrap().uid(), fresh);
+    world.observe(vec![observation(&format!("pod/{old}"), 4, None)]).await;
+    assert_eq!(world.bench.store.read(&world.pod_key()).unwrap().uid(), fresh);
+}
+
+#[tokio::test]
+async fn a_pod_of_an_older_number_is_shown_with_its_own_template() {
+    let world = Reported::new().await;
+    let (old, old_body) = world.pod(0, "Running");
+    let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "other"}]}}}});
+    world.bench.merge(&world.set, patch).await.unwrap();
+    world.observe(vec![observation(&format!("pod/{old}"), 3, Some(old_body))]).await;
+    let pod = world.bench.store.read(&world.pod_key()).unwrap();
+    assert_eq!(pod.text("/spec/containers/0/image"), "host");
+}
+
+#[tokio::test]
+async fn a_device_speaks_of_its_own_pods_alone() {
+    let world = Reported::new().await;
+    let (uid, body) = world.pod(0, "Running");
+    let other = world.bench.enrolled(world.folder.path(), "b", "north").await;
+    let peer = other.peer();
+    world.bench.door.observe(&peer, vec![observation(&format!("pod/{uid}"), 1, Some(body.clone()))]).await.unwrap();
+    assert!(world.bench.store.read(&world.pod_key()).is_none());
+    world.observe(vec![observation(&format!("pod/{uid}"), 1, Some(body.clone()))]).await;
+    let mut forged = body;
+    forged["status"]["phase"] = "Failed".into();
+    let reports = vec![
+        observation(&format!("pod/{uid}"), 2, Some(forged)),
+        observation(&format!("pod/{uid}"), 3, None),
+        observation("node", 4, Some(json!({"phase": "x"}))),
+        observation("nonsense", 5, Some(json!([1]))),
+        Observation { body: Some(Bytes::from_static(b"\xff{")), ..observation("pod/x", 6, None) },
+    ];
+    world.bench.door.observe(&peer, reports).await.unwrap();
+    assert_eq!(world.bench.store.read(&world.pod_key()).unwrap().text("/status/phase"), "Running");
+    let node = world.bench.store.read(&ObjectKey::of(&kind::NODE, "", "a")).unwrap();
+    assert_eq!(node.text("/status/phase"), "");
+}
+
+mod overrides {
+    use std::collections::BTreeMap;
+
+    use flotilla_manifests::overrides::{OverrideRecord, Target, between};
+    use flotilla_manifests::time::Timestamp;
+    use flotilla_sync::channel::{ChannelName, ItemId};
+    use flotilla_sync::identity::DeviceCertificate;
+    use flotilla_sync::identity::writer::WriterIdentity;
+    use flotilla_sync::log::LogWriter;
+    use flotilla_sync::record::Draft;
+    use flotilla_sync::replica::{Input, Replica};
+    use serde_json::json;
+
+    use super::{Reported, observation};
+    use flotilla_manifests::kind;
+    use flotilla_manifests::object::ObjectKey;
+
+    fn log_of(world: &Reported) -> LogWriter {
+        let node = world.bench.store.read(&ObjectKey::of(&kind::NODE, "", "a")).unwrap();
+        let keys = &world.device.keys;
+        let certificate: DeviceCertificate = world
+            .bench
+            .installation
+            .certify_device(&world.device.node, node.uid(), keys.signing.public(), keys.sealing.public().unwrap(), 1)
+            .unwrap();
+        let identity = WriterIdentity::for_device([7; 32], 2, &keys.signing, &certificate).unwrap();
+        LogWriter::new(identity, BTreeMap::new())
+    }
+
+    #[tokio::test]
+    async fn an_override_is_shown_reverted_and_ends_with_its_base() {
+        let mut world = Reported::new().await;
+        let (uid, body) = world.pod(0, "Running");
+        world.observe(vec![observation(&format!("pod/{uid}"), 1, Some(body))]).await;
+        let base = world.bench.store.read(&world.set).unwrap();
+        let mut changed = (*base).clone();
+        changed.value_mut()["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] = "blue".into();
+        let record = OverrideRecord {
+            id: "6c1f".into(),
+            target: Target::of(&base),
+            operations: between(&base, &changed),
+            author: "technician".into(),
+            reason: "site visit".into(),
+            time: Timestamp(1_700_000_000_000),
+            expires: None,
+        };
+        let mut log = log_of(&world);
+        let channel = ChannelName::Device(world.device.node.clone());
+        let id = ItemId::parse("override/6c1f").unwrap();
+        let draft = Draft::register(id.clone(), serde_json::to_vec(&record).unwrap(), "technician", 5);
+        let batch = log.append(&channel, vec![draft]).unwrap();
+        let inputs = vec![Input::Writer(log.identity().chain().clone()), Input::Batch(batch)];
+        let peer = world.device.peer();
+        assert_eq!(world.bench.door.ingest(&peer, inputs.clone()).await.unwrap().applied, 1);
+        assert_eq!(world.bench.door.ingest(&peer, inputs).await.unwrap().applied, 0, "again: no effect");
+        let shown = ObjectKey::of(&kind::OVERRIDE, "default", "a.6c1f");
+        assert_eq!(world.bench.store.read(&shown).unwrap().text("/spec/author"), "technician");
+        let pod = world.bench.store.read(&world.pod_key()).unwrap();
+        assert_eq!(pod.text("/spec/containers/0/env/0/value"), "blue");
+
+        // Deleting it asks the device; the device's removal ends it.
+        world.bench.delete(&shown).await.unwrap();
+        world.device.pull(&world.bench.door).await;
+        assert_eq!(world.device.item("device/a", "revert/6c1f"), Some(json!({})));
+        let removal = log.append(&channel, vec![Draft::remove(id.clone(), "", 6)]).unwrap();
+        world.bench.door.ingest(&peer, vec![Input::Batch(removal)]).await.unwrap();
+        assert!(world.bench.store.read(&shown).is_none());
+        let pod = world.bench.store.read(&world.pod_key()).unwrap();
+        assert_eq!(pod.text("/spec/containers/0/env/0/value"), "red");
+        world.device.pull(&world.bench.door).await;
+        assert_eq!(world.device.item("device/a", "revert/6c1f"), None);
+
+        // Once more, and the base goes.
+        let draft = Draft::register(id, serde_json::to_vec(&record).unwrap(), "technician", 7);
+        let again = log.append(&channel, vec![draft]).unwrap();
+        world.bench.door.ingest(&peer, vec![Input::Batch(again)]).await.unwrap();
+        world.bench.delete(&world.set).await.unwrap();
+        world.device.pull(&world.bench.door).await;
+        assert_eq!(world.device.item("device/a", "revert/6c1f"), Some(json!({})));
+    }
+}
