@@ -31,7 +31,6 @@ const PURE: &[&str] = &[
     "sync/src/observation.rs",
     "sync/src/backoff.rs",
     "sync/src/enrol/token.rs",
-    "sync/src/enrol/wire.rs",
     "sync/src/transport/mqtt/frame.rs",
     "sync/src/transport/mqtt/stream.rs",
     "sync/src/transport/mqtt/topic.rs",

@@ -40,6 +40,8 @@ use report::Reports;
 
 /// The plan is made again at least this often, whatever happens: level, not edge.
 const PERIOD: Duration = Duration::from_secs(30);
+/// How long ending all pods may take.
+const DRAIN: Duration = Duration::from_secs(300);
 /// Plan again at the earliest after a failed pass.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -134,8 +136,15 @@ impl Agent {
         }
     }
 
-    /// Ends every pod in an orderly way; used with `--drain`.
+    /// Ends every pod in an orderly way, within [`DRAIN`]; used with `--drain`. What is remembered of the pods stays, so that the
+    /// next start counts on.
     pub async fn drain(&mut self) {
+        if tokio::time::timeout(DRAIN, self.end_all()).await.is_err() {
+            tracing::error!("draining took too long; what still runs is adopted by the next agent");
+        }
+    }
+
+    async fn end_all(&mut self) {
         loop {
             let sandboxes = match self.runtime.list().await {
                 Ok(sandboxes) if sandboxes.is_empty() => return,
@@ -146,16 +155,12 @@ impl Agent {
                 }
             };
             let observed = self.observed(sandboxes);
-            let plan = reconcile::plan(&reconcile::DesiredPods::default(), &observed, &self.history(), &self.place());
-            if let Err(error) = self.persist_histories(&plan.history).await {
-                tracing::error!(%error, "draining: the history of pods cannot be stored");
-            }
-            self.executor.carry_out(plan.actions);
-            let pause = tokio::time::sleep(Duration::from_millis(200));
+            let none = reconcile::DesiredPods::default();
+            self.executor.carry_out(reconcile::plan(&none, &observed, &self.history(), &self.place()).actions);
             tokio::select! {
-                done = self.inbox.done.recv() => if let Some(done) = done { self.executor.finished(done, self.clock.now()) },
-                _event = self.inbox.runtime.recv() => {}
-                () = pause => {}
+                Some(done) = self.inbox.done.recv() => self.executor.finished(done, self.clock.now()),
+                Some(_event) = self.inbox.runtime.recv() => {}
+                () = tokio::time::sleep(RETRY) => {}
             }
         }
     }

@@ -128,13 +128,19 @@ impl Agent {
         Some((format!("pod/{}", origin.subject), body))
     }
 
+    /// The Node's status, dated when it last changed: heartbeats alone are the session's business and make no new one.
     fn node_status(&mut self) -> Value {
         let pressure = self.host.pressure();
         let previous = self.state.reports.node_status.clone();
         let version = self.runtime.version();
         let status = self.host.node_status(&self.node.name, &version, &pressure, previous.as_ref(), self.clock.now());
+        if let Some(previous) = previous
+            && without_heartbeats(previous.clone()) == without_heartbeats(status.clone())
+        {
+            return previous;
+        }
         self.state.reports.node_status = Some(status.clone());
-        without_heartbeats(status)
+        status
     }
 }
 
@@ -155,7 +161,6 @@ fn conditions(status: &Value) -> Value {
     list.map(|one| json!([one["type"], one["status"]])).collect()
 }
 
-/// Heartbeats are the session's business: a status that differs in nothing else is the same.
 fn without_heartbeats(mut status: Value) -> Value {
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         if let Some(condition) = condition.as_object_mut() {
