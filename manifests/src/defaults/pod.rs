@@ -65,6 +65,8 @@ fn container(container: &mut Map<String, Value>) {
     zero(container, "terminationMessagePolicy", "File");
     let policy = pull_policy(container.get("image").and_then(Value::as_str).unwrap_or(""));
     zero(container, "imagePullPolicy", policy);
+    // Clients that read a template and write it back add it: without it here, an undo would look like a new template.
+    absent(container, "resources", Map::new());
     for port in each(container, "ports") {
         zero(port, "protocol", "TCP");
     }

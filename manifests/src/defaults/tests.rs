@@ -33,6 +33,7 @@ fn a_pod_gets_what_kubernetes_gives_it() {
                 "containers": [{
                     "name": "a", "image": "nginx", "imagePullPolicy": "Always",
                     "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+                    "resources": {},
                 }],
                 "volumes": [{"name": "v", "emptyDir": {}}],
                 "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler",
