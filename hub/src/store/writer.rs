@@ -176,7 +176,8 @@ fn attempt(
     now: Timestamp,
     undo: &mut Vec<Undo>,
 ) -> Result<(Vec<Event>, Vec<Grown>), StoreError> {
-    let transaction = connection.transaction()?;
+    // It will write: waiting for the lock now is possible, turning a reader into a writer later is not (`token create` beside us).
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let mut events = Vec::new();
     let mut grown: Vec<Grown> = Vec::new();
     for job in jobs {
@@ -225,11 +226,10 @@ fn run_job(job: &mut dyn Job, batch: &mut Batch<'_>) -> bool {
             }
         }
     }));
-    let fine = ran.unwrap_or_else(|_| {
+    ran.unwrap_or_else(|_| {
         job.fail(ApiError::of(Reason::InternalError, "the write met a fault in the hub; it was undone"));
         false
-    });
-    fine
+    })
 }
 
 /// The hub's log as the database has it.
