@@ -45,6 +45,8 @@ pub struct Uplink {
 struct Ended {
     retry_after_ms: Option<u64>,
     refused: bool,
+    /// There was a session: the next attempt waits its turn, so that the devices of a hub that stops do not come all at once.
+    served: bool,
 }
 
 impl Uplink {
@@ -67,6 +69,9 @@ impl Uplink {
                 if ended.refused {
                     self.renew(&target).await;
                 }
+                if ended.served {
+                    break;
+                }
             }
             let wait_ms = backoff.wait_ms(monotonic_ms(), random(), retry_after_ms);
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
@@ -86,7 +91,7 @@ impl Uplink {
             Ok(connector) => connector,
             Err(error) => {
                 tracing::error!(error = %enrolment::chain(&error), "the session certificate cannot be used");
-                return Ended { retry_after_ms: None, refused: true };
+                return Ended { retry_after_ms: None, refused: true, served: false };
             }
         };
         let pipe = match connector.connect(target).await {
@@ -94,7 +99,7 @@ impl Uplink {
             Err(error) => {
                 tracing::debug!(%target, error = %enrolment::chain(&error), "no connection to the hub");
                 let refused = matches!(error, ConnectError::Refused { .. });
-                return Ended { retry_after_ms: error.retry_after_ms(), refused };
+                return Ended { retry_after_ms: error.retry_after_ms(), refused, served: false };
             }
         };
         tracing::info!(%target, transport = %pipe.transport, "connected to the hub");
@@ -126,7 +131,7 @@ impl Uplink {
             SessionEnd::RetryAfter { ms } => Some(ms),
             _ => None,
         };
-        Ended { retry_after_ms, refused: false }
+        Ended { retry_after_ms, refused: false, served: true }
     }
 
     /// Returns once a better road than the present one has been seen to work, or the certificate wants renewal; on the best
