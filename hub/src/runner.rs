@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use crate::controllers::{self, Plan, View};
 use crate::fleet::contact::{Contact, Contacts};
 use crate::scheduler;
-use crate::store::{Index, Store};
+use crate::store::Store;
 use queue::{Queue, Task};
 
 /// Changes not looked at yet; beyond that, watches wait (and at last start anew).
@@ -52,7 +52,7 @@ pub async fn run(store: Store, contacts: Contacts, shutdown: watch::Receiver<boo
         let wake = runner.select(&mut contact_changes, &mut shutdown).await;
         match wake {
             Wake::Changed(kind, event) => runner.changed(kind, &event),
-            Wake::Contact => runner.contact_changed(),
+            Wake::Contact => runner.contact_changes(),
             Wake::Due => {}
             Wake::Shutdown => break,
         }
@@ -139,12 +139,18 @@ impl Runner {
         self.queue.add_all(tasks, now);
     }
 
-    fn contact_changed(&mut self) {
+    /// In a large fleet many come or go together.
+    fn contact_changes(&mut self) {
+        let delay = trigger::gathering_of(u64::try_from(self.known.len()).unwrap_or(u64::MAX));
+        self.queue.add(Task::Contacts, Timestamp(self.store.now().0.saturating_add(delay)));
+    }
+
+    fn compare_contacts(&mut self) {
         let now = self.store.now();
         let present = self.contacts.all();
         let moved: Vec<&str> = present
             .iter()
-            .filter(|(node, contact)| !same_contact(self.known.get(*node), contact))
+            .filter(|(node, contact)| self.known.get(*node) != Some(*contact))
             .map(|(node, _)| node.as_str())
             .collect();
         let tasks = self.store.view(|index| {
@@ -168,12 +174,15 @@ impl Runner {
             }
             if due.contains(&Task::Everything) {
                 self.watch_all();
-                due.retain(|task| *task != Task::Everything);
             }
+            if due.contains(&Task::Contacts) {
+                self.compare_contacts();
+            }
+            due.retain(|task| !matches!(task, Task::Everything | Task::Contacts));
             let started = self.contacts.started();
-            let contacts = self.contacts.all();
+            let contacts = &self.known;
             let plans: Vec<(Task, Plan)> = self.store.view(|index| {
-                let view = View { index, contacts: &contacts, started, now };
+                let view = View { index, contacts, started, now };
                 due.into_iter().map(|task| (task.clone(), plan(&view, &task))).collect()
             });
             self.write(plans, now).await;
@@ -232,22 +241,8 @@ fn plan(view: &View<'_>, task: &Task) -> Plan {
         Task::Dependent(uid) => controllers::garbage::plan_dependent(view, uid),
         Task::Schedule => scheduler::plan(view),
         Task::Events => controllers::events::sweep(view),
-        Task::Everything => Plan::default(),
+        Task::Everything | Task::Contacts => Plan::default(),
     }
-}
-
-/// Whether nothing that plans look at has changed: a silent device's last contact does not move while it is silent.
-fn same_contact(before: Option<&Contact>, now: &Contact) -> bool {
-    before == Some(now)
-}
-
-/// How long to gather changes before a task of this kind is planned: what looks at every device waits longer in a large
-/// fleet, so that ten thousand reports do not make ten thousand plans.
-pub(crate) fn gathering_ms(index: &Index) -> u64 {
-    const DEVICES_PER_MS: usize = 20;
-    const GATHERING_MS_MAX: usize = 1000;
-    let devices = index.list(&kind::NODE, None).take(DEVICES_PER_MS * GATHERING_MS_MAX).count();
-    u64::try_from(devices / DEVICES_PER_MS).unwrap_or(0)
 }
 
 #[cfg(test)]

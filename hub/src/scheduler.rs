@@ -119,8 +119,7 @@ fn candidate<'a>(view: &View<'a>, node: &'a Object) -> Candidate<'a> {
         pods_count: 0,
     };
     for pod in view.index.pods_on(node.name()).filter(|pod| !pods::is_finished(pod)) {
-        let spec: PodSpec = workload::view(pod.spec());
-        candidate.take(pod, &resources::pod_requests(&spec));
+        candidate.take(pod, &resources::pod_requests_in(pod.spec()));
     }
     candidate
 }

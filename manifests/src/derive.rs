@@ -62,8 +62,8 @@ pub fn daemon_pod_name(daemon_set: &str, node: &str) -> String {
         return format!("{readable}-{}", digest::safe_text(&hash, 5));
     }
     // Fewer letters tell apart; a longer hash does.
-    let end = readable.floor_char_boundary(NAME_BYTES_MAX - 11);
-    format!("{}-{}", readable[..end].trim_end_matches('-'), digest::safe_text(&hash, 10))
+    let start = prefix(&readable, NAME_BYTES_MAX - 11).trim_end_matches('-');
+    format!("{start}-{}", digest::safe_text(&hash, 10))
 }
 
 /// The uid of a DaemonSet's Pod: a version 8 UUID (RFC 9562) from owner, Node, number and attempt.
@@ -143,24 +143,48 @@ pub fn selects(daemon_set: &Object, node: &Object) -> bool {
     selection(daemon_set, node).should_run
 }
 
-/// nodeName, nodeSelector, required Node affinity, and taints against tolerations, those every DaemonSet has included;
-/// cordoned Nodes are not spared (as in Kubernetes).
+/// [`DaemonPlacing::selection`] for one Node.
 pub fn selection(daemon_set: &Object, node: &Object) -> Selection {
-    let mut spec: PodSpec = view(daemon_set.at("/spec/template/spec"));
-    let none = Selection { should_run: false, may_stay: false };
-    if !spec.node_name.is_empty() && spec.node_name != node.name() {
-        return none;
+    DaemonPlacing::of(daemon_set).selection(node)
+}
+
+/// Where a DaemonSet's Pods belong, read once for many Nodes.
+#[derive(Debug, Clone)]
+pub struct DaemonPlacing {
+    /// With the tolerations that every DaemonSet has.
+    spec: PodSpec,
+}
+
+impl DaemonPlacing {
+    pub fn of(daemon_set: &Object) -> Self {
+        let mut spec: PodSpec = view(daemon_set.at("/spec/template/spec"));
+        spec.tolerations.extend(DAEMON_TOLERATIONS.iter().map(placing::toleration));
+        if spec.host_network {
+            spec.tolerations.push(placing::toleration(&("node.kubernetes.io/network-unavailable", "NoSchedule")));
+        }
+        Self { spec }
     }
-    if placing::unmatched(&spec, node).is_some() {
-        return none;
+
+    /// nodeName, nodeSelector, required Node affinity, and taints against tolerations, those every DaemonSet has included;
+    /// cordoned Nodes are not spared (as in Kubernetes).
+    pub fn selection(&self, node: &Object) -> Selection {
+        let named = self.spec.node_name.is_empty() || self.spec.node_name == node.name();
+        if !named || placing::unmatched(&self.spec, node).is_some() {
+            return Selection { should_run: false, may_stay: false };
+        }
+        let taints = view::<NodeSpec>(node.spec()).taints;
+        let refused = |effects: &[&str]| placing::untolerated(&self.spec.tolerations, &taints, effects).is_some();
+        Selection { should_run: !refused(&["NoSchedule", "NoExecute"]), may_stay: !refused(&["NoExecute"]) }
     }
-    spec.tolerations.extend(DAEMON_TOLERATIONS.iter().map(placing::toleration));
-    if spec.host_network {
-        spec.tolerations.push(placing::toleration(&("node.kubernetes.io/network-unavailable", "NoSchedule")));
+}
+
+/// The longest start of a text that has at most so many bytes and ends between characters.
+pub fn prefix(text: &str, bytes_max: usize) -> &str {
+    let mut end = bytes_max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
     }
-    let taints = view::<NodeSpec>(node.spec()).taints;
-    let refused = |effects: &[&str]| placing::untolerated(&spec.tolerations, &taints, effects).is_some();
-    Selection { should_run: !refused(&["NoSchedule", "NoExecute"]), may_stay: !refused(&["NoExecute"]) }
+    &text[..end]
 }
 
 /// A version 8 UUID (RFC 9562, 5.8) from the first sixteen bytes of a digest.

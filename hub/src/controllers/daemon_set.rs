@@ -93,11 +93,12 @@ fn seats<'a>(view: &View<'a>, set: &Object) -> Vec<Seat<'a>> {
     for pod in view.index.owned_by(set.uid()).filter(|pod| pod.kind() == &kind::POD) {
         by_node.entry(pod.text("/spec/nodeName")).or_default().push(pod);
     }
+    let placing = derive::DaemonPlacing::of(set);
     let nodes = view.index.list(&kind::NODE, None);
     nodes
         .filter_map(|node| {
             let pods = by_node.remove(node.name()).unwrap_or_default();
-            let selection = derive::selection(set, node);
+            let selection = placing.selection(node);
             let selected = selection.should_run || (selection.may_stay && !pods.is_empty());
             (selected || !pods.is_empty()).then(|| Seat { node, pods, selected, silent: view.is_silent(node.name()) })
         })

@@ -76,8 +76,8 @@ impl Note {
         let same = json!([self.about.uid, self.severity_text(), self.reason, self.message, self.source]);
         let uuid = derive::uuid_v8(&flotilla_manifests::digest::of_value(&same));
         let hash: String = uuid.chars().filter(|one| *one != '-').take(16).collect();
-        let end = self.about.name.floor_char_boundary(253 - 17);
-        format!("{}.{hash}", self.about.name[..end].trim_end_matches(['-', '.']))
+        let start = derive::prefix(&self.about.name, 253 - 17).trim_end_matches(['-', '.']);
+        format!("{start}.{hash}")
     }
 
     /// The Event to store in the place of `existing`.
@@ -90,13 +90,12 @@ impl Note {
             return event;
         }
         let mut event = Object::empty(&kind::EVENT, self.namespace(), &self.name());
-        let end = self.message.floor_char_boundary(MESSAGE_BYTES_MAX);
         let fields = json!({
             "involvedObject": {
                 "apiVersion": self.about.api_version, "kind": self.about.kind, "namespace": self.about.namespace,
                 "name": self.about.name, "uid": self.about.uid,
             },
-            "type": self.severity_text(), "reason": self.reason, "message": self.message[..end], "count": 1,
+            "type": self.severity_text(), "reason": self.reason, "message": derive::prefix(&self.message, MESSAGE_BYTES_MAX), "count": 1,
             "firstTimestamp": now.to_rfc3339(), "lastTimestamp": now.to_rfc3339(),
             "source": {"component": self.source}, "reportingComponent": self.source, "reportingInstance": "",
         });

@@ -90,8 +90,7 @@ fn create(view: &View<'_>, set: &Object, number: usize, plan: &mut Plan) {
         }
         let parts = [set.uid().as_bytes(), &view.now.0.to_be_bytes(), &attempt.to_be_bytes()];
         let suffix = digest::safe_text(&digest::of_parts("flotilla/replica/1", &parts), 5);
-        let base = set.name();
-        let base = base[..base.floor_char_boundary(57)].trim_end_matches(['-', '.']);
+        let base = derive::prefix(set.name(), 57).trim_end_matches(['-', '.']);
         let name = format!("{base}-{suffix}");
         let key = ObjectKey::of(&kind::POD, set.namespace(), name.as_str());
         let planned = plan.writes.iter().any(|write| matches!(write, Write::Create(pod) if pod.name() == name));

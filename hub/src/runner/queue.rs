@@ -13,6 +13,8 @@ const BACKOFF_MS_MAX: u64 = 60_000;
 pub enum Task {
     /// Watch anew and plan everything.
     Everything,
+    /// See who came into contact and who went.
+    Contacts,
     Deployment(ObjectKey),
     ReplicaSet(ObjectKey),
     /// Place the Pods that wait.
@@ -32,7 +34,7 @@ impl Task {
     /// The user under whose name a task's writes stand in the audit log.
     pub fn user(&self) -> String {
         let name = match self {
-            Self::Everything => "runner",
+            Self::Everything | Self::Contacts => "runner",
             Self::Deployment(_) => "deployment-controller",
             Self::ReplicaSet(_) => "replicaset-controller",
             Self::Schedule => "scheduler",

@@ -10,6 +10,7 @@ use crate::admission;
 use crate::config::Retention;
 use crate::controllers::fixture::{deployment, key, parse, ready};
 use crate::controllers::{Deletion, Write};
+use crate::store::Index;
 
 /// A store with a namespace and two Nodes, with a clock that stands still.
 async fn opened() -> (tempfile::TempDir, Store, Contacts) {

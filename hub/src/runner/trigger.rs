@@ -9,7 +9,6 @@ use flotilla_manifests::rollout;
 use flotilla_rest::backend::WatchEvent;
 use serde_json::Value;
 
-use super::gathering_ms;
 use super::queue::Task;
 use crate::controllers::pods;
 use crate::store::Index;
@@ -122,12 +121,9 @@ fn by_owner(index: &Index, object: &Object, tasks: &mut Tasks) {
     while let Some(reference) = owner {
         let Some(found) = index.by_uid(&reference.uid) else { return };
         match found.kind().name {
-            "Deployment" => tasks.insert(Task::Deployment(found.key()), 0),
-            "ReplicaSet" => tasks.insert(Task::ReplicaSet(found.key()), 0),
-            "DaemonSet" => {
-                let delay = gathering_ms(index);
-                tasks.insert(Task::DaemonSet(found.key()), delay)
-            }
+            "Deployment" => tasks.insert(Task::Deployment(found.key()), gathering_ms(found)),
+            "ReplicaSet" => tasks.insert(Task::ReplicaSet(found.key()), gathering_ms(found)),
+            "DaemonSet" => tasks.insert(Task::DaemonSet(found.key()), gathering_ms(found)),
             _ => return,
         };
         owner = found.controller();
@@ -180,10 +176,23 @@ fn by_placed(index: &Index, node: &str, tasks: &mut Tasks) {
 }
 
 fn daemon_sets(index: &Index, tasks: &mut Tasks) {
-    let delay = gathering_ms(index);
     for set in index.list(&kind::DAEMON_SET, None) {
-        tasks.insert(Task::DaemonSet(set.key()), delay);
+        tasks.insert(Task::DaemonSet(set.key()), gathering_ms(set));
     }
+}
+
+/// How long to gather changes before a workload is planned: one with many Pods waits longer, so that ten thousand reports do
+/// not make ten thousand plans over ten thousand Pods.
+fn gathering_ms(workload: &Object) -> u64 {
+    let count = |field: &str| workload.status().and_then(|status| status.get(field)?.as_u64()).unwrap_or(0);
+    gathering_of(count("replicas").max(count("desiredNumberScheduled")))
+}
+
+/// The same for what looks at `count` things.
+pub fn gathering_of(count: u64) -> u64 {
+    const PER_MS: u64 = 20;
+    const MS_MAX: u64 = 1000;
+    (count / PER_MS).min(MS_MAX)
 }
 
 #[cfg(test)]

@@ -53,7 +53,11 @@ fn selectors_match_labels() {
 
 #[test]
 fn a_pod_requests_its_containers_or_its_greatest_start() {
-    let spec = |value| resources::pod_requests(&view::<PodSpec>(Some(&value)));
+    let spec = |value: Value| {
+        let whole = resources::pod_requests(&view::<PodSpec>(Some(&value)));
+        assert_eq!(whole, resources::pod_requests_in(Some(&value)));
+        whole
+    };
     let cpu = |value| spec(value).get("cpu").copied().map(Quantity::milli);
     let container = |cpu: &str| json!({"name": "c", "resources": {"requests": {"cpu": cpu}}});
     let sidecar = |cpu: &str| json!({"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": cpu}}});

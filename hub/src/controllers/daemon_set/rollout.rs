@@ -170,4 +170,5 @@ fn settle(situation: &Situation<'_>, threshold: u64, step: &mut Step) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;

@@ -78,7 +78,8 @@ fn recreate_waits_until_the_old_ones_are_gone() {
 #[test]
 fn scaling_is_shared_in_proportion() {
     let sized = |wished: i64, max: i64| Set { annotated_max: Some(max), ..set(wished, wished) };
-    let cases: Vec<(&str, Sizes, Vec<Set>, Option<usize>, Vec<i64>)> = vec![
+    type Case = (&'static str, Sizes, Vec<Set>, Option<usize>, Vec<i64>);
+    let cases: Vec<Case> = vec![
         ("one set takes it all", sizes(7, 1, 0), vec![set(0, 0), set(3, 3)], Some(1), vec![0, 7]),
         ("no set has a size", sizes(4, 1, 0), vec![set(0, 0), set(0, 0)], Some(1), vec![0, 4]),
         // Kubernetes' own example: 10 with 3 extra, 8 and 5, scaled to 15: 18 in all, 11 and 7.
