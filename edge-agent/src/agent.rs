@@ -60,6 +60,8 @@ pub struct Agent {
     pub(crate) host: Host,
     pub(crate) knowledge: Knowledge,
     pub(crate) memory: Memory,
+    /// By object uid; see [`crate::local_write::LAST_APPLIED_ANNOTATION`].
+    pub(crate) last_applied: BTreeMap<String, String>,
     pub(crate) inbox: Inbox,
     pub(crate) state: LoopState,
 }

@@ -11,11 +11,15 @@ use flotilla_manifests::overrides::{self, Authorship, OverrideRecord, Revision};
 
 use crate::effective::HOLD_ANNOTATION;
 
+/// Where `kubectl apply` keeps what it applied last.
+pub const LAST_APPLIED_ANNOTATION: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
 /// What the loop is to make durable.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
     /// Records of this device's own log.
-    Revise { revision: Box<Revision>, outcome: Box<Outcome> },
+    /// `last_applied`: what `kubectl apply` left as its annotation, kept on this device and never in an override.
+    Revise { revision: Box<Revision>, outcome: Box<Outcome>, last_applied: Option<String> },
     /// End this attempt of a derived Pod and begin the next.
     Restart { pod: Box<Object> },
     /// The override with this id is no more.
@@ -52,7 +56,9 @@ pub fn decide(
         k if k == &kind::POD && matches!(mutation, Mutation::Delete(_)) => restart(key, subject, mutation, context),
         _ => {
             refuse_status(key, mutation)?;
-            overrides::overridable(key.kind).map_err(|error| error.about(key))?;
+            // Not 422: kubectl shows no message of that without a field.
+            overrides::overridable(key.kind)
+                .map_err(|error| ApiError::of(Reason::Forbidden, error.message).about(key))?;
             revise(key, subject, mutation, context, id, author)
         }
     }
@@ -121,14 +127,7 @@ fn revise(
     let (wanted, outcome) = match admitted.outcome {
         Outcome::Unchanged(_) => return Ok((Decision::Nothing(Box::new(admitted.outcome)), admitted.warnings)),
         Outcome::Created(object) => {
-            // Applying a held workload again: what it says now, on the base's identity.
-            let mut wanted = object;
-            for field in ["uid", "creationTimestamp", "generation"] {
-                match base.at(&format!("/metadata/{field}")) {
-                    Some(value) => drop(wanted.metadata_mut().insert(field.to_owned(), value.clone())),
-                    None => drop(wanted.metadata_mut().remove(field)),
-                }
-            }
+            let wanted = applied_again(object, base);
             (wanted.clone(), Outcome::Created(wanted))
         }
         Outcome::Updated(object) if object.deletion_timestamp().is_none() => (object.clone(), Outcome::Updated(object)),
@@ -138,13 +137,40 @@ fn revise(
             (wanted, Outcome::Removed(object))
         }
     };
+    let (wanted, last_applied) = without_last_applied(wanted);
     let reason = wanted.annotation("kubernetes.io/change-cause").unwrap_or_default().to_owned();
     let by = Authorship { id: id.to_owned(), author: author.to_owned(), reason, time: context.now, expires: None };
     let revision = overrides::revise(base, subject.records, &wanted, by)?;
-    if revision == Revision::default() {
+    let known = subject.shown.and_then(|shown| shown.annotation(LAST_APPLIED_ANNOTATION));
+    if revision == Revision::default() && last_applied.as_deref() == known {
         return Ok((Decision::Nothing(Box::new(Outcome::Unchanged(wanted))), admitted.warnings));
     }
-    Ok((Decision::Revise { revision: Box::new(revision), outcome: Box::new(outcome) }, admitted.warnings))
+    let revision = Box::new(revision);
+    Ok((Decision::Revise { revision, outcome: Box::new(outcome), last_applied }, admitted.warnings))
+}
+
+/// What a held workload is to be when it is applied again: what the body says, on the identity that the base has.
+fn applied_again(mut body: Object, base: &Object) -> Object {
+    for field in ["uid", "creationTimestamp", "generation"] {
+        match base.at(&format!("/metadata/{field}")) {
+            Some(value) => drop(body.metadata_mut().insert(field.to_owned(), value.clone())),
+            None => drop(body.metadata_mut().remove(field)),
+        }
+    }
+    for (name, text) in base.annotations().iter().filter(|(name, _)| name.starts_with("flotilla.dev/")) {
+        body.set_annotation(name, text);
+    }
+    body
+}
+
+fn without_last_applied(mut wanted: Object) -> (Object, Option<String>) {
+    let annotations = wanted.metadata_mut().get_mut("annotations").and_then(serde_json::Value::as_object_mut);
+    let taken = annotations.and_then(|annotations| annotations.remove(LAST_APPLIED_ANNOTATION));
+    let text = taken.and_then(|value| value.as_str().map(str::to_owned));
+    if wanted.annotations().is_empty() {
+        wanted.metadata_mut().remove("annotations");
+    }
+    (wanted, text)
 }
 
 #[cfg(test)]

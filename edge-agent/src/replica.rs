@@ -1,7 +1,8 @@
 //! The device's copy of its channels: what sessions write into and read from, and what the agent's loop acts on.
 //!
 //! Owns the order "durable first, then visible": state in memory is swapped only after the store has it. Refuses meaning: what
-//! items say is [`crate::knowledge`]'s. Start reading at [`DeviceReplica::ingest`](Replica::ingest) and [`DeviceReplica::append`].
+//! items say is [`crate::knowledge`]'s. Start reading at [`DeviceReplica::ingest`](Replica::ingest); the
+//! device's own log is in `replica/own_log.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,10 +11,9 @@ use bytes::Bytes;
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{ChannelName, ChannelState, Head, Heads, Item, ItemId, Positions, WriterId};
 use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
-use flotilla_sync::identity::{FlooredClock, NodeName, PublicKey};
+use flotilla_sync::identity::{DeviceCertificate, FlooredClock, NodeName, PublicKey, SigningKey};
 use flotilla_sync::log::{Batch, LogWriter, Placement};
 use flotilla_sync::observation::{Clock as ObservationClock, Observation, Urgency};
-use flotilla_sync::record::Draft;
 use flotilla_sync::replica::{Ingested, Input, Reading, Replica, ReplicaError};
 use flotilla_sync::session::{Greeting, PeerHello};
 use flotilla_sync::stream::Stream;
@@ -21,10 +21,10 @@ use flotilla_sync::transport::PeerIdentity;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
-use crate::store::{BatchRow, HeadRow, Ingest, ItemRow, Loaded, OutboxRow, Store};
+use crate::store::{HeadRow, Ingest, ItemRow, Loaded, OutboxRow, Store};
 
-/// Batches of the device's own log kept for reading; a hub further behind gets a signed list.
-const OWN_BATCHES_MAX: usize = 256;
+mod own_log;
+
 /// Log streams the hub may have waiting for the loop.
 const STREAMS_LEN_MAX: usize = 16;
 
@@ -49,7 +49,10 @@ pub struct DeviceReplica {
     store: Store,
     root: PublicKey,
     own_channel: ChannelName,
-    writer: WriterMaterial,
+    /// The device's long-lived key and its certificate: they certify a new writer after a fork.
+    signing: SigningKey,
+    certificate: DeviceCertificate,
+    incarnation: u64,
     clock: Arc<Clock>,
     trust: Arc<FlooredClock>,
     /// Serialises writers: a new state is computed, made durable and swapped in by one at a time.
@@ -67,6 +70,7 @@ struct State {
     channels: BTreeMap<ChannelName, ChannelState>,
     writers: BTreeMap<WriterId, WriterChain>,
     log: LogWriter,
+    writer: WriterMaterial,
     own_batches: Vec<Batch>,
     outbox: BTreeMap<String, OutboxRow>,
     /// What the hub said this device reads; `None` until it has.
@@ -94,6 +98,8 @@ pub struct Life {
     pub node: NodeName,
     pub root: PublicKey,
     pub writer: WriterMaterial,
+    pub signing: SigningKey,
+    pub certificate: DeviceCertificate,
     pub incarnation: u64,
     pub boot: u64,
 }
@@ -130,6 +136,7 @@ impl DeviceReplica {
             channels,
             writers: writers.map(|chain| (chain.id, chain)).collect(),
             log: LogWriter::new(identity, heads),
+            writer: life.writer.clone(),
             own_batches,
             outbox: loaded.outbox.iter().map(|row| (row.subject.clone(), row.clone())).collect(),
             subscribed: None,
@@ -143,7 +150,9 @@ impl DeviceReplica {
             store,
             root: life.root,
             own_channel,
-            writer: life.writer,
+            signing: life.signing,
+            certificate: life.certificate,
+            incarnation: life.incarnation,
             clock,
             trust,
             gate: tokio::sync::Mutex::new(()),
@@ -176,60 +185,6 @@ impl DeviceReplica {
             seen.extend(live.filter_map(|(id, item)| visit(name, id, item)));
         }
         seen
-    }
-
-    /// Writes records into this device's own log; durable when it returns.
-    ///
-    /// # Errors
-    /// A limit of the log, or the disk.
-    pub async fn append(&self, drafts: Vec<Draft>) -> Result<(), ReplicaError> {
-        let _gate = self.gate.lock().await;
-        let (rows, next, batch) = {
-            let mut state = self.state();
-            let verified =
-                state.log.append(&self.own_channel, drafts).map_err(|error| failed("write its log", error))?;
-            let mut next = state.channel(&self.own_channel);
-            let folded = match next.apply_batch(&verified) {
-                Ok(folded) => folded,
-                Err(placement) => return Err(failed("write its log", Misplaced(placement))),
-            };
-            let batch = verified.batch().clone();
-            let mut rows = rows_of(&next, &folded.changed);
-            rows.batches.push(BatchRow {
-                channel: self.own_channel.to_string(),
-                writer: batch.writer.0.to_vec(),
-                first: batch.first_seq,
-                last: batch.last_seq,
-                bytes: batch.encode(),
-            });
-            (rows, next, batch)
-        };
-        if let Err(error) = self.store.ingest(rows).await {
-            self.restore_log();
-            return Err(failed("store its own change", error));
-        }
-        {
-            let mut state = self.state();
-            state.channels.insert(self.own_channel.clone(), next);
-            state.own_batches.push(batch);
-        }
-        self.bump(&self.changed);
-        self.bump(&self.grown);
-        self.truncate().await
-    }
-
-    /// Drops the older half of a long log of its own: a hub that far behind reads the signed list.
-    async fn truncate(&self) -> Result<(), ReplicaError> {
-        let forgotten = {
-            let mut state = self.state();
-            if state.own_batches.len() <= OWN_BATCHES_MAX {
-                return Ok(());
-            }
-            state.own_batches.drain(..OWN_BATCHES_MAX / 2);
-            state.own_batches.first().map(|oldest| (self.own_channel.to_string(), oldest.first_seq))
-        };
-        let rows = Ingest { batches_before: forgotten, ..Ingest::default() };
-        self.store.ingest(rows).await.map_err(|error| failed("shorten its log", error))
     }
 
     /// Puts facts into the outbox: subject, urgency, JSON or the confirmation of an end. What can be observed again after a
@@ -283,28 +238,25 @@ impl DeviceReplica {
         signal.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// The log writer ran ahead of the disk: it goes back to what is durable.
-    fn restore_log(&self) {
-        let mut state = self.state();
-        if let Ok(identity) = restore(&self.writer, &self.root) {
-            let own = identity.id();
-            let heads = state.channels.iter().filter_map(|(name, one)| Some((name.clone(), *one.heads.get(&own)?)));
-            let heads = heads.collect();
-            state.log = LogWriter::new(identity, heads);
-        }
-    }
-
     /// Channels that were left go once every channel to be read is complete.
-    fn drop_left(&self, rows: &mut Ingest) -> Vec<ChannelName> {
-        let state = self.state();
-        if !state.is_complete() {
-            return Vec::new();
+    async fn leave(&self) -> Result<(), ReplicaError> {
+        let left: Vec<ChannelName> = {
+            let state = self.state();
+            match &state.subscribed {
+                Some(wanted) if state.is_complete() => {
+                    state.channels.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect()
+                }
+                _ => return Ok(()),
+            }
+        };
+        if left.is_empty() {
+            return Ok(());
         }
-        let Some(wanted) = &state.subscribed else { return Vec::new() };
-        let left: Vec<ChannelName> =
-            state.channels.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
-        rows.left.extend(left.iter().map(ToString::to_string));
-        left
+        let rows = Ingest { left: left.iter().map(ToString::to_string).collect(), ..Ingest::default() };
+        self.store.ingest(rows).await.map_err(|error| failed("leave a fleet", error))?;
+        self.state().channels.retain(|name, _| !left.contains(name));
+        self.bump(&self.changed);
+        Ok(())
     }
 }
 
@@ -379,6 +331,7 @@ impl Replica for DeviceReplica {
         let mut next: BTreeMap<ChannelName, ChannelState> = BTreeMap::new();
         let mut writers = Vec::new();
         let mut result = Ingested::default();
+        let mut branched = Vec::new();
         for input in inputs {
             match input {
                 Input::Writer(chain) => {
@@ -396,6 +349,20 @@ impl Replica for DeviceReplica {
                         Err(Placement::Duplicate) => {}
                         Err(placement) => return Err(failed("take a batch", Misplaced(placement))),
                     }
+                }
+                Input::Branch(batch) => {
+                    let channel = self.opened(&mut next, &batch.batch().channel);
+                    let folded = channel.apply_branch(&batch);
+                    result.applied += folded.changed.len();
+                    result.set_aside.extend(folded.set_aside.iter().map(ToString::to_string));
+                    append_rows(&mut rows, channel, &folded.changed);
+                }
+                Input::Branch(batch) => {
+                    let channel = self.opened(&mut next, &batch.batch().channel);
+                    let folded = channel.apply_branch(&batch);
+                    result.applied += folded.changed.len();
+                    append_rows(&mut rows, channel, &folded.changed);
+                    branched.extend(folded.changed);
                 }
                 Input::Snapshot(snapshot) => {
                     let channel = self.opened(&mut next, &snapshot.snapshot().list.channel);
@@ -415,11 +382,9 @@ impl Replica for DeviceReplica {
             state.writers.extend(writers.into_iter().map(|chain| (chain.id, chain)));
             state.channels.extend(next);
         }
-        let mut rows = Ingest::default();
-        let left = self.drop_left(&mut rows);
-        if !left.is_empty() {
-            self.store.ingest(rows).await.map_err(|error| failed("leave a fleet", error))?;
-            self.state().channels.retain(|name, _| !left.contains(name));
+        self.leave().await?;
+        if !branched.is_empty() {
+            self.state_again(&branched).await?;
         }
         self.bump(&self.changed);
         Ok(result)
@@ -427,7 +392,6 @@ impl Replica for DeviceReplica {
 
     async fn subscribed(&self, _peer: &PeerIdentity, channels: Positions) -> Result<(), ReplicaError> {
         let _gate = self.gate.lock().await;
-        let mut rows = Ingest::default();
         {
             let mut state = self.state();
             for name in channels.keys() {
@@ -436,12 +400,7 @@ impl Replica for DeviceReplica {
             }
             state.subscribed = Some(channels);
         }
-        let left = self.drop_left(&mut rows);
-        if !left.is_empty() {
-            self.store.ingest(rows).await.map_err(|error| failed("leave a fleet", error))?;
-            self.state().channels.retain(|name, _| !left.contains(name));
-            self.bump(&self.changed);
-        }
+        self.leave().await?;
         Ok(())
     }
 
@@ -475,8 +434,12 @@ impl Replica for DeviceReplica {
         writer: &WriterId,
         seq: u64,
     ) -> Result<(), ReplicaError> {
-        tracing::error!(%channel, %writer, seq, "a log was forked: this device's database was cloned or restored");
-        Ok(())
+        tracing::warn!(%channel, %writer, seq, "this device's log was forked: its database was cloned or restored");
+        if *channel != self.own_channel || *writer != self.state().log.identity().id() {
+            return Ok(());
+        }
+        let _gate = self.gate.lock().await;
+        self.take_new_writer().await
     }
 
     async fn observe(&self, _peer: &PeerIdentity, _observations: Vec<Observation>) -> Result<(), ReplicaError> {

@@ -10,7 +10,7 @@ use flotilla_manifests::derive::NodeRef;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::authorize::SystemMasters;
 use flotilla_rest::{Front, Limits, server};
-use flotilla_sync::identity::{Credentials, FlooredClock, SealingKey, TrustTime};
+use flotilla_sync::identity::{Credentials, FlooredClock, SealingKey, SigningKey, TrustTime};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
@@ -19,7 +19,6 @@ use crate::agent::{Agent, Inbox, LoopState};
 use crate::args::RunArguments;
 use crate::backend::{LocalBackend, Shared};
 use crate::clock::Clock;
-use crate::effective::Memory;
 use crate::enrolment::{self, Identity};
 use crate::executor::Executor;
 use crate::host::Host;
@@ -50,6 +49,8 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         node: identity.node.clone(),
         root: identity.enrolment.root,
         writer: identity.writer.clone(),
+        signing: SigningKey::from_seed(identity.keys.signing.seed())?,
+        certificate: identity.enrolment.certificate.clone(),
         incarnation: identity.enrolment.incarnation,
         boot,
     };
@@ -91,7 +92,8 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         probes,
         host,
         knowledge: Knowledge::opening_with(SealingKey::from_bytes(identity.keys.sealing.to_bytes())),
-        memory: memory(&loaded)?,
+        memory: remembered(&loaded, "memory")?,
+        last_applied: remembered(&loaded, "last-applied")?,
         inbox,
         state: LoopState::default(),
     };
@@ -251,10 +253,12 @@ fn histories(loaded: &Loaded) -> History {
     loaded.histories.iter().filter_map(read).collect()
 }
 
-fn memory(loaded: &Loaded) -> Result<Memory> {
-    match loaded.meta.get("memory") {
-        None => Ok(Memory::default()),
-        Some(bytes) => serde_json::from_slice(bytes).context("what this device remembers of its workloads is damaged"),
+fn remembered<T: Default + serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Result<T> {
+    match loaded.meta.get(name) {
+        None => Ok(T::default()),
+        Some(bytes) => {
+            serde_json::from_slice(bytes).with_context(|| format!("the stored {name} of this device is damaged"))
+        }
     }
 }
 

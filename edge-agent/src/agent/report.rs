@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Agent, PassError, local};
 use crate::knowledge::Read;
+use crate::local_write::LAST_APPLIED_ANNOTATION;
 use crate::reconcile::Observed;
 use crate::runtime::Runtime as _;
 use crate::uplink::Link;
@@ -40,6 +41,11 @@ impl Agent {
                 if let Some(since) = taken_up.filter(|_| pod.creation_timestamp().is_none()) {
                     pod.metadata_mut().insert("creationTimestamp".into(), since.to_rfc3339().into());
                 }
+            }
+        }
+        for object in objects.values_mut() {
+            if let Some(text) = self.last_applied.get(object.uid()).cloned() {
+                object.set_annotation(LAST_APPLIED_ANNOTATION, &text);
             }
         }
         local::count_pods(&mut objects);

@@ -78,8 +78,14 @@ impl Agent {
             Decision::EndOverride { id, .. } => {
                 override_item(id).map(|item| Draft::remove(item, author, now)).into_iter().collect()
             }
-            Decision::Revise { revision, .. } => drafts_of(revision, author, now)?,
+            Decision::Revise { revision, outcome, last_applied } => {
+                self.keep_last_applied(outcome, last_applied.as_ref()).await?;
+                drafts_of(revision, author, now)?
+            }
         };
+        if drafts.is_empty() {
+            return Ok(());
+        }
         self.replica.append(drafts).await.map_err(|error| not_durable(&error))
     }
 
@@ -93,6 +99,23 @@ impl Agent {
         self.store.set_meta("memory", bytes).await.map_err(|error| not_durable(&error))?;
         self.memory = memory;
         self.state.renewed.push(pod.key());
+        Ok(())
+    }
+
+    /// Keeps kubectl's annotation on this device, and forgets those of objects that are gone.
+    async fn keep_last_applied(&mut self, outcome: &Outcome, text: Option<&String>) -> Result<(), ApiError> {
+        let (Outcome::Created(object) | Outcome::Updated(object)) = outcome else { return Ok(()) };
+        let mut all = self.last_applied.clone();
+        all.retain(|uid, _| self.state.bases.values().any(|base| base.uid() == uid));
+        match text {
+            Some(text) => drop(all.insert(object.uid().to_owned(), text.clone())),
+            None => drop(all.remove(object.uid())),
+        }
+        if all != self.last_applied {
+            let bytes = serde_json::to_vec(&all).map_err(|error| not_durable(&error))?;
+            self.store.set_meta("last-applied", bytes).await.map_err(|error| not_durable(&error))?;
+            self.last_applied = all;
+        }
         Ok(())
     }
 

@@ -86,7 +86,7 @@ fn deleting_a_workload_holds_it_and_applying_it_again_lifts_the_hold() {
     let mut body = base.clone();
     body.metadata_mut().remove("uid");
     let again = write(None, Some(&base), &[held], &Mutation::Create { body }).unwrap();
-    let Decision::Revise { revision, outcome } = again else { panic!("{again:?}") };
+    let Decision::Revise { revision, outcome, .. } = again else { panic!("{again:?}") };
     assert_eq!((revision.created, revision.ended), (None, vec!["o1".to_owned()]));
     assert!(matches!(*outcome, Outcome::Created(object) if object.uid() == "w"));
 }
@@ -122,6 +122,26 @@ fn the_status_and_hub_only_kinds_cannot_be_written() {
     let subject = Subject { shown: Some(&node), base: Some(&node), records: &[] };
     let error = decide(&node.key(), &subject, &label, &context(), "o1", "technician").unwrap_err();
     assert!(error.message.contains("change it at the hub"), "{error}");
+    assert_eq!(error.reason, Reason::Forbidden);
+}
+
+#[test]
+fn what_apply_leaves_behind_is_kept_here_and_never_in_an_override() {
+    let mut base = base();
+    base.set_annotation("flotilla.dev/rollout", "1-1");
+    let body = json!({"metadata": {"annotations": {LAST_APPLIED_ANNOTATION: "{}"}}});
+    let patch = Mutation::Patch { part: Part::Main, patch: Patch::StrategicMerge(body) };
+    let decision = write(Some(&base), Some(&base), &[], &patch).unwrap();
+    let Decision::Revise { revision, last_applied, .. } = decision else { panic!("{decision:?}") };
+    assert_eq!((*revision, last_applied.as_deref()), (Revision::default(), Some("{}")));
+
+    let mut again = base.clone();
+    again.metadata_mut().remove("uid");
+    again.metadata_mut().remove("annotations");
+    again.set_annotation(LAST_APPLIED_ANNOTATION, "{}");
+    let decision = write(None, Some(&base), &[], &Mutation::Create { body: again }).unwrap();
+    let Decision::Revise { revision, .. } = decision else { panic!("{decision:?}") };
+    assert_eq!(*revision, Revision::default());
 }
 
 #[test]

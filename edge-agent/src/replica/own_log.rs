@@ -1,0 +1,136 @@
+//! The device's own log: its overrides, written under a writer of its own.
+
+use std::collections::BTreeMap;
+
+use flotilla_sync::channel::{ChannelState, ItemId, ItemKind};
+use flotilla_sync::identity::writer::WriterIdentity;
+use flotilla_sync::log::{Batch, LogWriter, VerifiedBatch};
+use flotilla_sync::record::Draft;
+use flotilla_sync::replica::ReplicaError;
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use super::{DeviceReplica, Misplaced, WriterMaterial, failed, restore, rows_of};
+use crate::store::{BatchRow, Ingest};
+
+/// Batches of the device's own log kept for reading; a hub further behind gets a signed list.
+const OWN_BATCHES_MAX: usize = 256;
+
+/// The system gave no random bytes.
+#[derive(Debug, thiserror::Error)]
+#[error("the system's random source failed")]
+struct NoRandomness;
+
+impl DeviceReplica {
+    /// Writes records into this device's own log; durable when it returns.
+    ///
+    /// # Errors
+    /// A limit of the log, or the disk.
+    pub async fn append(&self, drafts: Vec<Draft>) -> Result<(), ReplicaError> {
+        let _gate = self.gate.lock().await;
+        self.append_gated(drafts).await
+    }
+
+    /// [`append`](Self::append) by one who holds the gate.
+    async fn append_gated(&self, drafts: Vec<Draft>) -> Result<(), ReplicaError> {
+        let (rows, next, batch) = {
+            let mut state = self.state();
+            let verified =
+                state.log.append(&self.own_channel, drafts).map_err(|error| failed("write its log", error))?;
+            let (rows, next) = self.folded(state.channel(&self.own_channel), &verified)?;
+            (rows, next, verified.batch().clone())
+        };
+        if let Err(error) = self.store.ingest(rows).await {
+            self.restore_log();
+            return Err(failed("store its own change", error));
+        }
+        {
+            let mut state = self.state();
+            state.channels.insert(self.own_channel.clone(), next);
+            state.own_batches.push(batch);
+        }
+        self.bump(&self.changed);
+        self.bump(&self.grown);
+        self.truncate().await
+    }
+
+    /// After a fork: a fresh writer, certified by the device's key, that states what the old one held. Its registers are newer than
+    /// all before them.
+    pub(super) async fn take_new_writer(&self) -> Result<(), ReplicaError> {
+        let mut seed = [0; 32];
+        SystemRandom::new().fill(&mut seed).map_err(|_unspecified| failed("take a new writer", NoRandomness))?;
+        let identity = WriterIdentity::for_device(seed, self.incarnation, &self.signing, &self.certificate);
+        let identity = identity.map_err(|error| failed("take a new writer", error))?;
+        let material = WriterMaterial { seed, chain: identity.chain().encode().to_vec() };
+        let stored = serde_json::to_vec(&(material.seed, &material.chain));
+        let stored = stored.map_err(|error| failed("take a new writer", error))?;
+        self.store.set_meta("writer", stored).await.map_err(|error| failed("take a new writer", error))?;
+        let drafts = {
+            let mut state = self.state();
+            let channel = state.channel(&self.own_channel);
+            let newest = channel.heads.values().map(|head| head.seq).max().unwrap_or(0);
+            state.log = LogWriter::new(identity, BTreeMap::new());
+            state.log.start_at(&self.own_channel, newest);
+            state.writer = material;
+            state.own_batches.clear();
+            drafts_of(&channel, channel.items.keys())
+        };
+        if drafts.is_empty() { Ok(()) } else { self.append_gated(drafts).await }
+    }
+
+    /// States items again that another branch of this device's log has changed.
+    pub(super) async fn state_again(&self, changed: &[ItemId]) -> Result<(), ReplicaError> {
+        let drafts = drafts_of(&self.state().channel(&self.own_channel), changed.iter());
+        if drafts.is_empty() { Ok(()) } else { self.append_gated(drafts).await }
+    }
+
+    fn folded(&self, mut next: ChannelState, verified: &VerifiedBatch) -> Result<(Ingest, ChannelState), ReplicaError> {
+        let folded = next.apply_batch(verified).map_err(|placement| failed("write its log", Misplaced(placement)))?;
+        let batch: &Batch = verified.batch();
+        let mut rows = rows_of(&next, &folded.changed);
+        rows.batches.push(BatchRow {
+            channel: self.own_channel.to_string(),
+            writer: batch.writer.0.to_vec(),
+            first: batch.first_seq,
+            last: batch.last_seq,
+            bytes: batch.encode(),
+        });
+        Ok((rows, next))
+    }
+
+    /// Drops the older half of a long log of its own: a hub that far behind reads the signed list.
+    async fn truncate(&self) -> Result<(), ReplicaError> {
+        let forgotten = {
+            let mut state = self.state();
+            if state.own_batches.len() <= OWN_BATCHES_MAX {
+                return Ok(());
+            }
+            state.own_batches.drain(..OWN_BATCHES_MAX / 2);
+            state.own_batches.first().map(|oldest| (self.own_channel.to_string(), oldest.first_seq))
+        };
+        let rows = Ingest { batches_before: forgotten, ..Ingest::default() };
+        self.store.ingest(rows).await.map_err(|error| failed("shorten its log", error))
+    }
+
+    /// The log writer ran ahead of the disk: it goes back to what is durable.
+    fn restore_log(&self) {
+        let mut state = self.state();
+        if let Ok(identity) = restore(&state.writer, &self.root) {
+            let own = identity.id();
+            let heads = state.channels.iter().filter_map(|(name, one)| Some((name.clone(), *one.heads.get(&own)?)));
+            let heads = heads.collect();
+            state.log = LogWriter::new(identity, heads);
+        }
+    }
+}
+
+/// Overrides in force among these items, as records to write.
+fn drafts_of<'a>(channel: &ChannelState, ids: impl Iterator<Item = &'a ItemId>) -> Vec<Draft> {
+    let own = ids.filter(|id| id.as_str().starts_with("override/"));
+    let draft = |id: &ItemId| match &channel.items.get(id)?.kind {
+        ItemKind::Register(register) => {
+            Some(Draft::register(id.clone(), register.value.clone(), &register.author, register.time_ms))
+        }
+        ItemKind::Absent | ItemKind::Document(_) | ItemKind::Removed(_) => None,
+    };
+    own.filter_map(draft).collect()
+}
