@@ -105,7 +105,34 @@ pub fn turn(device_uid: &str, number: RolloutNumber) -> u64 {
 /// Names ReplicaSets and ControllerRevisions; ten characters. Computed once, at the hub, and shipped in
 /// [`HASH_ANNOTATION`]: another version of this software may default a template otherwise.
 pub fn template_hash(template: &Value) -> String {
-    digest::safe_text(&digest::of_value(template), 10)
+    digest::safe_text(&digest::of_value(&meaning(template)), 10)
+}
+
+/// Fields whose `false` or 0 says no more than their absence.
+const ZERO_FIELDS: &[&str] =
+    &["hostIPC", "hostNetwork", "hostPID", "hostPort", "initialDelaySeconds", "readOnly", "stdin", "stdinOnce", "tty"];
+/// Fields whose `{}` says something.
+const EMPTY_FIELDS: &[&str] = &["emptyDir", "labelSelector", "namespaceSelector"];
+
+/// The template without what a client may add or leave out and mean the same: kubectl's `rollout undo` sends a template back
+/// as Go's types write it, with `creationTimestamp: null`, with `resources: {}`, without `value: ""`.
+fn meaning(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let says_nothing = |name: &str, member: &Value| match member {
+                Value::Null => true,
+                Value::String(text) => text.is_empty(),
+                Value::Array(items) => items.is_empty(),
+                Value::Object(members) => members.is_empty() && !EMPTY_FIELDS.contains(&name),
+                Value::Bool(flag) => !flag && ZERO_FIELDS.contains(&name),
+                Value::Number(number) => number.as_i64() == Some(0) && ZERO_FIELDS.contains(&name),
+            };
+            let members = map.iter().map(|(name, member)| (name.clone(), meaning(member)));
+            Value::Object(members.filter(|(name, member)| !says_nothing(name, member)).collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(meaning).collect()),
+        scalar => scalar.clone(),
+    }
 }
 
 /// The hub's stamp on a workload (DaemonSet, Deployment, ReplicaSet) about to be stored: the annotations
@@ -118,8 +145,7 @@ pub fn stamp(previous: Option<&Object>, object: &mut Object, hub_incarnation: u6
     let template = object.at("/spec/template").cloned().unwrap_or_default();
     let before = previous.and_then(|previous| Some((number_of(previous)?, previous)));
     if let Some((number, previous)) = before {
-        let same =
-            previous.at("/spec/template").is_some_and(|old| digest::of_value(old) == digest::of_value(&template));
+        let same = previous.at("/spec/template").is_some_and(|old| meaning(old) == meaning(&template));
         if same {
             let hash = previous.annotation(HASH_ANNOTATION).map_or_else(|| template_hash(&template), str::to_owned);
             object.set_annotation(NUMBER_ANNOTATION, &number.to_string());

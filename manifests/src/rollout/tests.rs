@@ -54,6 +54,34 @@ fn the_turn_is_the_one_ever_shipped() {
     assert_eq!(template_hash(&json!({"spec": {"containers": [{"name": "web", "image": "web:1"}]}})), "8gnhxflkjz");
 }
 
+#[test]
+fn a_template_sent_back_by_kubectl_is_the_same_template() {
+    let ours = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"hostNetwork": false, "containers": [
+        {"name": "web", "image": "web:1", "args": [], "env": [{"name": "A", "value": ""}], "resources": {}}],
+        "volumes": [{"name": "v", "emptyDir": {}}]}});
+    let theirs = json!({"metadata": {"creationTimestamp": null, "labels": {"app": "web"}}, "spec": {"containers": [
+        {"name": "web", "image": "web:1", "env": [{"name": "A"}]}], "volumes": [{"name": "v", "emptyDir": {}}]}});
+    assert_eq!(template_hash(&ours), template_hash(&theirs));
+    let mut stored = workload(ours.clone());
+    stamp(None, &mut stored, 1);
+    assert_eq!(stamp(Some(&stored), &mut workload(theirs), 1), None);
+
+    let edit = |pointer: &str, field: &str, value: Value| {
+        let mut other = ours.clone();
+        other.pointer_mut(pointer).unwrap()[field] = value;
+        other
+    };
+    for other in [
+        edit("/spec", "hostNetwork", true.into()),
+        edit("/spec", "automountServiceAccountToken", false.into()),
+        edit("/spec/containers/0", "securityContext", json!({"runAsUser": 0})),
+        edit("/spec/containers/0/env/0", "value", "x".into()),
+        edit("/spec", "terminationGracePeriodSeconds", 0.into()),
+    ] {
+        assert_ne!(template_hash(&ours), template_hash(&other), "{other}");
+    }
+}
+
 fn workload(template: Value) -> Object {
     let mut object = Object::empty(&kind::DAEMON_SET, "default", "web");
     object.value_mut()["spec"] = json!({"template": template});
