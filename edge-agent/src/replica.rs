@@ -356,12 +356,6 @@ impl Replica for DeviceReplica {
                     result.applied += folded.changed.len();
                     result.set_aside.extend(folded.set_aside.iter().map(ToString::to_string));
                     append_rows(&mut rows, channel, &folded.changed);
-                }
-                Input::Branch(batch) => {
-                    let channel = self.opened(&mut next, &batch.batch().channel);
-                    let folded = channel.apply_branch(&batch);
-                    result.applied += folded.changed.len();
-                    append_rows(&mut rows, channel, &folded.changed);
                     branched.extend(folded.changed);
                 }
                 Input::Snapshot(snapshot) => {

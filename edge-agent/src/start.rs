@@ -45,15 +45,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let folder = prepare(&arguments.data)?;
     let lock = lock(&folder)?;
     let Opened { store, loaded, clock, trust, boot, identity } = open(&folder, &arguments).await?;
-    let life = Life {
-        node: identity.node.clone(),
-        root: identity.enrolment.root,
-        writer: identity.writer.clone(),
-        signing: SigningKey::from_seed(identity.keys.signing.seed())?,
-        certificate: identity.enrolment.certificate.clone(),
-        incarnation: identity.enrolment.incarnation,
-        boot,
-    };
+    let life = life(&identity, boot)?;
     let (replica, streams) = DeviceReplica::take_up(store.clone(), &loaded, life, clock.clone(), trust.clone())?;
     let replica = Arc::new(replica);
     let executable = std::env::current_exe().context("finding the running program")?;
@@ -124,6 +116,18 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     }
     drop(lock);
     Ok(())
+}
+
+fn life(identity: &Identity, boot: u64) -> Result<Life> {
+    Ok(Life {
+        node: identity.node.clone(),
+        root: identity.enrolment.root,
+        writer: identity.writer.clone(),
+        signing: SigningKey::from_seed(identity.keys.signing.seed())?,
+        certificate: identity.enrolment.certificate.clone(),
+        incarnation: identity.enrolment.incarnation,
+        boot,
+    })
 }
 
 /// What is on the disk, and who this device is.
