@@ -9,8 +9,9 @@ use flotilla_manifests::kind::{self, Scope};
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::rollout::{self, RolloutNumber, THRESHOLD_ALL};
 use flotilla_rest::backend::{WriteRequest, Written};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::store::devices::{LAST_SEEN_ANNOTATION, SYNC_ANNOTATION};
 use crate::store::{Batch, Index};
 
 /// What is to be stored, and what the caller hears.
@@ -52,6 +53,7 @@ pub(crate) fn decide(
         }
         Outcome::Updated(mut object) => {
             number = rollout::stamp(current, &mut object, incarnation);
+            keep_shown_facts(current, &mut object);
             Outcome::Updated(object)
         }
         Outcome::Unchanged(object) => Outcome::Unchanged(object),
@@ -169,6 +171,23 @@ pub(crate) fn set_label(object: &mut Object, name: &str, text: &str) {
     let labels = object.metadata_mut().entry("labels").or_insert_with(|| json!({}));
     if let Some(labels) = labels.as_object_mut() {
         labels.insert(name.to_owned(), text.into());
+    }
+}
+
+/// What the hub shows of a Node at each question is not a user's to write: an edit of what was shown carries it back.
+fn keep_shown_facts(current: Option<&Object>, object: &mut Object) {
+    if object.kind() != &kind::NODE {
+        return;
+    }
+    for name in [SYNC_ANNOTATION, LAST_SEEN_ANNOTATION] {
+        match current.and_then(|current| current.annotation(name)) {
+            Some(text) => object.set_annotation(name, text),
+            None => {
+                if let Some(map) = object.metadata_mut().get_mut("annotations").and_then(Value::as_object_mut) {
+                    map.remove(name);
+                }
+            }
+        }
     }
 }
 

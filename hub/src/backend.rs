@@ -14,6 +14,7 @@ use crate::admission::{apply, decide};
 use crate::fleet::door::FleetDoor;
 use crate::fleet::logs;
 use crate::mint;
+use crate::store::devices::{LAST_SEEN_ANNOTATION, SYNC_ANNOTATION};
 use crate::store::inbox::AuditEntry;
 use crate::store::{Batch, Store};
 
@@ -32,6 +33,16 @@ impl HubBackend {
     pub(crate) fn new(store: Store, door: Arc<FleetDoor>, audit_count_max: u64) -> Self {
         Self { store, door, audit_count_max }
     }
+
+    /// A Node as it is shown: that its device is in contact, and how far it is, is said at the moment of the question and
+    /// never stored (a heartbeat per device would be a write per device).
+    fn in_contact(&self, node: Arc<Object>) -> Arc<Object> {
+        let Some(state) = self.door.sync_state(node.name()) else { return node };
+        let mut shown = (*node).clone();
+        shown.set_annotation(SYNC_ANNOTATION, &state.to_string());
+        shown.set_annotation(LAST_SEEN_ANNOTATION, &self.store.now().to_rfc3339());
+        Arc::new(shown)
+    }
 }
 
 impl Backend for HubBackend {
@@ -40,11 +51,16 @@ impl Backend for HubBackend {
     }
 
     async fn read(&self, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
-        self.store.read(key).ok_or_else(|| ApiError::not_found(key))
+        let object = self.store.read(key).ok_or_else(|| ApiError::not_found(key))?;
+        Ok(if key.kind == &kind::NODE { self.in_contact(object) } else { object })
     }
 
     async fn list(&self, kind: KindRef, namespace: Option<&str>) -> Result<Listing, ApiError> {
-        Ok(self.store.list(kind, namespace))
+        let mut listing = self.store.list(kind, namespace);
+        if kind == &kind::NODE {
+            listing.items = listing.items.into_iter().map(|node| self.in_contact(node)).collect();
+        }
+        Ok(listing)
     }
 
     async fn watch(

@@ -22,6 +22,7 @@ mod seed;
 pub mod store;
 pub mod tokens;
 
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -62,6 +63,8 @@ pub struct Hub {
     contacts: Contacts,
     shutdown: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+    /// Held while this hub uses its folder.
+    lock: File,
 }
 
 /// Why a hub did not start.
@@ -69,6 +72,8 @@ pub struct Hub {
 pub enum HubError {
     #[error("cannot use the data folder {path}")]
     Folder { path: PathBuf, source: std::io::Error },
+    #[error("another hub uses {folder}: its lock hub.lock is held")]
+    InUse { folder: PathBuf },
     #[error("cannot listen at {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("the fleet door cannot open")]
@@ -95,7 +100,7 @@ impl Hub {
     /// When the folder, the database or a listener cannot be had.
     pub async fn start(config: HubConfig) -> Result<Self, HubError> {
         let clock = clock::system();
-        let path = prepare_folder(&config.data_dir)?;
+        let (path, lock) = prepare_folder(&config.data_dir)?;
         let store = Store::open(&path, config.retention, Arc::clone(&clock))?;
         let opened = open(&store).await?;
         let installation = Arc::new(opened.installation);
@@ -149,7 +154,7 @@ impl Hub {
             tasks.push(tokio::spawn(fleet::serve(mqtt, reception, stop)));
         }
         tracing::info!(api = %api_address, quic = %quic_address, incarnation = store.incarnation(), "the hub is ready");
-        Ok(Self { api: api_address, quic: quic_address, store, contacts, shutdown, tasks })
+        Ok(Self { api: api_address, quic: quic_address, store, contacts, shutdown, tasks, lock })
     }
 
     /// Where the Kubernetes API listens; the port is the real one even when 0 was asked for.
@@ -183,6 +188,7 @@ impl Hub {
         if tokio::task::spawn_blocking(move || drop(store)).await.is_err() {
             tracing::error!("the store did not close");
         }
+        drop(self.lock);
     }
 }
 
@@ -217,14 +223,20 @@ async fn remember_addresses(store: &Store, addresses: &Addresses) -> Result<(), 
     Ok(())
 }
 
-/// Makes the data folder and the database file, for their owner alone.
-fn prepare_folder(folder: &Path) -> Result<PathBuf, HubError> {
+/// Makes the data folder and the database file, for their owner alone, and takes the folder's lock.
+fn prepare_folder(folder: &Path) -> Result<(PathBuf, File), HubError> {
     let failed = |source| HubError::Folder { path: folder.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let lock = File::options().create(true).append(true).open(folder.join("hub.lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(HubError::InUse { folder: folder.to_owned() }),
+        Err(TryLockError::Error(source)) => return Err(failed(source)),
+    }
     let path = folder.join(DATABASE_FILE);
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
+    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
     file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(path)
+    Ok((path, lock))
 }
 
 /// The API's certificate, for every name under which this machine may be called.

@@ -271,14 +271,14 @@ fn brought_by(index: &Index, root: &Object) -> BTreeSet<(Channel, Item)> {
             let device = Channel::Device(root.text("/spec/nodeName").to_owned());
             places.insert((device, Item::Revert(content::override_id(root).to_owned())));
         }
-    } else if kind == &kind::DAEMON_SET || kind == &kind::DEPLOYMENT || kind == &kind::REPLICA_SET {
-        if root.deletion_timestamp().is_none() {
-            if kind == &kind::DAEMON_SET {
-                daemon_set(index, root, &mut places);
-            }
-            for node in index.rollout(root.uid()).grants.keys().filter(|node| node_exists(index, node)) {
-                places.insert((Channel::Device(node.clone()), Item::Grant(root.uid().to_owned())));
-            }
+    } else if [&kind::DAEMON_SET, &kind::DEPLOYMENT, &kind::REPLICA_SET].contains(&kind)
+        && root.deletion_timestamp().is_none()
+    {
+        if kind == &kind::DAEMON_SET {
+            daemon_set(index, root, &mut places);
+        }
+        for node in index.rollout(root.uid()).grants.keys().filter(|node| node_exists(index, node)) {
+            places.insert((Channel::Device(node.clone()), Item::Grant(root.uid().to_owned())));
         }
     }
     places

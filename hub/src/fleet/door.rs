@@ -34,6 +34,25 @@ pub(crate) struct FleetDoor {
     pub(super) writer: RwLock<WriterIdentity>,
     /// The session of each connected node, with a number that tells a later one from an earlier.
     sessions: Mutex<HashMap<String, (u64, SessionHandle)>>,
+    /// What each connected node has made durable, as its session said.
+    durable: Mutex<HashMap<String, Positions>>,
+}
+
+/// How much of what the hub wants of a connected device is durable there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SyncState {
+    Synced,
+    /// So many records of the hub's logs are not acknowledged yet.
+    Behind(u64),
+}
+
+impl std::fmt::Display for SyncState {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Synced => formatter.write_str("synced"),
+            Self::Behind(records) => write!(formatter, "behind {records}"),
+        }
+    }
 }
 
 impl FleetDoor {
@@ -43,7 +62,14 @@ impl FleetDoor {
         installation: Arc<Installation>,
         writer: WriterIdentity,
     ) -> Self {
-        Self { store, contacts, installation, writer: RwLock::new(writer), sessions: Mutex::default() }
+        Self {
+            store,
+            contacts,
+            installation,
+            writer: RwLock::new(writer),
+            sessions: Mutex::default(),
+            durable: Mutex::default(),
+        }
     }
 
     /// The open session of a node.
@@ -72,9 +98,25 @@ impl FleetDoor {
         let current = sessions.get(node).is_some_and(|(own, _)| *own == number);
         if current {
             sessions.remove(node);
+            self.durable.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
             self.contacts.set(node, Contact::Silent { last: self.store.now() });
         }
         current
+    }
+
+    /// How far a connected device is; `None` for one that is not in contact.
+    pub(crate) fn sync_state(&self, node: &str) -> Option<SyncState> {
+        let name = NodeName::parse(node).ok()?;
+        let durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner).get(node)?.clone();
+        let writer = self.identity().id();
+        let logs = self.store.logs();
+        let behind = |channel: &ChannelName| {
+            let head = logs.heads(channel).get(&writer).map_or(0, |head| head.seq);
+            let there = durable.get(channel).and_then(|logs| logs.get(&writer)).copied().unwrap_or(0);
+            head.saturating_sub(there)
+        };
+        let records = self.channels_of(&name).iter().map(behind).sum();
+        Some(if records == 0 { SyncState::Synced } else { SyncState::Behind(records) })
     }
 
     pub(super) fn handles(&self) -> Vec<SessionHandle> {
@@ -144,9 +186,13 @@ impl Replica for FleetDoor {
     }
 
     async fn acknowledged(&self, peer: &PeerIdentity, positions: Positions) -> Result<(), ReplicaError> {
-        // No per-device state: a device says itself where it stands when it comes back.
+        // For people alone: a device says itself where it stands when it comes back.
         let node = device(peer)?;
-        tracing::trace!(%node, channels = positions.len(), "a device has made records durable");
+        let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = durable.entry(node.to_string()).or_default();
+        for (channel, logs) in positions {
+            known.entry(channel).or_default().extend(logs);
+        }
         Ok(())
     }
 

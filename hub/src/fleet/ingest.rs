@@ -24,10 +24,27 @@ pub(super) fn ingest(batch: &mut Batch<'_>, node: &NodeName, inputs: Vec<Input>)
         match input {
             Input::Writer(chain) => batch.put_writer(&chain)?,
             Input::Batch(verified) => take_batch(batch, node, &verified, &mut ingested)?,
+            Input::Branch(verified) => take_branch(batch, node, &verified, &mut ingested)?,
             Input::Snapshot(verified) => take_snapshot(batch, node, &verified, &mut ingested)?,
         }
     }
     Ok(ingested)
+}
+
+/// Records of another branch of a forked log take effect and move no head. A branch of the hub's own log is not the device's to
+/// teach: documents the hub lost come back by an operator's hand.
+fn take_branch(
+    batch: &mut Batch<'_>,
+    node: &NodeName,
+    verified: &VerifiedBatch,
+    ingested: &mut Ingested,
+) -> Result<(), ApiError> {
+    let channel = &verified.batch().channel;
+    if *channel != ChannelName::Device(node.clone()) {
+        ingested.set_aside.push(format!("a branch of the forked log {} in {channel}", verified.batch().writer));
+        return Ok(());
+    }
+    take_records(batch, node, verified, ingested)
 }
 
 fn take_batch(
@@ -50,6 +67,18 @@ fn take_batch(
             return Err(ApiError::of(Reason::Conflict, message));
         }
     }
+    take_records(batch, node, verified, ingested)?;
+    batch.put_device_head(&own, log.writer, verified.head())?;
+    Ok(())
+}
+
+fn take_records(
+    batch: &mut Batch<'_>,
+    node: &NodeName,
+    verified: &VerifiedBatch,
+    ingested: &mut Ingested,
+) -> Result<(), ApiError> {
+    let own = ChannelName::Device(node.clone());
     for record in verified.records() {
         let id = &record.draft.item;
         let current = batch.device_item(&own, id)?;
@@ -67,7 +96,6 @@ fn take_batch(
             }
         }
     }
-    batch.put_device_head(&own, log.writer, verified.head())?;
     Ok(())
 }
 

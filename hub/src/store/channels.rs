@@ -19,6 +19,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde_json::{Value, json};
 
 use super::batch::Batch;
+use super::history::Event;
 use super::{StoreError, devices, logs};
 use crate::mint;
 use crate::publish::content::{self, Content};
@@ -34,6 +35,9 @@ struct Row {
     id: String,
     digest: Vec<u8>,
 }
+
+/// A row of the `document` table: epoch, digest of its content, saved state.
+type Stored = (u64, Vec<u8>, Vec<u8>);
 
 /// A document brought up to its wanted content.
 struct Edited {
@@ -73,7 +77,7 @@ impl Batch<'_> {
         let mut edited: BTreeMap<ObjectKey, Option<Edited>> = BTreeMap::new();
         // The template of a number is the document's state at the change that made the number: no template may be skipped,
         // wherever the document is or is not wanted yet.
-        let workloads: BTreeSet<ObjectKey> = self.events.iter().filter_map(|event| numbered(&event.key)).collect();
+        let workloads: BTreeSet<ObjectKey> = self.events.iter().filter_map(numbered).collect();
         for key in workloads {
             let document = self.edit_document(&key)?;
             edited.insert(key, document);
@@ -424,17 +428,18 @@ pub(super) fn truncate(
     Ok(())
 }
 
-pub(super) fn stored_document(
-    transaction: &Connection,
-    uid: &str,
-) -> Result<Option<(u64, Vec<u8>, Vec<u8>)>, StoreError> {
+pub(super) fn stored_document(transaction: &Connection, uid: &str) -> Result<Option<Stored>, StoreError> {
     let mut statement = transaction.prepare_cached("SELECT epoch, digest, state FROM document WHERE uid = ?1")?;
     let row = statement.query_row([uid], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?, row.get(2)?)));
     Ok(row.optional()?)
 }
 
-fn numbered(key: &ObjectKey) -> Option<ObjectKey> {
-    [&kind::DAEMON_SET, &kind::DEPLOYMENT].contains(&key.kind).then(|| key.clone())
+/// The workload of an event, where it has numbers of its own.
+fn numbered(event: &Event) -> Option<ObjectKey> {
+    let kind = event.key.kind;
+    let owned = || event.object.controller().is_some();
+    let own = kind == &kind::DAEMON_SET || kind == &kind::DEPLOYMENT || (kind == &kind::REPLICA_SET && !owned());
+    own.then(|| event.key.clone())
 }
 
 fn item_id(text: &str) -> Result<ItemId, StoreError> {

@@ -11,6 +11,9 @@ use super::{Batch, StoreError};
 /// Annotation of a Node: when its device was last heard (RFC 3339).
 pub(crate) const LAST_SEEN_ANNOTATION: &str = "flotilla.dev/last-seen";
 
+/// Annotation of a shown Node: whether its device holds what the hub wants of it. Never stored.
+pub(crate) const SYNC_ANNOTATION: &str = "flotilla.dev/sync";
+
 /// A device that has enrolled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Device {

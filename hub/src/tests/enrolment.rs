@@ -86,3 +86,23 @@ async fn nodes_and_overrides_are_not_for_users_to_make() {
         serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "namespace": "nowhere"}});
     assert_eq!(bench.create(map).await.unwrap_err().reason, Reason::NotFound);
 }
+
+#[tokio::test]
+async fn two_hubs_do_not_share_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = || crate::HubConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        quic: "127.0.0.1:0".parse().unwrap(),
+        ..crate::HubConfig::at(folder.path())
+    };
+    let hub = crate::Hub::start(config()).await.unwrap();
+    let refused = crate::Hub::start(config()).await.unwrap_err();
+    assert!(matches!(refused, crate::HubError::InUse { .. }), "{refused}");
+    use std::os::unix::fs::PermissionsExt;
+    for name in ["admin.kubeconfig", "hub.sqlite"] {
+        let mode = std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    hub.stop().await;
+    crate::Hub::start(config()).await.unwrap().stop().await;
+}

@@ -225,3 +225,27 @@ mod overrides {
         assert_eq!(world.device.item("device/a", "revert/6c1f"), Some(json!({})));
     }
 }
+
+#[tokio::test]
+async fn a_connected_device_is_shown_with_how_far_it_is() {
+    use flotilla_rest::backend::Backend;
+    use flotilla_sync::channel::positions_of;
+    let world = Reported::new().await;
+    let key = ObjectKey::of(&kind::NODE, "", "a");
+    let shown = world.bench.backend.read(&key).await.unwrap();
+    assert_eq!(shown.annotation("flotilla.dev/sync"), None, "not in contact: unknown");
+    let peer = world.device.peer();
+    world.bench.door.acknowledged(&peer, std::collections::BTreeMap::new()).await.unwrap();
+    let shown = world.bench.backend.read(&key).await.unwrap();
+    assert!(shown.annotation("flotilla.dev/sync").unwrap().starts_with("behind "));
+    let heads = world.bench.door.heads(&peer).await.unwrap();
+    world.bench.door.acknowledged(&peer, positions_of(&heads)).await.unwrap();
+    let shown = world.bench.backend.list(&kind::NODE, None).await.unwrap().items.remove(0);
+    assert_eq!(shown.annotation("flotilla.dev/sync"), Some("synced")); // Written back as it was shown, it is not stored.
+    let edited = flotilla_manifests::admission::Mutation::Replace {
+        part: flotilla_manifests::admission::Part::Main,
+        body: shown.value().clone(),
+    };
+    world.bench.write(key.clone(), edited).await.unwrap();
+    assert_eq!(world.bench.store.read(&key).unwrap().annotation("flotilla.dev/sync"), None);
+}
