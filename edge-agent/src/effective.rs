@@ -37,6 +37,8 @@ pub struct Known {
     pub placements: BTreeMap<String, Placement>,
     /// Workload uid -> number this device may move to.
     pub grants: BTreeMap<String, RolloutNumber>,
+    /// Documents whose newest change was made before this device's present session: it learned of it by catching up.
+    pub caught_up: BTreeSet<String>,
     /// Pod uids the hub wants ended.
     pub evictions: BTreeSet<String>,
     /// Opened Secrets, as objects.
@@ -138,7 +140,7 @@ fn daemon_set(
     let shown = overridden(&manifest.object, live, result);
     let attempt = memory.attempts.get(uid).copied().unwrap_or(0);
     let remembered = memory.workloads.get(uid);
-    let Some((number, at_number)) = chosen(uid, manifest, &node.uid, known.grants.get(uid), remembered) else {
+    let Some((number, at_number)) = chosen(uid, manifest, &node.uid, known, remembered) else {
         return;
     };
     let runs_already = remembered.is_some_and(|workload| workload.number.is_some());
@@ -218,16 +220,19 @@ fn config_map(manifest: &Manifest, live: &[OverrideRecord], result: &mut Effecti
     show(&object, result);
 }
 
-/// The newest number this device may run with its manifest; what already runs when nothing newer is allowed.
+/// The newest number this device may run with its manifest; what already runs when nothing newer is allowed. One that runs and
+/// learns of its turn by catching up waits for a grant, so that a thousand returners do not restart together.
 fn chosen(
     uid: &str,
     manifest: &Manifest,
     device_uid: &str,
-    grant: Option<&RolloutNumber>,
+    known: &Known,
     remembered: Option<&WorkloadMemory>,
 ) -> Option<(RolloutNumber, Object)> {
+    let granted = known.grants.get(uid);
+    let returned = known.caught_up.contains(uid) && remembered.is_some_and(|workload| workload.number.is_some());
     let allowed = manifest.thresholds.iter().filter(|(number, threshold)| {
-        rollout::admitted(device_uid, **number, **threshold) || grant.is_some_and(|granted| granted == *number)
+        !returned && rollout::admitted(device_uid, **number, **threshold) || granted == Some(*number)
     });
     let newest = allowed.map(|(number, _)| *number).max();
     let current = remembered.and_then(|workload| workload.number);

@@ -26,14 +26,17 @@ pub struct Knowledge {
     secrets: BTreeMap<String, (Version, Option<Object>)>,
 }
 
-/// What one register says.
+/// Whether a document's newest change is older than the present session with the hub.
+type CaughtUp = bool;
+
+/// What one item says.
 enum Meaning {
     Placement(flotilla_manifests::derive::Placement),
     Grant(String, flotilla_manifests::rollout::RolloutNumber),
     Eviction(String),
     Revert(String),
     Override(Box<OverrideRecord>),
-    Manifest(String, Box<Manifest>),
+    Manifest(String, Box<Manifest>, CaughtUp),
     Secret(String, Box<Object>),
 }
 
@@ -65,10 +68,11 @@ impl Knowledge {
 
     /// Everything the replica holds now.
     pub fn read(&mut self, replica: &DeviceReplica) -> Read {
+        let session_ms = replica.greeted_at_ms();
         let mut seen = Vec::new();
         let meanings = replica.items(|_channel, id, item| {
             seen.push(id.as_str().to_owned());
-            self.meaning(id.as_str(), item)
+            self.meaning(id.as_str(), item, session_ms)
         });
         self.manifests.retain(|id, _| seen.contains(id));
         self.secrets.retain(|id, _| seen.contains(id));
@@ -81,7 +85,12 @@ impl Knowledge {
                 Meaning::Eviction(uid) => drop(known.evictions.insert(uid)),
                 Meaning::Revert(id) => read.reverted.push(id),
                 Meaning::Override(record) => known.overrides.push(*record),
-                Meaning::Manifest(uid, manifest) => drop(known.manifests.insert(uid, *manifest)),
+                Meaning::Manifest(uid, manifest, caught_up) => {
+                    if caught_up {
+                        known.caught_up.insert(uid.clone());
+                    }
+                    known.manifests.insert(uid, *manifest);
+                }
                 Meaning::Secret(uid, secret) => drop(known.secrets.insert(uid, *secret)),
             }
         }
@@ -89,7 +98,7 @@ impl Knowledge {
         read
     }
 
-    fn meaning(&mut self, id: &str, item: &Item) -> Option<Meaning> {
+    fn meaning(&mut self, id: &str, item: &Item, session_ms: u64) -> Option<Meaning> {
         match &item.kind {
             ItemKind::Document(document) => {
                 let cached = self.manifests.get(id).filter(|(version, _)| *version == document.newest);
@@ -102,7 +111,8 @@ impl Knowledge {
                         manifest
                     }
                 };
-                Some(Meaning::Manifest(id.to_owned(), Box::new(manifest?)))
+                let caught_up = document.time_ms < session_ms;
+                Some(Meaning::Manifest(id.to_owned(), Box::new(manifest?), caught_up))
             }
             ItemKind::Register(register) => {
                 self.register(id, &register.value, register.version).map_err(|why| warn(id, &why)).ok().flatten()

@@ -216,6 +216,11 @@ impl DeviceReplica {
         Ok(())
     }
 
+    /// The hub's time when it last greeted this device; 0 if it never has.
+    pub fn greeted_at_ms(&self) -> u64 {
+        self.state().greeting.as_ref().map_or(0, |greeting| greeting.time_ms)
+    }
+
     /// Observations the hub has not acknowledged.
     pub fn unreported(&self) -> usize {
         self.state().outbox.len()

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Asks `probe` until it answers; fails with `what` and the last complaint after [`LIMIT`].
+#[expect(clippy::disallowed_methods, reason = "a test waits in real time")]
 pub fn until<T>(what: &str, mut probe: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {

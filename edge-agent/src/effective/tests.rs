@@ -78,6 +78,17 @@ fn a_grant_lets_in_where_the_threshold_does_not() {
 }
 
 #[test]
+fn one_that_returns_waits_for_a_grant_before_it_replaces_what_runs() {
+    let first = run(&known(daemon_set(&[(1, rollout::THRESHOLD_ALL)])), &Memory::default());
+    let mut all = known(daemon_set(&[(1, rollout::THRESHOLD_ALL), (2, rollout::THRESHOLD_ALL)]));
+    all.caught_up.insert("w".into());
+    assert_eq!(versions(&run(&all, &first.memory)), ["v1"]);
+    assert_eq!(versions(&run(&all, &Memory::default())), ["v2"], "nothing runs yet: nothing to wait for");
+    all.grants.insert("w".into(), number(2));
+    assert_eq!(versions(&run(&all, &first.memory)), ["v2"]);
+}
+
+#[test]
 fn a_device_never_moves_back_by_itself_even_when_its_number_is_forgotten() {
     let moved =
         run(&known(daemon_set(&[(1, rollout::THRESHOLD_ALL), (2, rollout::THRESHOLD_ALL)])), &Memory::default());

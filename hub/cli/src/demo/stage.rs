@@ -245,7 +245,7 @@ impl Drop for Stage {
         }
         // What a killed agent could not end itself.
         for pid in processes_of(&self.folder.path().to_string_lossy()) {
-            drop(kill(Pid::from_raw(pid), Signal::SIGKILL).ok());
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_default();
         }
     }
 }
