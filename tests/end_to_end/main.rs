@@ -1,6 +1,9 @@
 //! The walk of one manifest with real parts: real kubectl, real sockets, real processes, a real mosquitto.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
+mod away;
+mod kill;
+mod rollout;
 mod story;
 mod walk;
 
