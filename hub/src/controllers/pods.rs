@@ -1,6 +1,6 @@
 //! What a Pod's row says, read the same way by every controller.
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 
 use flotilla_manifests::condition;
 use flotilla_manifests::object::Object;
@@ -107,26 +107,29 @@ fn unreachable_since(node: &Object) -> Option<Timestamp> {
     Timestamp::parse(taint.time_added.as_deref()?)
 }
 
-/// Which Pod to end first when there are too many, as Kubernetes ranks them (`ActivePodsWithRanks`): what is not placed, not
-/// running, not ready, crowded (more of the same set on its device), ready for less long, restarted more often, younger.
-pub fn ending_order(one: &Object, other: &Object, crowd: impl Fn(&Object) -> usize) -> Ordering {
-    let placed = |pod: &Object| !pod.text("/spec/nodeName").is_empty();
-    let phase = |pod: &Object| match pod.text("/status/phase") {
-        "" | "Pending" => 0,
-        "Unknown" => 1,
-        _ => 2,
-    };
-    let ready_for = |pod: &Object| std::cmp::Reverse(ready_since(pod).unwrap_or_default());
-    let age = |pod: &Object| std::cmp::Reverse(pod.creation_timestamp().unwrap_or_default());
-    placed(one)
-        .cmp(&placed(other))
-        .then_with(|| phase(one).cmp(&phase(other)))
-        .then_with(|| is_ready(one).cmp(&is_ready(other)))
-        .then_with(|| crowd(other).cmp(&crowd(one)))
-        .then_with(|| ready_for(one).cmp(&ready_for(other)))
-        .then_with(|| restarts(other).cmp(&restarts(one)))
-        .then_with(|| age(one).cmp(&age(other)))
-        .then_with(|| one.name().cmp(other.name()))
+/// Where a Pod stands among those to end when there are too many, as Kubernetes ranks them (`ActivePodsWithRanks`): what is not
+/// placed, not running, not ready; then what is crowded (more of the same set on its device); then what is ready for less
+/// long, restarted more often, younger.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank<'a> {
+    pub before_crowd: (bool, u8, bool),
+    pub after_crowd: (Reverse<Timestamp>, Reverse<i64>, Reverse<Timestamp>, &'a str),
+}
+
+impl<'a> Rank<'a> {
+    pub fn of(pod: &'a Object) -> Self {
+        let phase = match pod.text("/status/phase") {
+            "" | "Pending" => 0,
+            "Unknown" => 1,
+            _ => 2,
+        };
+        let ready_since = Reverse(ready_since(pod).unwrap_or_default());
+        let created = Reverse(pod.creation_timestamp().unwrap_or_default());
+        Self {
+            before_crowd: (!pod.text("/spec/nodeName").is_empty(), phase, is_ready(pod)),
+            after_crowd: (ready_since, Reverse(restarts(pod)), created, pod.name()),
+        }
+    }
 }
 
 fn restarts(pod: &Object) -> i64 {

@@ -4,6 +4,7 @@
 //! there; one that was told to end there holds its slot until the device confirms, unless it was given up
 //! (DESIGN section 5, "Placement on a silent device").
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use flotilla_manifests::digest;
@@ -14,7 +15,7 @@ use flotilla_manifests::{derive, kind};
 use serde_json::{Value, json};
 
 use super::events::Note;
-use super::pods::{self, Census};
+use super::pods::{self, Census, Rank};
 use super::{Deletion, Plan, View, Write};
 
 /// Pods created or ended in one plan; the next plan goes on.
@@ -119,17 +120,25 @@ fn end(view: &View<'_>, set: &Object, census: &Census<'_>, number: usize, plan: 
     for pod in &census.active {
         *crowd.entry(pod.text("/spec/nodeName")).or_default() += 1;
     }
-    let crowd_of = |pod: &Object| crowd.get(pod.text("/spec/nodeName")).copied().unwrap_or(0);
-    let is_silent = |pod: &Object| view.is_silent(pod.text("/spec/nodeName")) && !pod.text("/spec/nodeName").is_empty();
     // In a rollout the old Pods of silent devices stay and wait; otherwise what can be seen to work stays.
     let outdated = is_outdated(view, set);
-    let mut ranked = census.active.clone();
-    ranked.sort_by(|one, other| {
-        let silent = is_silent(one).cmp(&is_silent(other));
-        let silent = if outdated { silent } else { silent.reverse() };
-        silent.then_with(|| pods::ending_order(one, other, crowd_of))
-    });
-    for pod in ranked.into_iter().take(number) {
+    let mut left: Vec<(bool, Rank<'_>, &str, &Object)> = Vec::with_capacity(census.active.len());
+    for pod in &census.active {
+        let node = pod.text("/spec/nodeName");
+        let silent = !node.is_empty() && view.is_silent(node);
+        left.push((silent == outdated, Rank::of(pod), node, pod));
+    }
+    for _ in 0..number {
+        // One at a time: the next device to lose a Pod is the one that then has the most.
+        let next = (0..left.len()).min_by_key(|index| {
+            let (stays, rank, node, _) = &left[*index];
+            (*stays, rank.before_crowd, Reverse(crowd.get(node).copied().unwrap_or(0)), rank.after_crowd)
+        });
+        let Some(index) = next else { break };
+        let (_, _, node, pod) = left.swap_remove(index);
+        if let Some(crowd) = crowd.get_mut(node) {
+            *crowd = crowd.saturating_sub(1);
+        }
         plan.writes.push(Write::Delete(Deletion::of(pod)));
         let message = format!("Deleted pod: {}", pod.name());
         plan.writes.push(Write::Event(Note::normal(set, SOURCE, "SuccessfulDelete", message)));

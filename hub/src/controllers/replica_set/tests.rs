@@ -91,6 +91,23 @@ fn the_least_useful_pods_go_first() {
 }
 
 #[test]
+fn scaling_down_leaves_every_device_its_share() {
+    let names: Vec<String> = (0..6).map(|index| format!("web-{index}")).collect();
+    let pods: Vec<(&str, &str, Value)> = names
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let time = Timestamp(1_000_000 + 1000 * u64::try_from(index).unwrap());
+            (name.as_str(), ["edge-0", "edge-1", "edge-2"][index / 2], ready(time))
+        })
+        .collect();
+    let state = with_pods(3, &pods);
+    let mut ended = deleted(&planned(&state)).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    ended.sort();
+    assert_eq!(ended, ["web-1", "web-3", "web-5"], "of each device the younger");
+}
+
+#[test]
 fn finished_pods_are_replaced_and_silent_ones_are_not() {
     let mut state =
         with_pods(2, &[("web-a", "edge-0", ready(Timestamp(0))), ("web-b", "edge-1", json!({"phase": "Failed"}))]);
