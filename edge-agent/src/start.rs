@@ -37,6 +37,9 @@ const WRITES_LEN_MAX: usize = 32;
 /// Resource versions one life of the agent may give out before it reserves more at its next start.
 const VERSIONS_PER_LIFE: u64 = 1 << 24;
 
+/// How long saying goodbye to the hub may take.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Runs the agent until SIGTERM or Ctrl-C.
 ///
 /// # Errors
@@ -58,6 +61,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let serving = serve(&folder, &store, &loaded, &arguments, &identity, &backend, &clock, &ended).await?;
 
     let (link, link_watch) = watch::channel(Link::Down);
+    let (leave, left) = watch::channel(false);
     let node = NodeRef { name: identity.node.to_string(), uid: identity.node_uid.clone() };
     let host = Host::read(&folder);
     let (executor, done) = Executor::over(runtime.clone());
@@ -99,6 +103,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         trust,
         boot,
         link,
+        leave: left,
     };
     let uplink = tokio::spawn(uplink.run());
     drop(tokio::spawn(async move {
@@ -107,9 +112,12 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         }
     }));
     let mut agent = agent.run().await;
-    uplink.abort();
     if arguments.drain {
         agent.drain().await;
+    }
+    leave.send_replace(true);
+    if tokio::time::timeout(GOODBYE, uplink).await.is_err() {
+        tracing::warn!("the hub did not take the goodbye; it learns by silence that this agent stopped");
     }
     for task in serving {
         task.await.context("the local API")??;

@@ -39,6 +39,8 @@ pub struct Uplink {
     pub trust: Arc<FlooredClock>,
     pub boot: u64,
     pub link: watch::Sender<Link>,
+    /// Turns true when the agent ends: the session says goodbye and [`run`](Self::run) returns.
+    pub leave: watch::Receiver<bool>,
 }
 
 /// How an attempt or a session ended, as far as the next one cares.
@@ -50,7 +52,7 @@ struct Ended {
 }
 
 impl Uplink {
-    /// Runs until it is dropped.
+    /// Runs until it is told to leave.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new();
         loop {
@@ -59,13 +61,16 @@ impl Uplink {
             let mut roads = Roads::new(self.preference(), quic_len, targets.len() - quic_len);
             if roads.is_empty() {
                 tracing::error!("the hub has no address for the transport asked for; this device stays offline");
-                return std::future::pending().await;
+                return told(&mut self.leave).await;
             }
             let mut retry_after_ms = None;
             while let Step::Try(road) = roads.step() {
                 let target = target_of(&targets, road, quic_len);
                 let ended = self.attempt(&target, road, &mut roads, &mut backoff).await;
                 retry_after_ms = ended.retry_after_ms.or(retry_after_ms);
+                if *self.leave.borrow() {
+                    return;
+                }
                 if ended.refused {
                     self.renew(&target).await;
                 }
@@ -74,7 +79,10 @@ impl Uplink {
                 }
             }
             let wait_ms = backoff.wait_ms(monotonic_ms(), random(), retry_after_ms);
-            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
+                () = told(&mut self.leave) => return,
+            }
         }
     }
 
@@ -94,7 +102,11 @@ impl Uplink {
                 return Ended { retry_after_ms: None, refused: true, served: false };
             }
         };
-        let pipe = match connector.connect(target).await {
+        let connected = tokio::select! {
+            connected = connector.connect(target) => connected,
+            () = told(&mut self.leave) => return Ended { retry_after_ms: None, refused: false, served: true },
+        };
+        let pipe = match connected {
             Ok(pipe) => pipe,
             Err(error) => {
                 tracing::debug!(%target, error = %enrolment::chain(&error), "no connection to the hub");
@@ -116,11 +128,16 @@ impl Uplink {
         let better = self.watch_for_better(&connector, roads, target);
         self.link.send_replace(Link::Up);
         let session = driver::run(pipe, config, self.replica.clone(), commands);
+        let mut leave = self.leave.clone();
         tokio::pin!(session);
         let end = tokio::select! {
             end = &mut session => end,
             () = better => {
-                handle.close("a better road works again", None).await;
+                handle.close("the device connects anew", None).await;
+                session.await
+            }
+            () = told(&mut leave) => {
+                handle.close("the agent stops; pods go on", None).await;
                 session.await
             }
         };
@@ -194,6 +211,11 @@ impl Uplink {
             Transport::Mqtt => Preference::Mqtt,
         }
     }
+}
+
+/// Returns once the agent ends, or whoever would say so is gone.
+async fn told(leave: &mut watch::Receiver<bool>) {
+    drop(leave.wait_for(|leave| *leave).await);
 }
 
 fn target_of(targets: &[Target], road: Road, quic_len: usize) -> Target {
