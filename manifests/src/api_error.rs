@@ -146,5 +146,9 @@ impl ApiError {
 
 /// `daemonsets.apps`
 fn qualified(key: &ObjectKey) -> String {
-    if key.kind.group.is_empty() { key.kind.plural.to_owned() } else { format!("{}.{}", key.kind.plural, key.kind.group) }
+    if key.kind.group.is_empty() {
+        key.kind.plural.to_owned()
+    } else {
+        format!("{}.{}", key.kind.plural, key.kind.group)
+    }
 }

@@ -212,10 +212,8 @@ impl Object {
 
     fn text_map(&self, field: &str) -> BTreeMap<String, String> {
         let map = self.value.get("metadata").and_then(|metadata| metadata.get(field)).and_then(Value::as_object);
-        map.map(|map| {
-            map.iter().filter_map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned()))).collect()
-        })
-        .unwrap_or_default()
+        map.map(|map| map.iter().filter_map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned()))).collect())
+            .unwrap_or_default()
     }
 }
 
