@@ -61,6 +61,8 @@ pub enum StoreError {
     Damaged { what: &'static str, source: serde_json::Error },
     #[error("{what} cannot be published to devices: {why}")]
     Publish { what: String, why: String },
+    #[error("{what} is too large to be sent to devices: {why}")]
+    TooLarge { what: String, why: String },
     #[error("cannot start the writer's thread")]
     Thread(#[source] std::io::Error),
 }
@@ -69,7 +71,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Exists(key) => Self::already_exists(&key),
-            StoreError::Publish { .. } => Self::of(Reason::BadRequest, error.to_string()),
+            StoreError::TooLarge { .. } => Self::of(Reason::RequestEntityTooLarge, error.to_string()),
             StoreError::Sql(source) => {
                 Self::of(Reason::InternalError, format!("the hub's database refused the write: {source}"))
             }

@@ -27,6 +27,8 @@ use crate::publish::{Channel, Item, Publication, Touched};
 
 /// A document starts a new epoch after so many changes.
 const EPOCH_CHANGES_MAX: usize = 1000;
+/// Or once its history makes it twice as large as its manifest, but not below this.
+const EPOCH_BYTES_MIN: usize = 64 * 1024;
 /// Room for what a record adds to its body.
 const RECORD_OVERHEAD_BYTES: usize = 1024;
 
@@ -224,7 +226,7 @@ impl Batch<'_> {
         let id = draft.item.to_string();
         if draft.body.inline().is_some_and(|body| body.len() > RECORD_BODY_BYTES_MAX) {
             let why = format!("it is larger than {RECORD_BODY_BYTES_MAX} bytes");
-            return Err(StoreError::Publish { what: source.to_owned(), why });
+            return Err(StoreError::TooLarge { what: source.to_owned(), why });
         }
         let seq = self.draft(channel, draft)?;
         self.transaction
@@ -278,7 +280,13 @@ impl Batch<'_> {
             return Ok(None);
         };
         let wanted = digest::of_value(&json!({"object": object, "rollout": rollouts})).to_vec();
-        let refused = |error: DocumentError| StoreError::Publish { what: key.to_string(), why: error.to_string() };
+        let refused = |error: DocumentError| {
+            let (what, why) = (key.to_string(), error.to_string());
+            match error {
+                DocumentError::TooLarge { .. } => StoreError::TooLarge { what, why },
+                _ => StoreError::Publish { what, why },
+            }
+        };
         let shape = |path: &[&str]| schema::list_keys(kind, path);
         let edit = Edit { object: &object, rollouts: &rollouts, author: &self.author, time_ms: self.now.0 };
         let actor = self.working.actor;
@@ -293,17 +301,26 @@ impl Batch<'_> {
             }
             Some((epoch, before, state)) => {
                 let mut document = Document::load(&state).map_err(refused)?.with_actor(actor);
-                let full = document.changes_len() >= EPOCH_CHANGES_MAX && !self.rolling(kind, &rollouts);
+                let fresh = object.to_string().len();
+                let grown = (fresh * 2).clamp(EPOCH_BYTES_MIN, RECORD_BODY_BYTES_MAX / 4 * 3);
+                let long = document.changes_len() >= EPOCH_CHANGES_MAX || state.len() >= grown;
+                let full = long && !self.rolling(kind, &rollouts);
                 if full {
                     let mut document = Document::create(edit, epoch + 1, &shape, actor).map_err(refused)?;
                     Edited { digest: wanted, change: None, saved: document.save().into(), epoch: epoch + 1 }
                 } else {
                     let change = document.edit(edit, &shape).map_err(refused)?;
-                    let change = change.map(|change| (before, change));
+                    // A change too large for a record is said as the whole state, which is compressed.
+                    let change =
+                        change.filter(|change| change.len() <= RECORD_BODY_BYTES_MAX).map(|change| (before, change));
                     Edited { digest: wanted, change, saved: document.save().into(), epoch }
                 }
             }
         };
+        if edited.saved.len() > RECORD_BODY_BYTES_MAX {
+            let why = format!("its document has {} bytes, {RECORD_BODY_BYTES_MAX} fit", edited.saved.len());
+            return Err(StoreError::TooLarge { what: key.to_string(), why });
+        }
         self.transaction
             .prepare_cached("INSERT OR REPLACE INTO document (uid, epoch, digest, state) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![uid, edited.epoch.cast_signed(), edited.digest, &edited.saved[..]])?;

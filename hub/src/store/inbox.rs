@@ -9,6 +9,10 @@ use rusqlite::{OptionalExtension, params};
 use super::writer::Grown;
 use super::{Batch, StoreError};
 
+/// Subjects whose newest clock is remembered, per device; the longest unheard are forgotten first.
+const SUBJECTS_MAX: i64 = 4096;
+const SUBJECTS_PRUNED_EVERY: u64 = 256;
+
 impl Batch<'_> {
     pub(crate) fn put_writer(&mut self, chain: &WriterChain) -> Result<(), StoreError> {
         let hub = chain.subject == WriterSubject::Hub;
@@ -122,6 +126,14 @@ impl Batch<'_> {
                 clock.seq.cast_signed(),
                 time_ms.cast_signed()
             ])?;
+        if clock.seq.is_multiple_of(SUBJECTS_PRUNED_EVERY) {
+            self.transaction
+                .prepare_cached(
+                    "DELETE FROM observation WHERE node = ?1 AND subject NOT IN (SELECT subject FROM observation
+                     WHERE node = ?1 ORDER BY incarnation DESC, boot DESC, seq DESC LIMIT ?2)",
+                )?
+                .execute(params![node, SUBJECTS_MAX])?;
+        }
         Ok(true)
     }
 

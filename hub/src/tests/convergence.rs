@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_manifests::api_error::{ApiError, Reason};
 use flotilla_manifests::kind;
 use flotilla_manifests::object::ObjectKey;
 use serde_json::{Value, json};
@@ -90,6 +91,30 @@ async fn act(bench: &Bench, chance: &mut Chance) {
         _ => bench.merge(&set, json!({"metadata": {"labels": {"n": number.to_string()}}})).await,
     };
     drop(result);
+    if chance.below(5) == 0 {
+        // A write that fails after it has done its work leaves nothing, in the channels neither.
+        let (key, other) = (set.clone(), map.clone());
+        let write = bench.store.write(move |batch| -> Result<(), ApiError> {
+            batch.remove(&key)?;
+            batch.remove(&other)?;
+            batch.remove(&ObjectKey::of(&kind::NODE, "", "a"))?;
+            Err(ApiError::of(Reason::BadRequest, "no"))
+        });
+        assert!(write.await.is_err());
+    }
+    if chance.below(40) == 0 {
+        // So does one whose document no device could take.
+        let noise: String =
+            (0..1_400_000).map(|_| char::from(b'#' + u8::try_from(chance.below(90)).unwrap())).collect();
+        let spec = json!({"containers": [{"name": "c", "image": "host", "args": [noise]}]});
+        match bench.merge(&set, json!({"spec": {"template": {"spec": spec}}})).await {
+            Err(error) if error.reason == Reason::RequestEntityTooLarge => {
+                assert!(error.message.contains("daemonsets.apps default/ds"));
+            }
+            Err(error) => assert_eq!(error.reason, Reason::NotFound),
+            Ok(_) => panic!("a manifest that no record holds was accepted"),
+        }
+    }
     let uid = bench.store.read(&set).map(|set| set.uid().to_owned());
     if let Some(uid) = uid.filter(|_| chance.below(3) == 0) {
         let grant = (chance.below(2) == 0).then(|| format!("1-{}", chance.below(5) + 1));
@@ -219,4 +244,28 @@ async fn secrets_are_sealed_to_the_device_that_needs_them() {
     assert_eq!(opened["data"]["password"], "aHVudGVyMg==");
     let shown = Channel::Fleet("north".into()).to_string();
     assert!(device.holds().keys().all(|(channel, id)| *channel != shown || !id.starts_with("secret/")));
+}
+
+#[tokio::test]
+async fn a_document_that_grew_by_its_history_starts_a_new_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::open(folder.path(), Retention::default()).await;
+    let mut near = bench.enrolled(folder.path(), "a", "north").await;
+    bench.create(daemon_set("web", 1, None)).await.unwrap();
+    let map = ObjectKey::of(&kind::CONFIG_MAP, "default", "map1");
+    let value = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "map1", "namespace": "default"}, "data": {}});
+    bench.create(value).await.unwrap();
+    let mut chance = Chance(3);
+    for step in 0..12 {
+        let noise: String = (0..20_000).map(|_| char::from(b'#' + u8::try_from(chance.below(90)).unwrap())).collect();
+        bench.merge(&map, json!({"data": {"noise": noise}})).await.unwrap();
+        near.pull(&bench.door).await;
+        check(&bench, &near, 3, step);
+    }
+    let uid = bench.store.read(&map).unwrap().uid().to_owned();
+    let fleet = flotilla_sync::channel::ChannelName::parse("fleet/north").unwrap();
+    let item = &near.channels[&fleet].items[&flotilla_sync::channel::ItemId::parse(&uid).unwrap()];
+    let flotilla_sync::channel::ItemKind::Document(document) = &item.kind else { panic!("no document") };
+    assert!(document.epoch > 1, "still in epoch {}", document.epoch);
+    assert!(document.saved.len() < 128 * 1024, "{} bytes", document.saved.len());
 }
