@@ -36,6 +36,10 @@ pub enum Input {
     Writer(WriterChain),
     /// Consecutive records of one log. Its `prev` is the head that [`Replica::heads`] named, or that of the batch before it.
     Batch(VerifiedBatch),
+    /// Records of the peer's branch of a forked log; [`Replica::forked`] came before. They take effect by the rules of
+    /// [`crate::channel::Item::apply`] and move no head; if the log was this replica's own, what they changed is stated again by
+    /// its new writer. A branch comes again in each session until then, and has no effect then.
+    Branch(VerifiedBatch),
     /// A channel's signed list and the states it names, for a reader behind the retention floor.
     Snapshot(VerifiedSnapshot),
 }
@@ -69,7 +73,8 @@ pub trait Replica: Send + Sync + 'static {
     /// to read, present and empty when nothing was written yet. At a device: all channels it holds.
     fn heads(&self, peer: &PeerIdentity) -> impl Future<Output = Result<Heads, ReplicaError>> + Send;
 
-    /// What a log has after `after`, a position at a batch boundary.
+    /// What a log has after `after`, a position at a batch boundary. What follows a hole is given too: a reader that lacks what is
+    /// missing ignores it, and for a fork it is evidence.
     fn read(
         &self,
         channel: &ChannelName,
@@ -92,7 +97,9 @@ pub trait Replica: Send + Sync + 'static {
     /// a new one is complete, and its predecessor may be dropped, once the device's own heads reach these positions.
     fn subscribed(&self, peer: &PeerIdentity, channels: Positions) -> impl Future<Output = Result<(), ReplicaError>> + Send;
 
-    /// Hub: what the device has made durable of the hub's channels.
+    /// Hub: what the device has made durable of the hub's channels. A position beyond the head of this replica's own current log
+    /// means that this database is a clone or an old copy: as in [`Replica::forked`], it takes a new writer id. The same holds for a
+    /// device in [`Replica::subscribed`].
     fn acknowledged(&self, peer: &PeerIdentity, positions: Positions)
     -> impl Future<Output = Result<(), ReplicaError>> + Send;
 
@@ -104,7 +111,7 @@ pub trait Replica: Send + Sync + 'static {
     /// Device: the newest greeting stored. Hub: a fresh signed greeting.
     fn greeting(&self) -> impl Future<Output = Result<Option<Greeting>, ReplicaError>> + Send;
 
-    /// The peer found another record at `(writer, seq)`: this log was forked by a restored or cloned database. If the writer
+    /// This side or the peer found another record at `(writer, seq)`: the log was forked by a restored or cloned database. If the writer
     /// is this replica's own, it takes a new writer id (see [`crate::log::LogWriter::start_at`]) and states its live items
     /// again under it: both branches are kept and merge.
     fn forked(

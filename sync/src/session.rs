@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::channel::{ChannelName, Heads, Positions, WriterId, positions_of};
+use crate::channel::{ChannelName, Head, Heads, Positions, WriterId, positions_of};
 use crate::identity::writer::WriterChain;
 use crate::identity::{NodeName, PublicKey};
 use crate::observation::{Clock, OBSERVATIONS_BYTES_MAX, Observation, Urgency};
@@ -204,6 +204,7 @@ impl Session {
             incarnation: config.incarnation,
             boot: config.boot,
             positions: positions_of(&own),
+            digests: own.values().flat_map(BTreeMap::values).map(digest_of).collect(),
             greeting: greeting.map(|greeting| greeting.encoded().clone()),
         };
         let is_hub = config.node.is_none();
@@ -236,7 +237,7 @@ impl Session {
             return;
         }
         self.heard_at_ms = now_ms;
-        let handled = Frame::decode(encoded).map_err(Violation::from).and_then(|frame| self.handle(frame, now_ms));
+        let handled = Frame::decode(encoded).map_err(|error| Violation(format!("frame: {error}"))).and_then(|frame| self.handle(frame, now_ms));
         if let Err(Violation(reason)) = handled {
             self.finish(&reason, None, SessionEnd::Protocol(reason.clone()));
         }
@@ -247,7 +248,7 @@ impl Session {
             return Err("the first frame must be a hello".into());
         }
         match frame {
-            Frame::Hello { versions, incarnation, boot, positions, greeting } => {
+            Frame::Hello { versions, incarnation, boot, positions, digests, greeting } => {
                 if self.established {
                     return Err("a second hello".into());
                 }
@@ -255,7 +256,7 @@ impl Session {
                     let reason = format!("no common version of the protocol: {versions:?} and {PROTOCOL_VERSION}");
                     return Err(Violation(reason));
                 }
-                self.hello(PeerHello { incarnation, boot }, positions, greeting.as_ref())?;
+                self.hello(PeerHello { incarnation, boot }, positions, &digests, greeting.as_ref())?;
             }
             Frame::Channels { positions } if !self.is_hub() => {
                 self.sending.subscribe(&positions);
@@ -276,6 +277,7 @@ impl Session {
             }
             Frame::Forked { channel, writer, seq } => {
                 self.sending.stop(&channel, &writer);
+                self.want_branch(&channel, writer);
                 self.events.push_back(Event::Forked { channel, writer, seq });
             }
             Frame::Ping => self.frames.push_back(Frame::Pong),
@@ -334,7 +336,13 @@ impl Session {
         Ok(())
     }
 
-    fn hello(&mut self, hello: PeerHello, positions: Positions, greeting: Option<&Bytes>) -> Result<(), Violation> {
+    fn hello(
+        &mut self,
+        hello: PeerHello,
+        positions: Positions,
+        digests: &[u64],
+        greeting: Option<&Bytes>,
+    ) -> Result<(), Violation> {
         let greeting = greeting.map(|greeting| Greeting::verify(greeting, &self.config.root)).transpose()?;
         self.established = true;
         self.sending.peer_stands_at(&positions, !self.is_hub());
@@ -343,13 +351,29 @@ impl Session {
             self.events.push_back(Event::Greeted(greeting));
         }
         if self.is_hub() {
-            self.events.push_back(Event::Acknowledged(positions));
+            self.events.push_back(Event::Acknowledged(positions.clone()));
         } else {
             self.receiving.subscribe(&positions);
-            self.events.push_back(Event::Subscribed(positions));
+            self.events.push_back(Event::Subscribed(positions.clone()));
         }
+        self.compare_heads(&positions, digests);
         self.ask_for_records();
         Ok(())
+    }
+
+    /// Logs that stand at the same number with another hash are forked, though neither side lacks a record.
+    fn compare_heads(&mut self, positions: &Positions, digests: &[u64]) {
+        let theirs = positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |(writer, seq)| (channel, writer, seq)));
+        let mut forks = Vec::new();
+        for ((channel, writer, seq), digest) in theirs.zip(digests) {
+            let own = self.own.get(channel).and_then(|logs| logs.get(writer));
+            if own.is_some_and(|own| own.seq == *seq && digest_of(own) != *digest) {
+                forks.push((channel.clone(), *writer, *seq));
+            }
+        }
+        for (channel, writer, seq) in forks {
+            self.find_fork(channel, writer, seq);
+        }
     }
 
     /// Something happened at this side.
@@ -520,6 +544,11 @@ impl Session {
         self.frames.push_back(Frame::Observations { number, observations: batch });
         self.ask_outbox(now_ms);
     }
+}
+
+/// Tells apart the heads two branches of a log stand at. A hint: evidence is a signed batch.
+fn digest_of(head: &Head) -> u64 {
+    head.hash.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 #[cfg(test)]

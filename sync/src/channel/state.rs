@@ -60,6 +60,18 @@ impl ChannelState {
             Placement::Next => {}
             other => return Err(other),
         }
+        let folded = self.fold(batch);
+        self.heads.insert(writer, batch.head());
+        self.forget_tombstones();
+        Ok(folded)
+    }
+
+    /// Takes the records of another branch of a log into effect; heads stay. See [`crate::replica::Input::Branch`].
+    pub fn apply_branch(&mut self, batch: &VerifiedBatch) -> Folded {
+        self.fold(batch)
+    }
+
+    fn fold(&mut self, batch: &VerifiedBatch) -> Folded {
         let mut folded = Folded::default();
         for record in batch.records() {
             let id = &record.draft.item;
@@ -70,9 +82,7 @@ impl ChannelState {
             };
             self.take(id, applied, &mut folded);
         }
-        self.heads.insert(writer, batch.head());
-        self.forget_tombstones();
-        Ok(folded)
+        folded
     }
 
     /// Takes a snapshot whole: joins every state, deletes what the list covers and does not name, and stands at its heads.
@@ -102,8 +112,9 @@ impl ChannelState {
         folded
     }
 
-    /// Signs the list of the live items whose every record comes from a writer that `identity` may speak for: all logs in
-    /// `covers`, its own included. The states are in the list's order.
+    /// Signs the list of the items, live or known to be removed, whose every record comes from a writer that `identity` may speak for: all logs in
+    /// `covers`, its own included. Absence deletes; a removal that is named also wins over what another writer, unknown here, says of
+    /// the item. The states are in the list's order.
     ///
     /// # Errors
     /// More items than a list holds.
@@ -116,7 +127,7 @@ impl ChannelState {
         let mut all = covers.clone();
         all.insert(identity.id(), head);
         let (mut entries, mut states) = (Vec::new(), Vec::new());
-        for (id, item) in self.items.iter().filter(|(_, item)| item.is_live() && item.is_covered(&all)) {
+        for (id, item) in self.items.iter().filter(|(_, item)| (item.is_live() || item.removed().is_some()) && item.is_covered(&all)) {
             let state = item.encode();
             entries.push(ListEntry { item: id.clone(), epoch: item.epoch(), digest: state_digest(&state) });
             states.push(state);

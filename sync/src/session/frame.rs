@@ -29,7 +29,7 @@ pub(super) const RENEWAL_BYTES_MAX: usize = 32 * 1024;
 /// One message of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Frame {
-    Hello { versions: Vec<u64>, incarnation: u64, boot: u64, positions: Positions, greeting: Option<Bytes> },
+    Hello { versions: Vec<u64>, incarnation: u64, boot: u64, positions: Positions, digests: Vec<u64>, greeting: Option<Bytes> },
     Channels { positions: Positions },
     Channel { index: u64, name: ChannelName },
     Writer { index: u64, chain: Bytes },
@@ -57,13 +57,17 @@ impl Frame {
         let mut encoder = Encoder::new();
         let e = &mut encoder;
         match self {
-            Self::Hello { versions, incarnation, boot, positions, greeting } => {
-                e.array(6).uint(0).array(versions.len());
+            Self::Hello { versions, incarnation, boot, positions, digests, greeting } => {
+                e.array(7).uint(0).array(versions.len());
                 for version in versions {
                     e.uint(*version);
                 }
                 e.uint(*incarnation).uint(*boot);
                 encode_positions(e, positions);
+                e.array(digests.len());
+                for digest in digests {
+                    e.uint(*digest);
+                }
                 optional(e, greeting.as_deref());
             }
             Self::Channels { positions } => {
@@ -166,12 +170,13 @@ impl Frame {
         let len = d.array(1 + 3 * ACKS_MAX)?;
         let kind = d.uint()?;
         let frame = match (kind, len) {
-            (0, 6) => {
+            (0, 7) => {
                 let versions = (0..d.array(16)?).map(|_| d.uint()).collect::<Result<_, _>>()?;
                 let (incarnation, boot) = (d.uint()?, d.uint()?);
                 let positions = decode_positions(d)?;
+                let digests = (0..d.array(CHANNELS_MAX * WRITERS_MAX)?).map(|_| d.uint()).collect::<Result<_, _>>()?;
                 let greeting = decode_optional(d, encoded, GREETING_BYTES_MAX)?;
-                Self::Hello { versions, incarnation, boot, positions, greeting }
+                Self::Hello { versions, incarnation, boot, positions, digests, greeting }
             }
             (1, 2) => Self::Channels { positions: decode_positions(d)? },
             (2, 3) => Self::Channel { index: d.uint()?, name: decode_channel(d)? },

@@ -24,9 +24,10 @@ pub(super) struct Receiving {
     subscribed: BTreeSet<ChannelName>,
     /// Heads received in this session: what a batch without a start follows.
     chained: BTreeMap<LogKey, Head>,
-    /// Logs with a gap that was asked for, or a fork: batches are ignored until one fits.
+    /// Logs with a gap that was asked for: batches are ignored until one fits.
     asked: BTreeMap<LogKey, u64>,
-    refused: BTreeSet<LogKey>,
+    /// Logs of which the peer has another branch: all their batches are branches.
+    branching: BTreeSet<LogKey>,
     /// Logs to acknowledge once all inputs are durable.
     unacknowledged: BTreeMap<(u64, u64), u64>,
     snapshot: Option<Coming>,
@@ -44,6 +45,11 @@ struct Coming {
 impl Receiving {
     pub(super) fn subscribe(&mut self, positions: &Positions) {
         self.subscribed = positions.keys().cloned().collect();
+    }
+
+    /// The peer has another branch of this log; false if that was known.
+    pub(super) fn branches(&mut self, channel: &ChannelName, writer: WriterId) -> bool {
+        self.branching.len() < WRITERS_MAX && self.branching.insert((channel.clone(), writer))
     }
 
     pub(super) fn introduce_channel(&mut self, index: u64, name: ChannelName) -> Result<(), Violation> {
@@ -65,7 +71,7 @@ impl Session {
         Ok(())
     }
 
-    fn may_receive(&self, channel: &ChannelName) -> bool {
+    pub(super) fn may_receive(&self, channel: &ChannelName) -> bool {
         if self.is_hub() { self.own.contains_key(channel) } else { self.receiving.subscribed.contains(channel) }
     }
 
@@ -86,20 +92,29 @@ impl Session {
             return Err(Violation(format!("{} may not write in {channel}", chain.subject)));
         }
         let key = (channel.clone(), chain.id);
-        if self.receiving.refused.contains(&key) {
-            return Ok(());
-        }
         let (first_seq, prev) = match (start, self.receiving.chained.get(&key)) {
             (Some(start), _) => start,
             (None, Some(head)) => (head.seq + 1, head.hash),
-            // It follows a batch that was not taken: what is missing has been asked for.
-            (None, None) if self.receiving.asked.contains_key(&key) => return Ok(()),
-            (None, None) => return Err("a batch that follows nothing".into()),
+            // It follows a batch that was not taken: what is missing is asked for, once.
+            (None, None) => {
+                let after = self.own.get(&channel).and_then(|logs| logs.get(&chain.id)).map_or(0, |head| head.seq);
+                if self.receiving.asked.insert(key, after) != Some(after) {
+                    self.frames.push_back(Frame::Want { channel, writer: chain.id, after });
+                }
+                return Ok(());
+            }
         };
         let count = Decoder::new(&payload).array(crate::log::BATCH_RECORDS_MAX)? as u64;
         let last_seq = first_seq.checked_add(count).and_then(|end| end.checked_sub(1)).ok_or("a batch without records")?;
         let have = self.own.get(&channel).and_then(|logs| logs.get(&chain.id)).copied();
         let batch = Batch { channel: channel.clone(), writer: chain.id, first_seq, last_seq, prev, payload };
+        if self.receiving.branching.contains(&key) {
+            let verified = batch.verify(&chain)?;
+            self.receiving.chained.insert(key, verified.head());
+            self.receiving.unacknowledged.insert((channel_index, writer_index), last_seq);
+            self.events.push_back(Event::Ingest(Input::Branch(verified)));
+            return Ok(());
+        }
         match place(have, first_seq, last_seq, &prev, None) {
             Placement::Next => {
                 let verified = batch.verify(&chain)?;
@@ -113,7 +128,8 @@ impl Session {
             Placement::Duplicate => {
                 let verified = batch.verify(&chain)?;
                 if let Placement::Fork { seq } = verified.place(have) {
-                    return self.refuse_fork(key, seq);
+                    self.find_fork(channel, chain.id, seq);
+                    return Ok(());
                 }
                 self.receiving.chained.insert(key, verified.head());
                 self.receiving.unacknowledged.insert((channel_index, writer_index), last_seq);
@@ -129,20 +145,27 @@ impl Session {
             }
             // Only a signed batch is evidence of a fork.
             Placement::Fork { seq } => {
-                batch.verify(&chain)?;
-                return self.refuse_fork(key, seq);
+                let verified = batch.verify(&chain)?;
+                self.receiving.chained.insert(key, verified.head());
+                self.find_fork(channel, chain.id, seq);
             }
         }
         Ok(())
     }
 
-    #[allow(clippy::unnecessary_wraps, reason = "the tail of functions that can fail")]
-    fn refuse_fork(&mut self, key: LogKey, seq: u64) -> Result<(), Violation> {
-        let (channel, writer) = key.clone();
-        self.receiving.refused.insert(key);
+    /// A log of which the peer has another branch: both sides learn it, and each asks for the other's branch.
+    pub(super) fn find_fork(&mut self, channel: ChannelName, writer: WriterId, seq: u64) {
         self.frames.push_back(Frame::Forked { channel: channel.clone(), writer, seq });
-        self.events.push_back(Event::ForkFound { channel, writer, seq });
-        Ok(())
+        self.want_branch(&channel, writer);
+        self.events.push_back(Event::ForkFound { channel: channel.clone(), writer, seq });
+        self.events.push_back(Event::Forked { channel, writer, seq });
+    }
+
+    /// Both branches are kept: the peer's is asked for, whatever of it is kept there.
+    pub(super) fn want_branch(&mut self, channel: &ChannelName, writer: WriterId) {
+        if self.may_receive(channel) && self.receiving.branches(channel, writer) {
+            self.frames.push_back(Frame::Want { channel: channel.clone(), writer, after: 0 });
+        }
     }
 
     pub(super) fn receive_snapshot(&mut self, writer_index: u64, list: Bytes) -> Result<(), Violation> {
@@ -176,7 +199,9 @@ impl Session {
         let Some(Coming { chain, list, states, .. }) = self.receiving.snapshot.take() else { return Ok(()) };
         let verified = ChannelSnapshot { list, states }.verify(&chain)?;
         let list = &verified.snapshot().list;
-        if !self.may_receive(&list.channel) {
+        let is_branch = |writer: &WriterId| self.receiving.branching.contains(&(list.channel.clone(), *writer));
+        if !self.may_receive(&list.channel) || list.covers.keys().any(is_branch) {
+            // What the list of another branch does not name is not deleted.
             return Ok(());
         }
         let logs = self.own.entry(list.channel.clone()).or_default();

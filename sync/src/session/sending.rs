@@ -41,6 +41,8 @@ struct SendingLog {
     /// The head sent last in this session: the next batch may leave out what follows from it.
     chained: Option<u64>,
     reading: bool,
+    /// What the store was asked for.
+    asked: u64,
     /// The peer found a fork, or this replica does not keep the log.
     stopped: bool,
 }
@@ -83,7 +85,8 @@ impl Sending {
     /// The peer lacks what follows `after`.
     pub(super) fn rewind(&mut self, channel: &ChannelName, writer: &WriterId, after: u64) {
         let log = self.log(&(channel.clone(), *writer));
-        if after < log.sent && !log.stopped {
+        if after < log.sent || log.stopped {
+            log.stopped = false;
             log.sent = after;
             log.chained = None;
         }
@@ -188,6 +191,7 @@ impl Session {
                 let log = self.sending.log(&(channel.clone(), *writer));
                 if head.seq > log.sent && !log.reading && !log.stopped {
                     log.reading = true;
+                    log.asked = log.sent;
                     let (channel, after) = (channel.clone(), log.sent);
                     let ask = Event::NeedRecords { channel, writer: *writer, after, bytes_max: READ_BYTES, with_chain };
                     self.events.push_back(ask);
@@ -205,7 +209,13 @@ impl Session {
         chain: Option<WriterChain>,
     ) {
         let key = (channel.clone(), writer);
-        self.sending.log(&key).reading = false;
+        let log = self.sending.log(&key);
+        log.reading = false;
+        if log.asked != log.sent {
+            // The peer asked for earlier ones while the store was read.
+            self.ask_for_records();
+            return;
+        }
         let nothing_newer = match &reading {
             Reading::Batches(batches) => batches.is_empty(),
             Reading::Snapshot(_) => false,
@@ -225,10 +235,6 @@ impl Session {
         match reading {
             Reading::Batches(batches) => {
                 for batch in &batches {
-                    // A rewind while the store was read makes this answer stale: ask again.
-                    if batch.first_seq != self.sending.log(&key).sent + 1 && self.sending.log(&key).chained.is_some() {
-                        break;
-                    }
                     let frame = self.sending.batch(&key, names, batch);
                     self.frames.push_back(frame);
                 }
