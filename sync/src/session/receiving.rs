@@ -161,7 +161,8 @@ impl Session {
         self.events.push_back(Event::Forked { channel, writer, seq });
     }
 
-    /// Both branches are kept: the peer's is asked for, whatever of it is kept there.
+    /// Both branches are kept: the peer's is asked for, as far as its signed records are kept there. What the peer itself got as a
+    /// list with states cannot be passed on: it would be the peer's word.
     pub(super) fn want_branch(&mut self, channel: &ChannelName, writer: WriterId) {
         if self.may_receive(channel) && self.receiving.branches(channel, writer) {
             self.frames.push_back(Frame::Want { channel: channel.clone(), writer, after: 0 });
