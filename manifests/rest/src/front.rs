@@ -267,6 +267,10 @@ impl<B: Backend> Front<B> {
         });
         let hash = |group: &str, version: &str| hashes.get(&(group, version)).cloned().unwrap_or_default();
         match path {
+            OpenApi::Old => {
+                let (media_type, body) = openapi::nothing_of_version_2(call.header(header::ACCEPT).unwrap_or_default());
+                Ok(Reply::bytes(StatusCode::OK, media_type, body))
+            }
             OpenApi::Index => Ok(Reply::json(StatusCode::OK, Encoding::Json, &openapi::index(kinds, hash))),
             OpenApi::Document { group, version } => {
                 let etag = format!("\"{}\"", hash(group, version));

@@ -13,6 +13,19 @@ use serde_json::{Map, Value, json};
 
 use crate::route::no_such_path;
 
+/// An OpenAPI 2 document that describes nothing, in the media type asked for.
+///
+/// kubectl falls back to it for a kind that version 3 does not list; where it is missing the user reads "the server could not
+/// find the requested resource" instead of which kind is not served.
+pub(crate) fn nothing_of_version_2(accept: &str) -> (&'static str, &'static [u8]) {
+    if accept.contains("spec.v2@v1.0+protobuf") {
+        // The media type as asked for cannot be parsed (RFC 2045 has no @ in it). Field 1, `swagger`, of gnostic's openapi.v2.Document.
+        ("application/com.github.proto-openapi.spec.v2.v1.0+protobuf", b"\x0a\x032.0")
+    } else {
+        ("application/json", br#"{"swagger":"2.0","info":{"title":"Flotilla","version":"v1"},"paths":{}}"#)
+    }
+}
+
 /// The index: relative URL, with a hash, of each document. `hash` answers for a group and version.
 pub fn index(kinds: &[KindRef], hash: impl Fn(&str, &str) -> String) -> Value {
     let mut paths = Map::new();

@@ -46,6 +46,8 @@ pub enum Discovery {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpenApi {
+    /// `/openapi/v2`: kubectl asks for it only after it has not found a kind in version 3.
+    Old,
     /// `/openapi/v3`
     Index,
     /// `/openapi/v3/api/v1`, `/openapi/v3/apis/GROUP/VERSION`
@@ -195,6 +197,7 @@ impl Route {
             ["api", version] => Self::Discovery(resources("", version)),
             ["apis", group] => Self::Discovery(Discovery::Group((*group).to_owned())),
             ["apis", group, version] => Self::Discovery(resources(group, version)),
+            ["openapi", "v2"] => Self::OpenApi(OpenApi::Old),
             ["openapi", "v3"] => Self::OpenApi(OpenApi::Index),
             ["openapi", "v3", "api", version] => Self::OpenApi(document("", version)),
             ["openapi", "v3", "apis", group, version] => Self::OpenApi(document(group, version)),

@@ -37,7 +37,8 @@ fn urls() {
     check("GET", "/apis/apps/v1", "Resources { group: \"apps\", version: \"v1\" }");
     check("GET", "/openapi/v3", "Index");
     check("GET", "/openapi/v3/apis/apps/v1?hash=X", "Document { group: \"apps\", version: \"v1\" }");
-    check("GET", "/openapi/v2", "404");
+    check("GET", "/openapi/v2", "Old");
+    check("GET", "/openapi/v1", "404");
     check("GET", "/api/v1/pods", "list pods /");
     check("GET", "/api/v1/namespaces/default/pods", "list pods default/");
     check("GET", "/api/v1/namespaces/default/pods?watch=true", "watch pods default/");
