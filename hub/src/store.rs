@@ -49,8 +49,10 @@ pub enum StoreError {
     Open { path: PathBuf, source: rusqlite::Error },
     #[error("the database refused a statement")]
     Sql(#[from] rusqlite::Error),
-    #[error("the database has schema version {found}, this build knows {known} at most: use a newer build")]
-    TooNew { found: u32, known: u32 },
+    #[error(
+        "the hub's database {path} was written by a newer version ({found} > {known}); run that version or a newer one"
+    )]
+    TooNew { path: PathBuf, found: u32, known: u32 },
     #[error("{0} already exists")]
     Exists(ObjectKey),
     #[error("{from} cannot become {to}")]

@@ -22,7 +22,8 @@ pub(crate) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let steps = (1_u32..).zip(MIGRATIONS);
     if let Some((known, _)) = steps.clone().last().filter(|(known, _)| version > *known) {
-        return Err(StoreError::TooNew { found: version, known });
+        let path = connection.path().unwrap_or_default().into();
+        return Err(StoreError::TooNew { path, found: version, known });
     }
     for (reached, statements) in steps.filter(|(reached, _)| *reached > version) {
         let transaction = connection.transaction()?;
