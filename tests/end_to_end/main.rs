@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 mod away;
+mod bad_input;
 mod kill;
+mod rogue;
 mod rollout;
 mod story;
 mod walk;
