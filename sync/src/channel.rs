@@ -14,7 +14,7 @@ use ring::digest::{SHA256, digest};
 
 use crate::identity::{NodeName, PublicKey};
 
-pub use item::{Applied, DocumentItem, Item, ItemKind, ItemError, RegisterItem, Version};
+pub use item::{Applied, DocumentItem, Item, ItemError, ItemKind, RegisterItem, Version};
 pub use state::{CHANNEL_ITEMS_MAX, ChannelState, Folded, Quarantined, TOMBSTONES_MAX};
 
 /// Longest channel name, in bytes.

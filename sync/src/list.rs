@@ -205,7 +205,11 @@ impl ChannelSnapshot {
         }
         for (entry, state) in self.list.items.iter().zip(&self.states) {
             if state.len() > STATE_BYTES_MAX {
-                return Err(ListError::TooLarge { channel: channel.clone(), max: STATE_BYTES_MAX, unit: "bytes of a state" });
+                return Err(ListError::TooLarge {
+                    channel: channel.clone(),
+                    max: STATE_BYTES_MAX,
+                    unit: "bytes of a state",
+                });
             }
             if state_digest(state) != entry.digest {
                 return Err(ListError::State { channel: channel.clone(), item: entry.item.to_string() });

@@ -172,8 +172,14 @@ impl LogWriter {
             return Err(too_large(BATCH_BYTES_MAX, "bytes"));
         }
         self.heads.insert(channel.clone(), head);
-        let batch =
-            Batch { channel: channel.clone(), writer, first_seq: start.seq + 1, last_seq: head.seq, prev: start.hash, payload };
+        let batch = Batch {
+            channel: channel.clone(),
+            writer,
+            first_seq: start.seq + 1,
+            last_seq: head.seq,
+            prev: start.hash,
+            payload,
+        };
         Ok(VerifiedBatch { batch, records, head, incarnation: self.identity.chain().incarnation })
     }
 }
@@ -191,7 +197,8 @@ impl Batch {
             return Err(version.into());
         }
         let name = decoder.error("it is no channel name");
-        let channel = ChannelName::parse(decoder.text(crate::channel::CHANNEL_NAME_BYTES_MAX)?).map_err(|_error| name)?;
+        let channel =
+            ChannelName::parse(decoder.text(crate::channel::CHANNEL_NAME_BYTES_MAX)?).map_err(|_error| name)?;
         let writer = WriterId(decoder.hash()?);
         let first_seq = decoder.uint()?;
         let order = decoder.error("the last record stands before the first");
@@ -218,11 +225,8 @@ impl Batch {
     /// # Errors
     /// Whatever does not hold. A batch that was altered anywhere is [`LogError::Forged`].
     pub fn verify(self, chain: &WriterChain) -> Result<VerifiedBatch, LogError> {
-        let forged = || LogError::Forged {
-            writer: self.writer,
-            channel: self.channel.clone(),
-            first_seq: self.first_seq,
-        };
+        let forged =
+            || LogError::Forged { writer: self.writer, channel: self.channel.clone(), first_seq: self.first_seq };
         if chain.id != self.writer {
             return Err(forged());
         }

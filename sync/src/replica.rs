@@ -10,8 +10,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::channel::{ChannelName, Heads, Positions, WriterId};
-use crate::list::{ChannelSnapshot, VerifiedSnapshot};
 use crate::identity::writer::WriterChain;
+use crate::list::{ChannelSnapshot, VerifiedSnapshot};
 use crate::log::{Batch, VerifiedBatch};
 use crate::observation::{Clock, Observation, Urgency};
 use crate::session::{Greeting, PeerHello};
@@ -95,18 +95,26 @@ pub trait Replica: Send + Sync + 'static {
 
     /// Device: the hub says which channels this device reads, and where their logs stand. A channel that is missing was left;
     /// a new one is complete, and its predecessor may be dropped, once the device's own heads reach these positions.
-    fn subscribed(&self, peer: &PeerIdentity, channels: Positions) -> impl Future<Output = Result<(), ReplicaError>> + Send;
+    fn subscribed(
+        &self,
+        peer: &PeerIdentity,
+        channels: Positions,
+    ) -> impl Future<Output = Result<(), ReplicaError>> + Send;
 
     /// Hub: what the device has made durable of the hub's channels. A position beyond the head of this replica's own current log
     /// means that this database is a clone or an old copy: as in [`Replica::forked`], it takes a new writer id. The same holds for a
     /// device in [`Replica::subscribed`].
-    fn acknowledged(&self, peer: &PeerIdentity, positions: Positions)
-    -> impl Future<Output = Result<(), ReplicaError>> + Send;
+    fn acknowledged(
+        &self,
+        peer: &PeerIdentity,
+        positions: Positions,
+    ) -> impl Future<Output = Result<(), ReplicaError>> + Send;
 
     /// Device: stores the hub's newest verified greeting (signed time and commit number) before anything follows from it.
     /// Hub: a device shows the newest greeting of a hub it has seen; one that names a later incarnation or a later commit
     /// than this hub's means that this hub was restored from a backup.
-    fn greeted(&self, peer: &PeerIdentity, greeting: Greeting) -> impl Future<Output = Result<(), ReplicaError>> + Send;
+    fn greeted(&self, peer: &PeerIdentity, greeting: Greeting)
+    -> impl Future<Output = Result<(), ReplicaError>> + Send;
 
     /// Device: the newest greeting stored. Hub: a fresh signed greeting.
     fn greeting(&self) -> impl Future<Output = Result<Option<Greeting>, ReplicaError>> + Send;

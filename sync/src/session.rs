@@ -130,6 +130,7 @@ pub(crate) enum Event {
 
 /// What the driver tells a session.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, passed and consumed at once")]
 pub(crate) enum Local {
     /// Logs or channels changed: where they stand now.
     Heads(Heads),
@@ -193,12 +194,7 @@ impl<T: std::fmt::Display> From<T> for Violation {
 }
 
 impl Session {
-    pub(crate) fn new(
-        config: SessionConfig,
-        own: Heads,
-        greeting: Option<&Greeting>,
-        now_ms: u64,
-    ) -> Self {
+    pub(crate) fn new(config: SessionConfig, own: Heads, greeting: Option<&Greeting>, now_ms: u64) -> Self {
         let hello = Frame::Hello {
             versions: vec![PROTOCOL_VERSION],
             incarnation: config.incarnation,
@@ -237,7 +233,9 @@ impl Session {
             return;
         }
         self.heard_at_ms = now_ms;
-        let handled = Frame::decode(encoded).map_err(|error| Violation(format!("frame: {error}"))).and_then(|frame| self.handle(frame, now_ms));
+        let handled = Frame::decode(encoded)
+            .map_err(|error| Violation(format!("frame: {error}")))
+            .and_then(|frame| self.handle(frame, now_ms));
         if let Err(Violation(reason)) = handled {
             self.finish(&reason, None, SessionEnd::Protocol(reason.clone()));
         }
@@ -363,7 +361,8 @@ impl Session {
 
     /// Logs that stand at the same number with another hash are forked, though neither side lacks a record.
     fn compare_heads(&mut self, positions: &Positions, digests: &[u64]) {
-        let theirs = positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |(writer, seq)| (channel, writer, seq)));
+        let theirs =
+            positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |(writer, seq)| (channel, writer, seq)));
         let mut forks = Vec::new();
         for ((channel, writer, seq), digest) in theirs.zip(digests) {
             let own = self.own.get(channel).and_then(|logs| logs.get(writer));
@@ -513,9 +512,10 @@ impl Session {
         self.outbox_asked = false;
         let full = observations.len() >= limit;
         let is_flying = |observation: &Observation| {
-            self.observing.values().flatten().any(|(subject, clock)| {
-                *subject == observation.subject && *clock == observation.clock
-            })
+            self.observing
+                .values()
+                .flatten()
+                .any(|(subject, clock)| *subject == observation.subject && *clock == observation.clock)
         };
         let mut bytes = 0;
         let mut fits = |observation: &Observation| {

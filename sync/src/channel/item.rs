@@ -346,8 +346,10 @@ impl DocumentItem {
     fn with_changes(mut self, id: &ItemId, changes: Vec<Waiting>) -> Result<(Self, Vec<Waiting>), ItemError> {
         let (original, all, only_one) = (self.clone(), changes.clone(), changes.len() == 1);
         let mut document = open(id, &self.saved)?;
-        let (mut ready, mut later): (Vec<_>, Vec<_>) =
-            changes.into_iter().filter(|change| change.epoch >= self.epoch).partition(|change| change.epoch == self.epoch);
+        let (mut ready, mut later): (Vec<_>, Vec<_>) = changes
+            .into_iter()
+            .filter(|change| change.epoch >= self.epoch)
+            .partition(|change| change.epoch == self.epoch);
         let mut changed = false;
         loop {
             let before = ready.len();

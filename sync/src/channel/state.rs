@@ -95,7 +95,8 @@ impl ChannelState {
             self.take(&entry.item, applied, &mut folded);
         }
         let named: std::collections::BTreeSet<&ItemId> = list.items.iter().map(|entry| &entry.item).collect();
-        let gone = |(id, item): (&ItemId, &Item)| (!named.contains(id) && item.is_covered(&list.covers)).then(|| id.clone());
+        let gone =
+            |(id, item): (&ItemId, &Item)| (!named.contains(id) && item.is_covered(&list.covers)).then(|| id.clone());
         let gone: Vec<ItemId> = self.items.iter().filter_map(gone).collect();
         for id in gone {
             if self.items.remove(&id).is_some_and(|item| item.is_live()) {
@@ -127,7 +128,9 @@ impl ChannelState {
         let mut all = covers.clone();
         all.insert(identity.id(), head);
         let (mut entries, mut states) = (Vec::new(), Vec::new());
-        for (id, item) in self.items.iter().filter(|(_, item)| (item.is_live() || item.removed().is_some()) && item.is_covered(&all)) {
+        for (id, item) in
+            self.items.iter().filter(|(_, item)| (item.is_live() || item.removed().is_some()) && item.is_covered(&all))
+        {
             let state = item.encode();
             entries.push(ListEntry { item: id.clone(), epoch: item.epoch(), digest: state_digest(&state) });
             states.push(state);
@@ -157,7 +160,8 @@ impl ChannelState {
     }
 
     fn forget_tombstones(&mut self) {
-        let mut tombstones: Vec<_> = self.items.iter().filter_map(|(id, item)| Some((item.removed()?, id.clone()))).collect();
+        let mut tombstones: Vec<_> =
+            self.items.iter().filter_map(|(id, item)| Some((item.removed()?, id.clone()))).collect();
         if tombstones.len() > TOMBSTONES_MAX {
             tombstones.sort_unstable();
             for (_, id) in tombstones.drain(..tombstones.len() - TOMBSTONES_MAX) {

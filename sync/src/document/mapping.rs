@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use automerge::hydrate;
 use automerge::transaction::Transactable;
-use automerge::{AutoCommit, AutomergeError, ChangeHash, ObjId, ObjType, ReadDoc, ScalarValue, Value as AmValue, ValueRef};
+use automerge::{
+    AutoCommit, AutomergeError, ChangeHash, ObjId, ObjType, ReadDoc, ScalarValue, Value as AmValue, ValueRef,
+};
 use serde_json::{Map, Number, Value};
 
 use super::{DocumentError, OBJECT_DEPTH_MAX, Shape, order};

@@ -2,7 +2,13 @@
 
 /// Indexes of `len` items of a new list, evenly spread.
 pub(super) fn spread(len: usize) -> Vec<Vec<u8>> {
-    let width: u32 = if len < 255 { 1 } else if len < 65_535 { 2 } else { 4 };
+    let width: u32 = if len < 255 {
+        1
+    } else if len < 65_535 {
+        2
+    } else {
+        4
+    };
     let span = 1u64 << (8 * width);
     (1..=len as u64)
         .map(|place| {

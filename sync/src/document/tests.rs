@@ -138,9 +138,19 @@ fn arbitrary(depth: u32) -> impl Strategy<Value = Value> {
         any::<f64>().prop_filter("JSON", |value| value.is_finite()).prop_map(Value::from),
         "[\\PC\u{1}\u{2}]{0,6}".prop_map(Value::from),
     ];
-    let key = prop_oneof!["[\\PC\u{0}-\u{5}]{0,3}", Just("env".to_owned()), Just("ports".to_owned()), Just("name".to_owned())];
+    let key = prop_oneof![
+        "[\\PC\u{0}-\u{5}]{0,3}",
+        Just("env".to_owned()),
+        Just("ports".to_owned()),
+        Just("name".to_owned())
+    ];
     let item = prop::collection::btree_map(
-        prop_oneof![Just("name".to_owned()), Just("containerPort".to_owned()), Just("protocol".to_owned()), Just("x".to_owned())],
+        prop_oneof![
+            Just("name".to_owned()),
+            Just("containerPort".to_owned()),
+            Just("protocol".to_owned()),
+            Just("x".to_owned())
+        ],
         prop_oneof![(0u64..6).prop_map(Value::from), "[ab]{1,2}".prop_map(Value::from)],
         0..4,
     );

@@ -194,7 +194,8 @@ impl<'a> Decoder<'a> {
             27 => (8, 0x1_0000_0000),
             _ => return Err(self.error("indefinite lengths are not allowed")),
         };
-        let bytes = self.buffer.get(self.at + 1..self.at + 1 + width).ok_or_else(|| self.error("the data ends too early"))?;
+        let bytes =
+            self.buffer.get(self.at + 1..self.at + 1 + width).ok_or_else(|| self.error("the data ends too early"))?;
         let value = bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
         if value < smallest {
             return Err(self.error("the integer is not in its shortest form"));

@@ -29,27 +29,87 @@ pub(super) const RENEWAL_BYTES_MAX: usize = 32 * 1024;
 /// One message of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Frame {
-    Hello { versions: Vec<u64>, incarnation: u64, boot: u64, positions: Positions, digests: Vec<u64>, greeting: Option<Bytes> },
-    Channels { positions: Positions },
-    Channel { index: u64, name: ChannelName },
-    Writer { index: u64, chain: Bytes },
-    Batch { channel: u64, writer: u64, start: Option<(u64, Hash)>, payload: Bytes },
-    Ack { logs: Vec<(u64, u64, u64)> },
-    Want { channel: ChannelName, writer: WriterId, after: u64 },
-    Snapshot { writer: u64, list: Bytes },
-    State { ends: bool, piece: Bytes },
-    Forked { channel: ChannelName, writer: WriterId, seq: u64 },
-    Observations { number: u64, observations: Vec<Observation> },
-    ObservationsAck { number: u64 },
+    Hello {
+        versions: Vec<u64>,
+        incarnation: u64,
+        boot: u64,
+        positions: Positions,
+        digests: Vec<u64>,
+        greeting: Option<Bytes>,
+    },
+    Channels {
+        positions: Positions,
+    },
+    Channel {
+        index: u64,
+        name: ChannelName,
+    },
+    Writer {
+        index: u64,
+        chain: Bytes,
+    },
+    Batch {
+        channel: u64,
+        writer: u64,
+        start: Option<(u64, Hash)>,
+        payload: Bytes,
+    },
+    Ack {
+        logs: Vec<(u64, u64, u64)>,
+    },
+    Want {
+        channel: ChannelName,
+        writer: WriterId,
+        after: u64,
+    },
+    Snapshot {
+        writer: u64,
+        list: Bytes,
+    },
+    State {
+        ends: bool,
+        piece: Bytes,
+    },
+    Forked {
+        channel: ChannelName,
+        writer: WriterId,
+        seq: u64,
+    },
+    Observations {
+        number: u64,
+        observations: Vec<Observation>,
+    },
+    ObservationsAck {
+        number: u64,
+    },
     Ping,
     Pong,
-    Goodbye { reason: String, retry_after_ms: Option<u64> },
-    StreamOpen { id: StreamId, request: Bytes },
-    StreamData { id: StreamId, bytes: Bytes },
-    StreamCredit { id: StreamId, bytes: u64 },
-    StreamClose { id: StreamId, reason: Option<String> },
-    RenewRequest { request: Bytes },
-    RenewResponse { answer: Result<Bytes, String> },
+    Goodbye {
+        reason: String,
+        retry_after_ms: Option<u64>,
+    },
+    StreamOpen {
+        id: StreamId,
+        request: Bytes,
+    },
+    StreamData {
+        id: StreamId,
+        bytes: Bytes,
+    },
+    StreamCredit {
+        id: StreamId,
+        bytes: u64,
+    },
+    StreamClose {
+        id: StreamId,
+        reason: Option<String>,
+    },
+    RenewRequest {
+        request: Bytes,
+    },
+    RenewResponse {
+        answer: Result<Bytes, String>,
+    },
 }
 
 impl Frame {
@@ -115,7 +175,12 @@ impl Frame {
                 e.array(3).uint(10).uint(*number).array(observations.len());
                 for observation in observations {
                     let Clock { incarnation, boot, seq } = observation.clock;
-                    e.array(6).text(&observation.subject).uint(incarnation).uint(boot).uint(seq).uint(observation.time_ms);
+                    e.array(6)
+                        .text(&observation.subject)
+                        .uint(incarnation)
+                        .uint(boot)
+                        .uint(seq)
+                        .uint(observation.time_ms);
                     optional(e, observation.body.as_deref());
                 }
             }
@@ -222,7 +287,9 @@ impl Frame {
                 reason: d.text(REASON_BYTES_MAX)?.to_owned(),
                 retry_after_ms: if len == 3 { Some(d.uint()?) } else { None },
             },
-            (15, 3) => Self::StreamOpen { id: d.uint()?, request: encoded.slice_ref(d.bytes(STREAM_REQUEST_BYTES_MAX)?) },
+            (15, 3) => {
+                Self::StreamOpen { id: d.uint()?, request: encoded.slice_ref(d.bytes(STREAM_REQUEST_BYTES_MAX)?) }
+            }
             (16, 3) => Self::StreamData { id: d.uint()?, bytes: encoded.slice_ref(d.bytes(STREAM_DATA_BYTES_MAX)?) },
             (17, 3) => Self::StreamCredit { id: d.uint()?, bytes: d.uint()? },
             (18, 2 | 3) => Self::StreamClose {

@@ -86,7 +86,11 @@ impl Session {
         let chain = self.receiving.writers.get(&writer_index).ok_or("a batch of an unknown writer")?.clone();
         if !self.may_receive(&channel) {
             // The device was moved between channels while this was on its way, or the peer oversteps: nothing is taken.
-            return if self.is_hub() { Err(Violation(format!("{channel} is not this device's to write in"))) } else { Ok(()) };
+            return if self.is_hub() {
+                Err(Violation(format!("{channel} is not this device's to write in")))
+            } else {
+                Ok(())
+            };
         }
         if !chain.subject.may_write(&channel) {
             return Err(Violation(format!("{} may not write in {channel}", chain.subject)));
@@ -105,7 +109,8 @@ impl Session {
             }
         };
         let count = Decoder::new(&payload).array(crate::log::BATCH_RECORDS_MAX)? as u64;
-        let last_seq = first_seq.checked_add(count).and_then(|end| end.checked_sub(1)).ok_or("a batch without records")?;
+        let last_seq =
+            first_seq.checked_add(count).and_then(|end| end.checked_sub(1)).ok_or("a batch without records")?;
         let have = self.own.get(&channel).and_then(|logs| logs.get(&chain.id)).copied();
         let batch = Batch { channel: channel.clone(), writer: chain.id, first_seq, last_seq, prev, payload };
         if self.receiving.branching.contains(&key) {

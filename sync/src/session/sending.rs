@@ -125,7 +125,12 @@ impl Sending {
     }
 
     /// Introduces names to the peer where that is due.
-    fn introduce(&mut self, key: &LogKey, chain: Option<WriterChain>, frames: &mut VecDeque<Frame>) -> Option<(u64, u64)> {
+    fn introduce(
+        &mut self,
+        key: &LogKey,
+        chain: Option<WriterChain>,
+        frames: &mut VecDeque<Frame>,
+    ) -> Option<(u64, u64)> {
         let known_writer = self.writers.get(&key.1).copied();
         let writer = match (known_writer, chain) {
             (Some(index), _) => index,
@@ -252,7 +257,8 @@ impl Session {
     pub(super) fn acknowledge(&mut self, acks: &[(u64, u64, u64)]) -> Result<(), Violation> {
         let mut positions = Positions::new();
         for (channel, writer, seq) in acks {
-            let key = self.sending.names.get(&(*channel, *writer)).ok_or("an acknowledgement of an unknown log")?.clone();
+            let key =
+                self.sending.names.get(&(*channel, *writer)).ok_or("an acknowledgement of an unknown log")?.clone();
             let mut freed = 0;
             self.sending.flight.retain(|flying| {
                 let acknowledged = flying.log == key && flying.seq <= *seq;

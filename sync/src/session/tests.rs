@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::channel::{Applied, ChannelState, Folded, GENESIS, Head, Item, ItemId, ItemKind};
+use crate::channel::{ChannelState, Folded, GENESIS, Head, Item, ItemId, ItemKind};
 use crate::document::{Document, DocumentError, Edit, Rollouts};
 use crate::identity::writer::WriterIdentity;
 use crate::identity::{DeviceKeys, Installation};
@@ -60,7 +60,9 @@ impl World {
     fn identity(&mut self, node: Option<&str>, incarnation: u64) -> WriterIdentity {
         self.next_seed += 1;
         let seed = [self.next_seed; 32];
-        let Some(node) = node else { return WriterIdentity::for_hub(seed, incarnation, self.installation.root()).unwrap() };
+        let Some(node) = node else {
+            return WriterIdentity::for_hub(seed, incarnation, self.installation.root()).unwrap();
+        };
         let keys = &self.keys[node];
         let name = NodeName::parse(node).unwrap();
         let sealing = keys.sealing.public().unwrap();
@@ -97,7 +99,8 @@ impl World {
         for name in names {
             let state = &store.channels[&name];
             let newest = state.heads.values().map(|head| head.seq).max().unwrap_or(0);
-            let touched = |(id, item): (&ItemId, &Item)| item.touched.contains_key(&old).then(|| (id.clone(), item.clone()));
+            let touched =
+                |(id, item): (&ItemId, &Item)| item.touched.contains_key(&old).then(|| (id.clone(), item.clone()));
             let again = state.items.iter().filter_map(touched).filter_map(|(id, item)| match item.kind {
                 ItemKind::Document(doc) => Some(Draft::snapshot(id, doc.epoch, doc.saved, "", 0)),
                 ItemKind::Register(register) => Some(Draft::register(id, register.value, "", 0)),
@@ -129,7 +132,11 @@ impl Store {
 
     fn heads(&self, only: Option<&[ChannelName]>) -> Heads {
         let wanted = |name: &ChannelName| only.is_none_or(|only| only.contains(name));
-        self.channels.iter().filter(|(name, _)| wanted(name)).map(|(name, state)| (name.clone(), state.heads.clone())).collect()
+        self.channels
+            .iter()
+            .filter(|(name, _)| wanted(name))
+            .map(|(name, state)| (name.clone(), state.heads.clone()))
+            .collect()
     }
 
     fn read(&self, channel: &ChannelName, writer: &WriterId, after: u64) -> Reading {
@@ -194,7 +201,9 @@ impl Store {
     fn seen(&self, channel: &ChannelName) -> BTreeMap<ItemId, Value> {
         let Some(state) = self.channels.get(channel) else { return BTreeMap::new() };
         let show = |(id, item): (&ItemId, &Item)| match &item.kind {
-            ItemKind::Document(document) => Some((id.clone(), Document::load(&document.saved).unwrap().object().unwrap())),
+            ItemKind::Document(document) => {
+                Some((id.clone(), Document::load(&document.saved).unwrap().object().unwrap()))
+            }
             ItemKind::Register(register) => Some((id.clone(), json!(register.value.to_vec()))),
             _ => None,
         };
@@ -222,13 +231,17 @@ impl Store {
                 }
                 Event::Ingest(Input::Snapshot(snapshot)) => {
                     let channel = snapshot.snapshot().list.channel.clone();
-                    self.channels.entry(channel.clone()).or_insert_with(|| ChannelState::new(channel)).apply_snapshot(&snapshot);
+                    self.channels
+                        .entry(channel.clone())
+                        .or_insert_with(|| ChannelState::new(channel))
+                        .apply_snapshot(&snapshot);
                     ingested = true;
                     None
                 }
                 Event::NeedRecords { channel, writer, after, .. } => {
                     let reading = self.read(&channel, &writer, after);
-                    let speaker = if let Reading::Snapshot(snapshot) = &reading { snapshot.list.writer } else { writer };
+                    let speaker =
+                        if let Reading::Snapshot(snapshot) = &reading { snapshot.list.writer } else { writer };
                     Some(Local::Records { channel, writer, reading, chain: self.chains.get(&speaker).cloned() })
                 }
                 Event::NeedOutbox { limit, .. } => {
@@ -444,7 +457,8 @@ fn forged_and_foreign_records_end_the_session_with_a_reason() {
     {
         let mut session = Session::new(config(root, None), hub.heads(Some(&[fleet(), own_channel("a")])), None, 0);
         let positions = Positions::new();
-        let hello = Frame::Hello { versions: vec![1], incarnation: 1, boot: 1, positions, digests: Vec::new(), greeting: None };
+        let hello =
+            Frame::Hello { versions: vec![1], incarnation: 1, boot: 1, positions, digests: Vec::new(), greeting: None };
         let identity = thief.writer.lock().unwrap().identity().clone();
         let batch = thief.logs[&(channel.clone(), identity.id())][0].clone();
         let chain = Bytes::copy_from_slice(identity.chain().encode());
@@ -465,8 +479,14 @@ fn forged_and_foreign_records_end_the_session_with_a_reason() {
     let mut stranger = World::new(&["a"]);
     let foreign = stranger.identity(None, 1);
     let mut session = Session::new(config(world.installation.root().public(), Some("a")), Heads::new(), None, 0);
-    let hello =
-        Frame::Hello { versions: vec![1], incarnation: 1, boot: 1, positions: Positions::new(), digests: Vec::new(), greeting: None };
+    let hello = Frame::Hello {
+        versions: vec![1],
+        incarnation: 1,
+        boot: 1,
+        positions: Positions::new(),
+        digests: Vec::new(),
+        greeting: None,
+    };
     session.handle_frame(&hello.encode(), 0);
     let chain = Bytes::copy_from_slice(foreign.chain().encode());
     session.handle_frame(&Frame::Writer { index: 0, chain }.encode(), 0);
