@@ -230,6 +230,14 @@ impl DeviceReplica {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the hub knows records under this device's writer that this database has never written.
+    fn is_old_copy(&self, positions: &Positions) -> bool {
+        let state = self.state();
+        let own = state.log.identity().id();
+        let read = positions.get(&self.own_channel).and_then(|logs| logs.get(&own)).copied().unwrap_or(0);
+        read > state.log.head(&self.own_channel).seq
+    }
+
     /// The copy of a channel that an ingestion works on.
     fn opened<'a>(
         &self,
@@ -391,6 +399,12 @@ impl Replica for DeviceReplica {
 
     async fn subscribed(&self, _peer: &PeerIdentity, channels: Positions) -> Result<(), ReplicaError> {
         let _gate = self.gate.lock().await;
+        if self.is_old_copy(&channels) {
+            tracing::warn!(
+                "the hub has read further in this device's log than it goes: its database is a clone or an old copy"
+            );
+            self.take_new_writer().await?;
+        }
         {
             let mut state = self.state();
             for name in channels.keys() {
