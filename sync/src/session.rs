@@ -1,9 +1,9 @@
 //! Sessions: the protocol between a hub and a device, sans-io.
 //!
 //! Owns the order of frames, what is in flight, pace and keep-alive. Refuses sockets, clocks and stores: the driver feeds frames,
-//! answers and the time, and carries out what [`Session::poll_event`] asks for. Symmetric but for who paces observations.
+//! answers and the time, and carries out what `Session::poll_event` asks for. Symmetric but for who paces observations.
 //!
-//! Start at [`Session::handle_frame`]; frames are in `session/frame.rs`, the pace of observations in `session/pace.rs`.
+//! Start at `Session::handle_frame`; frames are in `session/frame.rs`, the pace of observations in `session/pace.rs`.
 
 mod frame;
 mod greeting;
