@@ -6,7 +6,9 @@ mod bad_input;
 mod kill;
 mod rogue;
 mod rollout;
+mod demo;
 mod story;
+mod versions;
 mod walk;
 
 /// The binary cargo built for these tests.

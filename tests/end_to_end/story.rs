@@ -43,7 +43,7 @@ kind: Deployment
 metadata: {{name: shop}}
 spec:
   replicas: {replicas}
-  strategy: {{rollingUpdate: {{maxUnavailable: 1, maxSurge: 1}}}}
+  strategy: {{type: RollingUpdate, rollingUpdate: {{maxUnavailable: 1, maxSurge: 1}}}}
   selector: {{matchLabels: {{app: shop}}}}
   template:
     metadata: {{labels: {{app: shop}}}}
