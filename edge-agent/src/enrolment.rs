@@ -17,7 +17,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::args::{RunArguments, Transport};
-use crate::clock::Clock;
 use crate::replica::WriterMaterial;
 use crate::store::{Loaded, Store, StoreError};
 
@@ -137,11 +136,11 @@ pub fn targets(transport: Transport, quic: &[String], mqtt: &[String], overridin
 ///
 /// # Errors
 /// A damaged database, or the system's random source.
-pub async fn local_authority(store: &Store, loaded: &Loaded, clock: &Clock) -> Result<Installation, EnrolmentError> {
+pub async fn local_authority(store: &Store, loaded: &Loaded) -> Result<Installation, EnrolmentError> {
     if let Some(material) = stored::<InstallationMaterial>(loaded, "local-authority")? {
         return Ok(Installation::from_material(&material)?);
     }
-    let made = Installation::create(clock.now().0)?;
+    let made = Installation::create_timeless()?;
     put(store, "local-authority", &made.to_material()).await?;
     Ok(made)
 }
@@ -154,13 +153,11 @@ pub async fn local_user(
     store: &Store,
     loaded: &Loaded,
     authority: &Installation,
-    clock: &Clock,
 ) -> Result<CredentialsMaterial, EnrolmentError> {
     if let Some(material) = stored::<CredentialsMaterial>(loaded, "local-user")? {
         return Ok(material);
     }
-    const TEN_YEARS_MS: u64 = 3650 * 24 * 3600 * 1000;
-    let made = authority.issue_user("technician", Some("system:masters"), clock.now().0, TEN_YEARS_MS)?.to_material();
+    let made = authority.issue_user_timeless("technician", Some("system:masters"))?.to_material();
     put(store, "local-user", &made).await?;
     Ok(made)
 }

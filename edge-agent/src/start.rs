@@ -88,8 +88,8 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         probes,
         host,
         knowledge: Knowledge::opening_with(SealingKey::from_bytes(identity.keys.sealing.to_bytes())),
-        memory: remembered(&loaded, "memory")?,
-        last_applied: remembered(&loaded, "last-applied")?,
+        memory: remembered(&loaded, "memory"),
+        last_applied: remembered(&loaded, "last-applied"),
         inbox,
         state: LoopState::default(),
     };
@@ -175,15 +175,15 @@ async fn serve(
     clock: &Arc<Clock>,
     ended: &watch::Receiver<bool>,
 ) -> Result<Vec<tokio::task::JoinHandle<std::io::Result<()>>>> {
-    let authority = enrolment::local_authority(store, loaded, clock).await?;
-    let user = enrolment::local_user(store, loaded, &authority, clock).await?;
+    let authority = enrolment::local_authority(store, loaded).await?;
+    let user = enrolment::local_user(store, loaded, &authority).await?;
     let listener = listen(store, loaded, arguments.listen).await?;
     let address = listener.local_addr()?;
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), identity.node.to_string()];
     if !address.ip().is_loopback() && !address.ip().is_unspecified() {
         names.push(address.ip().to_string());
     }
-    let Credentials { chain, key } = authority.issue_server(&names, clock.now().0)?;
+    let Credentials { chain, key } = authority.issue_server_timeless(&names)?;
     let tls = server::tls_config(&[authority.authority().clone()], chain, key)?;
     let reading = clock.clone();
     let front =
@@ -265,13 +265,15 @@ fn histories(loaded: &Loaded) -> History {
     loaded.histories.iter().filter_map(read).collect()
 }
 
-fn remembered<T: Default + serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> Result<T> {
-    match loaded.meta.get(name) {
-        None => Ok(T::default()),
-        Some(bytes) => {
-            serde_json::from_slice(bytes).with_context(|| format!("the stored {name} of this device is damaged"))
-        }
-    }
+/// A fact about this device; a damaged one is begun anew, for without it workloads run all the same.
+fn remembered<T: Default + serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> T {
+    let read = loaded.meta.get(name).map(|bytes| serde_json::from_slice(bytes));
+    read.transpose()
+        .unwrap_or_else(|error| {
+            tracing::error!(what = name, %error, "what this device remembered is damaged and was set aside");
+            None
+        })
+        .unwrap_or_default()
 }
 
 fn number(loaded: &Loaded, name: &str) -> u64 {

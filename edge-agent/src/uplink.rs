@@ -88,7 +88,9 @@ impl Uplink {
 
     /// One connection attempt, and the session if it works.
     async fn attempt(&mut self, target: &Target, road: Road, roads: &mut Roads, backoff: &mut Backoff) -> Ended {
-        if self.identity.renew_at() <= self.clock.now() {
+        // By proven time: a clock that runs ahead must not renew at every attempt. A certificate that is over all the same is refused,
+        // and then renewed.
+        if self.identity.renew_at() <= self.clock.proven() {
             self.renew(target).await;
         }
         let enrolment = &self.identity.enrolment;
@@ -162,7 +164,7 @@ impl Uplink {
         let on_mqtt = matches!(present, Target::Mqtt(_));
         let quic: Vec<Target> = self.targets().into_iter().filter(|target| matches!(target, Target::Quic(_))).collect();
         let at_ms = roads.better_at_ms();
-        let renew_in_ms = self.identity.renew_at().0.saturating_sub(self.clock.now().0).max(60_000);
+        let renew_in_ms = self.identity.renew_at().0.saturating_sub(self.clock.proven().0).max(60_000);
         let connector = connector.clone();
         async move {
             let renewal = tokio::time::sleep(Duration::from_millis(renew_in_ms));

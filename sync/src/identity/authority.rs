@@ -27,6 +27,8 @@ const SERVER_DAYS: u64 = 10 * 365;
 const SESSION_DAYS: u64 = 30;
 /// Certificates are valid from an hour before their issue, for clocks that run a little behind.
 const BACKDATE_MS: u64 = 60 * 60 * 1000;
+/// 9999-12-31T23:59:59Z: a certificate without an end (RFC 5280, 4.1.2.5).
+const NO_END_MS: u64 = 253_402_300_799_000;
 
 /// The keys of one installation, held by its hub.
 pub struct Installation {
@@ -83,10 +85,22 @@ impl Installation {
     /// # Errors
     /// When the system's random source fails.
     pub fn create(now_ms: u64) -> Result<Self, IdentityError> {
+        Self::created(params(now_ms, AUTHORITY_DAYS * DAY_MS)?)
+    }
+
+    /// Makes an authority whose certificates hold at any time: that of a device's own API. The device may believe that it is 1970 or
+    /// 2099, the technician's computer knows better, and neither may lock the other out. Use it with the `timeless` methods.
+    ///
+    /// # Errors
+    /// When the system's random source fails.
+    pub fn create_timeless() -> Result<Self, IdentityError> {
+        Self::created(params(0, NO_END_MS)?)
+    }
+
+    fn created(mut params: CertificateParams) -> Result<Self, IdentityError> {
         let root = SigningKey::generate()?;
         let id = InstallationId::of(&root.public());
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CertificateError::Signing)?;
-        let mut params = params(now_ms, AUTHORITY_DAYS * DAY_MS)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name = subject(&format!("flotilla {id}"), None);
@@ -156,7 +170,18 @@ impl Installation {
     /// # Errors
     /// A name that is no host name.
     pub fn issue_server(&self, names: &[String], now_ms: u64) -> Result<Credentials, IdentityError> {
-        let mut params = params(now_ms, SERVER_DAYS * DAY_MS)?;
+        self.server(names, params(now_ms, SERVER_DAYS * DAY_MS)?)
+    }
+
+    /// [`issue_server`](Self::issue_server) that holds at any time.
+    ///
+    /// # Errors
+    /// A name that is no host name.
+    pub fn issue_server_timeless(&self, names: &[String]) -> Result<Credentials, IdentityError> {
+        self.server(names, params(0, NO_END_MS)?)
+    }
+
+    fn server(&self, names: &[String], mut params: CertificateParams) -> Result<Credentials, IdentityError> {
         params.subject_alt_names =
             CertificateParams::new(names.to_vec()).map_err(CertificateError::Signing)?.subject_alt_names;
         params.distinguished_name = subject("flotilla hub", None);
@@ -184,7 +209,23 @@ impl Installation {
         now_ms: u64,
         validity_ms: u64,
     ) -> Result<Credentials, IdentityError> {
-        let mut params = params(now_ms, validity_ms)?;
+        self.user(name, group, params(now_ms, validity_ms)?)
+    }
+
+    /// [`issue_user`](Self::issue_user) that holds at any time.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn issue_user_timeless(&self, name: &str, group: Option<&str>) -> Result<Credentials, IdentityError> {
+        self.user(name, group, params(0, NO_END_MS)?)
+    }
+
+    fn user(
+        &self,
+        name: &str,
+        group: Option<&str>,
+        mut params: CertificateParams,
+    ) -> Result<Credentials, IdentityError> {
         params.distinguished_name = subject(name, group);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.issue(params)

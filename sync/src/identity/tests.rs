@@ -1,3 +1,7 @@
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::{ServerName, UnixTime};
+
 use super::*;
 use crate::transport::fixture::{DAY_MS, NOW_MS, Site, at, node};
 
@@ -176,4 +180,25 @@ fn a_floored_clock_never_reads_below_its_floor() {
     assert_eq!((clock.now_ms(), clock.floor_ms()), (9_000, 9_000));
     let ahead = at(20_000);
     assert_eq!((ahead.now_ms(), ahead.floor_ms()), (20_000, 0));
+}
+
+#[test]
+fn a_timeless_authority_holds_at_any_time() {
+    let authority = Installation::create_timeless().unwrap();
+    let server = authority.issue_server_timeless(&["localhost".to_owned()]).unwrap();
+    let user = authority.issue_user_timeless("technician", Some("system:masters")).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.authority().clone()).unwrap();
+    let roots = std::sync::Arc::new(roots);
+    let servers = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap();
+    let users = rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider).build().unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    for year in [0, 56, 129, 8_000] {
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_millis(year * 365 * DAY_MS));
+        let verified = servers.verify_server_cert(&server.chain[0], &[], &name, &[], now);
+        assert!(verified.is_ok(), "the server in {}: {verified:?}", 1970 + year);
+        let verified = users.verify_client_cert(&user.chain[0], &[], now);
+        assert!(verified.is_ok(), "the user in {}: {verified:?}", 1970 + year);
+    }
 }
