@@ -91,6 +91,21 @@ pub(crate) struct LoopState {
     /// Pods whose next appearance is a new one to watchers.
     pub(crate) renewed: Vec<ObjectKey>,
     pub(crate) wake_at: Option<Timestamp>,
+    pub(crate) unsaved: Unsaved,
+}
+
+/// What the disk did not take, and has to.
+#[derive(Debug, Default)]
+pub(crate) struct Unsaved {
+    histories: BTreeMap<String, Option<reconcile::PodHistory>>,
+    /// Uids of pods whose end is to be told.
+    ended: BTreeSet<String>,
+}
+
+impl Unsaved {
+    fn is_empty(&self) -> bool {
+        self.histories.is_empty() && self.ended.is_empty()
+    }
 }
 
 /// All that can happen.
@@ -114,8 +129,8 @@ pub(crate) enum PassError {
     Replica(#[from] ReplicaError),
     #[error("the runtime cannot list its sandboxes")]
     Runtime(#[from] crate::runtime::RuntimeError),
-    #[error("the pods' history cannot be written as JSON")]
-    History(#[from] serde_json::Error),
+    #[error("what is to be kept or told cannot be written as JSON")]
+    Json(#[from] serde_json::Error),
 }
 
 impl Agent {
@@ -191,21 +206,23 @@ impl Agent {
         let now = self.clock.now();
         let read = self.knowledge.read(&self.replica);
         let read = self.end_overrides(read, now).await?;
-        let next = effective(&self.node, &read.known, &self.memory, now);
+        // By proven time: an override never ends early because a clock runs ahead.
+        let next = effective(&self.node, &read.known, &self.memory, self.clock.proven());
         if next.memory != self.memory {
             self.store.set_meta("memory", serde_json::to_vec(&next.memory)?).await?;
             self.memory = next.memory.clone();
         }
         let sandboxes = self.runtime.list().await?;
         let observed = self.observed(sandboxes);
-        let plan = reconcile::plan(&next.pods, &observed, &self.history(), &self.place());
-        self.persist_histories(&plan.history).await?;
+        let mut plan = reconcile::plan(&next.pods, &observed, &self.history(), &self.place());
+        plan.leave_alone(&next.left_alone);
+        self.keep_histories(&read, &plan).await;
         self.executor.carry_out(plan.actions);
         self.probes.keep(&plan.probes);
         self.state.wake_at = plan.wake_at;
         self.state.effective = next;
         self.show(&read, &plan.statuses);
-        self.report(&read, &observed, &plan.statuses, &plan.ended).await?;
+        self.report(&read, &observed, &plan.statuses).await?;
         self.state.bases = read.known.manifests.into_values().map(|one| (one.object.key(), one.object)).collect();
         self.state.records = read.known.overrides;
         for pod in &plan.ended {
@@ -216,8 +233,9 @@ impl Agent {
 
     /// Overrides the operator reverted, or whose time is over, leave this device's log.
     async fn end_overrides(&mut self, mut read: Read, now: Timestamp) -> Result<Read, PassError> {
+        let proven = self.clock.proven();
         let over = |record: &overrides::OverrideRecord| {
-            read.reverted.contains(&record.id) || record.expires.is_some_and(|expires| expires <= now)
+            read.reverted.contains(&record.id) || record.expires.is_some_and(|expires| expires <= proven)
         };
         let ended: Vec<String> =
             read.known.overrides.iter().filter(|record| over(record)).map(|record| record.id.clone()).collect();
@@ -254,26 +272,45 @@ impl Agent {
         self.shared.history().clone()
     }
 
-    async fn persist_histories(
-        &self,
-        changed: &BTreeMap<String, Option<reconcile::PodHistory>>,
-    ) -> Result<(), PassError> {
-        if changed.is_empty() {
-            return Ok(());
+    /// Makes what a plan remembers durable, with the ends of pods it forgets, before its actions are taken. A disk that takes nothing
+    /// stops no workload: what was not written is kept and written later, and a life of the agent in between finds what runs by
+    /// looking at it.
+    async fn keep_histories(&mut self, read: &Read, plan: &reconcile::Plan) {
+        let unsaved = &mut self.state.unsaved;
+        unsaved.histories.extend(plan.history.iter().map(|(pod, history)| (pod.clone(), history.clone())));
+        // A placed Pod that was restarted here has lives of its own; to the hub it is one Pod that has not ended.
+        let ended = plan.ended.iter().filter(|uid| !read.known.placements.contains_key(*uid));
+        unsaved.ended.extend(ended.cloned());
+        if !unsaved.is_empty() {
+            let rows = unsaved.histories.iter().map(|(pod, history)| {
+                // A history that is no JSON is a fault of this program; the pod goes on without.
+                let text = history.as_ref().and_then(|history| serde_json::to_string(history).ok());
+                (pod.clone(), text)
+            });
+            let ends = unsaved.ended.iter().map(|uid| (format!("pod/{uid}"), true, None)).collect();
+            let ends = self.replica.rows_of(ends);
+            match self.store.set_histories(rows.collect(), ends.clone()).await {
+                Ok(()) => {
+                    let unsaved = std::mem::take(&mut self.state.unsaved);
+                    for uid in unsaved.ended {
+                        self.state.reports.ended(&uid);
+                        self.state.confirmed.insert(uid);
+                    }
+                    self.replica.put(ends);
+                }
+                Err(error) => {
+                    let error = crate::enrolment::chain(&error);
+                    tracing::error!(%error, "what happened to pods is not on the disk yet; workloads go on");
+                }
+            }
         }
-        let row = |(pod, history): (&String, &Option<reconcile::PodHistory>)| {
-            Ok((pod.clone(), history.as_ref().map(serde_json::to_string).transpose()?))
-        };
-        let rows = changed.iter().map(row).collect::<Result<Vec<_>, serde_json::Error>>()?;
-        self.store.set_histories(rows).await?;
         let mut histories = self.shared.history();
-        for (pod, history) in changed {
+        for (pod, history) in &plan.history {
             match history {
                 Some(history) => drop(histories.insert(pod.clone(), history.clone())),
                 None => drop(histories.remove(pod)),
             }
         }
-        Ok(())
     }
 
     /// A log that the hub reads through a stream.

@@ -41,6 +41,9 @@ pub struct Known {
     pub caught_up: BTreeSet<String>,
     /// Pod uids the hub wants ended.
     pub evictions: BTreeSet<String>,
+    /// Uids of documents and placements that are here and say nothing that can be understood: a damaged row, a poison change.
+    /// What runs of them goes on running as it is remembered; they are not taken for deleted.
+    pub unreadable: BTreeSet<String>,
     /// Opened Secrets, as objects.
     pub secrets: BTreeMap<String, Object>,
     /// This device's own overrides, oldest first.
@@ -76,6 +79,8 @@ pub struct Effective {
     pub memory: Memory,
     /// Overrides that no longer fit their base, for the override's status.
     pub notices: Vec<Notice>,
+    /// Uids of pods that may be wanted, though nothing readable says how: they are left as they are.
+    pub left_alone: BTreeSet<String>,
 }
 
 /// What a Pod was derived from.
@@ -96,7 +101,8 @@ pub fn effective(node: &NodeRef, known: &Known, memory: &Memory, now: Timestamp)
     let mut result = Effective::default();
     let live = overrides::live(&known.overrides, now);
     let node_object = show_node(node, known, &live, &mut result);
-    for (uid, manifest) in &known.manifests {
+    let recalled = recalled(node, known, memory, &mut result);
+    for (uid, manifest) in known.manifests.iter().chain(&recalled) {
         match manifest.object.kind().name {
             "Node" => {}
             "DaemonSet" => daemon_set(uid, manifest, node, &node_object, &live, (known, memory), &mut result),
@@ -114,6 +120,36 @@ pub fn effective(node: &NodeRef, known: &Known, memory: &Memory, now: Timestamp)
         show(secret, &mut result);
     }
     result
+}
+
+/// Workloads whose documents cannot be read, as they are remembered.
+fn recalled(node: &NodeRef, known: &Known, memory: &Memory, result: &mut Effective) -> BTreeMap<String, Manifest> {
+    let mut manifests = BTreeMap::new();
+    for uid in &known.unreadable {
+        let placed = known.placements.values().find(|placement| placement.workload == *uid);
+        let remembered = memory.workloads.get(uid).or_else(|| memory.workloads.get(&placed?.uid));
+        let object = remembered.and_then(|workload| Object::parse(workload.manifest.clone()?).ok());
+        match object.filter(|object| object.uid() == uid) {
+            Some(object) => {
+                let manifest = Manifest { object, thresholds: BTreeMap::new(), at_number: BTreeMap::new() };
+                manifests.insert(uid.clone(), manifest);
+            }
+            None => leave_alone(uid, node, memory, result),
+        }
+    }
+    manifests
+}
+
+/// A bare Pod, or one of a placement, of which only the uid is known.
+fn leave_alone(uid: &str, node: &NodeRef, memory: &Memory, result: &mut Effective) {
+    result.left_alone.insert(uid.to_owned());
+    let attempt = memory.attempts.get(uid).copied().unwrap_or(0);
+    keep_attempt(uid, attempt, result);
+    if let Some(workload) = memory.workloads.get(uid) {
+        result.memory.workloads.insert(uid.to_owned(), workload.clone());
+        let local = workload.number.map(|number| derive::daemon_pod_uid(uid, &node.uid, number, attempt));
+        result.left_alone.extend(local);
+    }
 }
 
 fn show_node(node: &NodeRef, known: &Known, live: &[OverrideRecord], result: &mut Effective) -> Object {
@@ -145,7 +181,8 @@ fn daemon_set(
     };
     let runs_already = remembered.is_some_and(|workload| workload.number.is_some());
     let selection = derive::selection(&overridden(&at_number, live, result), node_object);
-    if !(selection.should_run || selection.may_stay && runs_already) {
+    let may_stay = selection.may_stay || known.unreadable.contains(&node.uid);
+    if !(selection.should_run || may_stay && runs_already) {
         return;
     }
     keep_attempt(uid, attempt, result);

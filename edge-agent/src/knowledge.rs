@@ -3,7 +3,7 @@
 //! Owns the item ids of ARCHITECTURE.md as a device reads them, and a cache so that an unchanged document is unpacked once.
 //! Refuses to stop at a bad item: it keeps the last good meaning, warns once, and goes on. Start reading at [`Knowledge::read`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_manifests::object::Object;
 use flotilla_manifests::overrides::OverrideRecord;
@@ -24,6 +24,8 @@ pub struct Knowledge {
     /// By item id: version read and what it said.
     manifests: BTreeMap<String, (Version, Option<Manifest>)>,
     secrets: BTreeMap<String, (Version, Option<Object>)>,
+    /// See [`Known::unreadable`].
+    unreadable: BTreeSet<String>,
 }
 
 /// Whether a document's newest change is older than the present session with the hub.
@@ -63,12 +65,13 @@ pub struct Read {
 
 impl Knowledge {
     pub fn opening_with(sealing: SealingKey) -> Self {
-        Self { sealing, manifests: BTreeMap::new(), secrets: BTreeMap::new() }
+        Self { sealing, manifests: BTreeMap::new(), secrets: BTreeMap::new(), unreadable: BTreeSet::new() }
     }
 
     /// Everything the replica holds now.
     pub fn read(&mut self, replica: &DeviceReplica) -> Read {
         let session_ms = replica.greeted_at_ms();
+        self.unreadable = replica.damaged();
         let mut seen = Vec::new();
         let meanings = replica.items(|_channel, id, item| {
             seen.push(id.as_str().to_owned());
@@ -78,6 +81,7 @@ impl Knowledge {
         self.secrets.retain(|id, _| seen.contains(id));
         let mut read = Read::default();
         let known = &mut read.known;
+        known.unreadable = std::mem::take(&mut self.unreadable);
         for meaning in meanings {
             match meaning {
                 Meaning::Placement(placement) => drop(known.placements.insert(placement.uid.clone(), placement)),
@@ -111,11 +115,18 @@ impl Knowledge {
                         manifest
                     }
                 };
+                if manifest.is_none() {
+                    self.unreadable.insert(id.to_owned());
+                }
                 let caught_up = document.time_ms < session_ms;
                 Some(Meaning::Manifest(id.to_owned(), Box::new(manifest?), caught_up))
             }
             ItemKind::Register(register) => {
-                self.register(id, &register.value, register.version).map_err(|why| warn(id, &why)).ok().flatten()
+                let read = self.register(id, &register.value, register.version);
+                if let (Err(_), Some(("placement", uid))) = (&read, id.split_once('/')) {
+                    self.unreadable.insert(uid.to_owned());
+                }
+                read.map_err(|why| warn(id, &why)).ok().flatten()
             }
             ItemKind::Absent | ItemKind::Removed(_) => None,
         }

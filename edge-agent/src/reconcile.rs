@@ -160,6 +160,15 @@ pub struct Plan {
     pub wake_at: Option<Timestamp>,
 }
 
+impl Plan {
+    /// Takes out what would be done about these pods.
+    pub fn leave_alone(&mut self, pods: &BTreeSet<String>) {
+        self.actions.retain(|uid, _| !pods.contains(uid));
+        self.history.retain(|uid, _| !pods.contains(uid));
+        self.ended.retain(|uid| !pods.contains(uid));
+    }
+}
+
 /// Decides everything there is to do. Pure; the same arguments give the same plan.
 pub fn plan(desired: &DesiredPods, observed: &Observed, history: &History, place: &Place) -> Plan {
     lifecycle::plan(desired, observed, history, place)

@@ -4,7 +4,7 @@
 //! items say is [`crate::knowledge`]'s. Start reading at [`DeviceReplica::ingest`](Replica::ingest); the
 //! device's own log is in `replica/own_log.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -27,6 +27,9 @@ mod own_log;
 
 /// Log streams the hub may have waiting for the loop.
 const STREAMS_LEN_MAX: usize = 16;
+
+/// Subject, urgency, and JSON or the confirmation of an end.
+pub(crate) type Fact = (String, bool, Option<Vec<u8>>);
 
 /// A stream the hub opened, with its request.
 #[derive(Debug)]
@@ -76,6 +79,8 @@ struct State {
     /// What the hub said this device reads; `None` until it has.
     subscribed: Option<Positions>,
     greeting: Option<Greeting>,
+    /// Rows that could not be read at start. Their channels are read anew from the hub, and then they go.
+    damaged: BTreeSet<(ChannelName, String)>,
     incarnation: u64,
     boot: u64,
     /// Last counter given to an observation in this boot.
@@ -119,13 +124,22 @@ impl DeviceReplica {
     ) -> Result<(Self, mpsc::Receiver<OpenedStream>), DamagedRow> {
         let own_channel = ChannelName::Device(life.node.clone());
         let identity = restore(&life.writer, &life.root)?;
-        let mut channels = channels_of(loaded)?;
+        let (mut channels, damaged) = channels_of(loaded)?;
         channels.entry(own_channel.clone()).or_insert_with(|| ChannelState::new(own_channel.clone()));
         let own = identity.id();
+        for channel in channels.values_mut().filter(|one| damaged.iter().any(|(name, _)| *name == one.channel)) {
+            // What was read may be lost: it is asked for again, from the beginning.
+            channel.heads.retain(|writer, _| *writer == own);
+        }
         let heads = channels.iter().filter_map(|(name, state)| Some((name.clone(), *state.heads.get(&own)?))).collect();
         let writers = loaded.writers.iter().filter_map(|(_, chain)| WriterChain::verify(chain, &life.root).ok());
         let own_batches = loaded.batches.iter().filter(|row| row.writer == own.0);
-        let own_batches = own_batches.filter_map(|row| Batch::decode(&Bytes::from(row.bytes.clone())).ok()).collect();
+        let own_batches: Vec<Batch> =
+            own_batches.filter_map(|row| Batch::decode(&Bytes::from(row.bytes.clone())).ok()).collect();
+        if let Some(channel) = channels.get_mut(&own_channel).filter(|_| !damaged.is_empty()) {
+            let verified = own_batches.iter().filter_map(|batch| batch.clone().verify(identity.chain()).ok());
+            verified.for_each(|batch| drop(channel.apply_branch(&batch)));
+        }
         let greeting = loaded.meta.get("greeting").map(|bytes| Bytes::from(bytes.clone()));
         let greeting = greeting.and_then(|bytes| Greeting::verify(&bytes, &life.root).ok());
         if let Some(greeting) = &greeting {
@@ -141,6 +155,7 @@ impl DeviceReplica {
             outbox: loaded.outbox.iter().map(|row| (row.subject.clone(), row.clone())).collect(),
             subscribed: None,
             greeting,
+            damaged,
             incarnation: life.incarnation,
             boot: life.boot,
             seq: 0,
@@ -189,31 +204,35 @@ impl DeviceReplica {
 
     /// Puts facts into the outbox: subject, urgency, JSON or the confirmation of an end. What can be observed again after a
     /// restart is kept in memory alone, to spare the flash; ends and events are durable.
-    pub async fn report(&self, facts: Vec<(String, bool, Option<Vec<u8>>)>) -> Result<(), ReplicaError> {
+    pub async fn report(&self, facts: Vec<Fact>) -> Result<(), ReplicaError> {
         if facts.is_empty() {
             return Ok(());
         }
-        let now = self.clock.now();
-        let rows: Vec<OutboxRow> = {
-            let mut state = self.state();
-            let row = |(subject, urgent, body)| {
-                state.seq += 1;
-                let (incarnation, boot, seq) = (state.incarnation, state.boot, state.seq);
-                OutboxRow { subject, incarnation, boot, seq, time_ms: now.0, urgent, body }
-            };
-            facts.into_iter().map(row).collect()
-        };
+        let rows = self.rows_of(facts);
         let durable: Vec<OutboxRow> = rows.iter().filter(|row| must_last(row)).cloned().collect();
         if !durable.is_empty() {
             self.store.put_outbox(durable).await.map_err(|error| failed("store what it observed", error))?;
         }
-        let mut state = self.state();
-        for row in rows {
-            state.outbox.insert(row.subject.clone(), row);
-        }
-        drop(state);
-        self.bump(&self.grown);
+        self.put(rows);
         Ok(())
+    }
+
+    /// Dates facts and gives them their place in this boot's order.
+    pub(crate) fn rows_of(&self, facts: Vec<Fact>) -> Vec<OutboxRow> {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let row = |(subject, urgent, body)| {
+            state.seq += 1;
+            let (incarnation, boot, seq) = (state.incarnation, state.boot, state.seq);
+            OutboxRow { subject, incarnation, boot, seq, time_ms: now.0, urgent, body }
+        };
+        facts.into_iter().map(row).collect()
+    }
+
+    /// Puts rows into the outbox that are durable, or need not be.
+    pub(crate) fn put(&self, rows: Vec<OutboxRow>) {
+        self.state().outbox.extend(rows.into_iter().map(|row| (row.subject.clone(), row)));
+        self.bump(&self.grown);
     }
 
     /// The hub's time when it last greeted this device; 0 if it never has.
@@ -224,6 +243,13 @@ impl DeviceReplica {
     /// Observations the hub has not acknowledged.
     pub fn unreported(&self) -> usize {
         self.state().outbox.len()
+    }
+
+    /// Uids of documents and placements whose rows were damaged and that did not come again yet.
+    pub fn damaged(&self) -> BTreeSet<String> {
+        let state = self.state();
+        let lacking = state.damaged.iter().filter(|(name, id)| state.live(name, id).is_none());
+        lacking.map(|(_, id)| id.strip_prefix("placement/").unwrap_or(id).to_owned()).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -251,6 +277,29 @@ impl DeviceReplica {
         signal.send_modify(|count| *count = count.wrapping_add(1));
     }
 
+    /// Damaged rows that were not replaced go once all was read anew: what they stood for is deleted at the hub.
+    async fn forget_damaged(&self) -> Result<(), ReplicaError> {
+        let gone: Vec<ItemRow> = {
+            let state = self.state();
+            if state.damaged.is_empty() || state.subscribed.is_none() || !state.is_complete() {
+                return Ok(());
+            }
+            let lacking = state.damaged.iter().filter(|(name, id)| state.live(name, id).is_none());
+            let row = |(name, id): &(ChannelName, String)| ItemRow {
+                channel: name.to_string(),
+                id: id.clone(),
+                bytes: Vec::new(),
+            };
+            lacking.map(row).collect()
+        };
+        let rows = Ingest { items: gone, ..Ingest::default() };
+        self.store.ingest(rows).await.map_err(|error| failed("forget damaged rows", error))?;
+        self.state().damaged.clear();
+        tracing::info!("what was damaged on this device's disk has been read again from the hub");
+        self.bump(&self.changed);
+        Ok(())
+    }
+
     /// Channels that were left go once every channel to be read is complete.
     async fn leave(&self) -> Result<(), ReplicaError> {
         let left: Vec<ChannelName> = {
@@ -276,6 +325,11 @@ impl DeviceReplica {
 impl State {
     fn channel(&self, name: &ChannelName) -> ChannelState {
         self.channels.get(name).cloned().unwrap_or_else(|| ChannelState::new(name.clone()))
+    }
+
+    fn live(&self, channel: &ChannelName, id: &str) -> Option<&Item> {
+        let id = ItemId::parse(id).ok()?;
+        self.channels.get(channel)?.items.get(&id).filter(|item| item.is_live())
     }
 
     fn has_left_channels(&self) -> bool {
@@ -390,6 +444,7 @@ impl Replica for DeviceReplica {
             state.channels.extend(next);
         }
         self.leave().await?;
+        self.forget_damaged().await?;
         if !branched.is_empty() {
             self.state_again(&branched).await?;
         }
@@ -414,7 +469,7 @@ impl Replica for DeviceReplica {
             state.subscribed = Some(channels);
         }
         self.leave().await?;
-        Ok(())
+        self.forget_damaged().await
     }
 
     fn established(&self, _peer: &PeerIdentity, _hello: &PeerHello) {}
@@ -522,7 +577,10 @@ fn restore(writer: &WriterMaterial, root: &PublicKey) -> Result<WriterIdentity, 
     WriterIdentity::restore(writer.seed, &writer.chain, root).map_err(damaged)
 }
 
-fn channels_of(loaded: &Loaded) -> Result<BTreeMap<ChannelName, ChannelState>, DamagedRow> {
+/// The channels, and the items that could not be read.
+type Channels = (BTreeMap<ChannelName, ChannelState>, BTreeSet<(ChannelName, String)>);
+
+fn channels_of(loaded: &Loaded) -> Result<Channels, DamagedRow> {
     let parse = |text: &str| {
         ChannelName::parse(text)
             .map_err(|error| DamagedRow { what: format!("channel name {text:?}"), why: error.to_string() })
@@ -535,16 +593,22 @@ fn channels_of(loaded: &Loaded) -> Result<BTreeMap<ChannelName, ChannelState>, D
         let writer = WriterId(row.writer.clone().try_into().map_err(damaged)?);
         channel.heads.insert(writer, Head { seq: row.seq, hash: row.hash.clone().try_into().map_err(damaged)? });
     }
+    let mut unreadable = BTreeSet::new();
     for row in &loaded.items {
         let name = parse(&row.channel)?;
-        let channel = channels.entry(name.clone()).or_insert_with(|| ChannelState::new(name));
-        match (ItemId::parse(&row.id), Item::decode(&Bytes::from(row.bytes.clone()))) {
-            (Ok(id), Ok(item)) => drop(channel.items.insert(id, item)),
-            (_, Err(error)) => tracing::error!(object = %row.id, %error, "a stored item is damaged and was set aside"),
-            (Err(error), _) => tracing::error!(object = %row.id, %error, "a stored item is damaged and was set aside"),
-        }
+        let channel = channels.entry(name.clone()).or_insert_with(|| ChannelState::new(name.clone()));
+        let why = match (ItemId::parse(&row.id), Item::decode(&Bytes::from(row.bytes.clone()))) {
+            (Ok(id), Ok(item)) => {
+                channel.items.insert(id, item);
+                continue;
+            }
+            (_, Err(error)) => error.to_string(),
+            (Err(error), _) => error.to_string(),
+        };
+        tracing::error!(object = %row.id, reason = %why, "a stored item is damaged; it is asked of the hub again");
+        unreadable.insert((name, row.id.clone()));
     }
-    Ok(channels)
+    Ok((channels, unreadable))
 }
 
 fn rows_of(channel: &ChannelState, changed: &[ItemId]) -> Ingest {

@@ -113,8 +113,13 @@ impl Store {
         self.transact("store what the hub sent", move |transaction| rows.write(transaction)).await
     }
 
-    /// Makes the histories of pods durable, before the actions they belong to.
-    pub async fn set_histories(&self, changed: Vec<(String, Option<String>)>) -> Result<(), StoreError> {
+    /// Makes the histories of pods durable, before the actions they belong to, together with the ends of pods that they forget: a
+    /// pod without a history would never be told of again.
+    pub async fn set_histories(
+        &self,
+        changed: Vec<(String, Option<String>)>,
+        ends: Vec<OutboxRow>,
+    ) -> Result<(), StoreError> {
         self.transact("store the history of pods", move |transaction| {
             for (pod, value) in &changed {
                 match value {
@@ -124,7 +129,7 @@ impl Store {
                     None => transaction.execute("DELETE FROM history WHERE pod = ?1", params![pod])?,
                 };
             }
-            Ok(())
+            ends.iter().try_for_each(|row| row.write(transaction))
         })
         .await
     }
@@ -170,3 +175,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

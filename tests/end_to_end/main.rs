@@ -3,10 +3,11 @@
 
 mod away;
 mod bad_input;
+mod damage;
+mod demo;
 mod kill;
 mod rogue;
 mod rollout;
-mod demo;
 mod story;
 mod versions;
 mod walk;

@@ -24,3 +24,9 @@ pub fn set_version(path: &Path, version: u32) -> u32 {
     connection.pragma_update(None, "user_version", version).unwrap();
     before
 }
+
+/// Overwrites what a device has stored of every document and register; answers how many there were.
+pub fn damage_items(agent_folder: &Path) -> usize {
+    let connection = Connection::open(agent_folder.join("device.db")).unwrap();
+    connection.execute("UPDATE item SET bytes = x'deadbeef'", []).unwrap()
+}

@@ -1,6 +1,6 @@
 //! What the device shows at its own API and tells the hub.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
@@ -25,6 +25,13 @@ pub(crate) struct Reports {
 struct Told {
     body: Value,
     transition: Value,
+}
+
+impl Reports {
+    /// A pod's end is told: whatever takes its uid later is news.
+    pub(super) fn ended(&mut self, uid: &str) {
+        self.told.remove(&format!("pod/{uid}"));
+    }
 }
 
 impl Agent {
@@ -78,10 +85,8 @@ impl Agent {
         read: &Read,
         observed: &Observed,
         statuses: &BTreeMap<String, Value>,
-        ended: &BTreeSet<String>,
     ) -> Result<(), PassError> {
         let mut facts = Vec::new();
-        let mut gone = Vec::new();
         for (uid, status) in statuses {
             let Some((subject, body)) = self.pod_fact(uid, status) else { continue };
             let transition = transition(status);
@@ -93,25 +98,18 @@ impl Agent {
             facts.push((subject.clone(), urgent, Some(serde_json::to_vec(&body)?)));
             self.state.reports.told.insert(subject, Told { body, transition });
         }
-        for uid in ended {
-            // A placed Pod that was restarted here has lives of its own; to the hub it is one Pod that has not ended.
-            if !read.known.placements.contains_key(uid) {
-                gone.push(uid.clone());
-            }
-        }
         let lives = |uid: &String| {
             statuses.contains_key(uid)
                 || observed.sandboxes.contains_key(uid)
                 || self.shared.history().contains_key(uid)
         };
         let confirmable = read.known.evictions.iter().filter(|uid| !self.state.confirmed.contains(*uid) && !lives(uid));
-        gone.extend(confirmable.cloned().collect::<Vec<_>>());
+        let gone: Vec<String> = confirmable.cloned().collect();
         self.state.confirmed.retain(|uid| read.known.evictions.contains(uid));
-        for uid in gone {
-            let subject = format!("pod/{uid}");
-            self.state.reports.told.remove(&subject);
-            facts.push((subject, true, None));
-            self.state.confirmed.insert(uid);
+        for uid in &gone {
+            self.state.reports.ended(uid);
+            facts.push((format!("pod/{uid}"), true, None));
+            self.state.confirmed.insert(uid.clone());
         }
         let node = self.node_status();
         if self.state.reports.told.get("node").is_none_or(|told| told.body != node) {
@@ -120,7 +118,13 @@ impl Agent {
             facts.push(("node".to_owned(), urgent, Some(serde_json::to_vec(&node)?)));
             self.state.reports.told.insert("node".to_owned(), Told { body: node, transition });
         }
-        self.replica.report(facts).await?;
+        let subjects: Vec<String> = facts.iter().map(|(subject, ..)| subject.clone()).collect();
+        if let Err(error) = self.replica.report(facts).await {
+            // Nothing of it is in the outbox: the next pass tells it again.
+            self.state.reports.told.retain(|subject, _| !subjects.contains(subject));
+            self.state.confirmed.retain(|uid| !gone.contains(uid));
+            return Err(error.into());
+        }
         Ok(())
     }
 

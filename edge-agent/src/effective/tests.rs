@@ -211,3 +211,37 @@ fn a_restarted_placement_lives_anew_here_and_stays_itself_to_the_hub() {
     assert_eq!((origin.subject.as_str(), origin.attempt), ("p1", 1));
     assert_eq!(result.memory.attempts, memory.attempts);
 }
+
+#[test]
+fn what_cannot_be_read_is_not_taken_for_deleted() {
+    let whole = known(daemon_set(&[(1, rollout::THRESHOLD_ALL)]));
+    let before = run(&whole, &Memory::default());
+    let mut damaged = known(daemon_set(&[(1, rollout::THRESHOLD_ALL)]));
+    damaged.manifests.clear();
+    damaged.unreadable.extend(["w".to_owned(), "node-uid".to_owned(), "bare".to_owned()]);
+    let after = run(&damaged, &before.memory);
+    assert_eq!(after.pods.pods.keys().collect::<Vec<_>>(), before.pods.pods.keys().collect::<Vec<_>>());
+    assert_eq!(versions(&after), ["v1"]);
+    assert_eq!(after.memory, before.memory);
+    assert_eq!(after.left_alone, BTreeSet::from(["bare".to_owned(), "node-uid".to_owned()]));
+    damaged.unreadable.clear();
+    assert!(run(&damaged, &after.memory).pods.pods.is_empty(), "absence ends");
+}
+
+#[test]
+fn a_placed_pod_outlives_its_unreadable_placement_and_workload() {
+    let mut all = known(Manifest { object: workload("Deployment", json!({}), "v1", 1), ..daemon_set(&[(1, 0)]) });
+    all.manifests.get_mut("w").unwrap().at_number.clear();
+    let placement = json!({"namespace": "default", "name": "web-1", "uid": "p", "workload": "w", "number": number(1)});
+    all.placements.insert("p".into(), serde_json::from_value(placement).unwrap());
+    let before = run(&all, &Memory::default());
+    assert_eq!(before.pods.pods.keys().collect::<Vec<_>>(), ["p"]);
+    all.manifests.remove("w");
+    all.unreadable.insert("w".into());
+    let after = run(&all, &before.memory);
+    assert_eq!(after.pods.pods.keys().collect::<Vec<_>>(), ["p"]);
+    all.placements.clear();
+    all.unreadable = BTreeSet::from(["p".to_owned()]);
+    let after = run(&all, &before.memory);
+    assert!(after.left_alone.contains("p") && after.memory.workloads.contains_key("p"));
+}

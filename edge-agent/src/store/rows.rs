@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, Row, Transaction, params};
 
-/// Everything in the file. A row that cannot be read fails the start: the file is then damaged, and says which table.
+/// Everything in the file. A row of the wrong shape is set aside; a file that is no database fails the start.
 #[derive(Debug, Default)]
 pub struct Loaded {
     pub meta: BTreeMap<String, Vec<u8>>,
@@ -171,8 +171,20 @@ fn all<T>(
     read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<Vec<T>> {
     let mut statement = connection.prepare(query)?;
-    let rows = statement.query_map([], |row| read(row))?;
-    rows.collect()
+    let mut rows = statement.query([])?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        match read(row) {
+            Ok(one) => all.push(one),
+            Err(
+                error @ (rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::IntegralValueOutOfRange(..)),
+            ) => tracing::error!(%query, %error, "a row of the device's database is damaged and was set aside"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
 }
 
 fn pair<A: rusqlite::types::FromSql, B: rusqlite::types::FromSql>(row: &Row<'_>) -> rusqlite::Result<(A, B)> {
