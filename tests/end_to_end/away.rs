@@ -65,9 +65,9 @@ fn a_device_returns_after_the_hub_forgot_its_log() {
     let mut fleet = Fleet::start(BINARY, Road::Quic, &["--log-records-max", RECORDS_MAX]);
     for node in ["n1", "n2"] {
         fleet.join(node, &[]);
+        fleet.wait_for_node(node, "Ready=True");
     }
     let kubectl = fleet.kubectl();
-    kubectl.run("wait --for=condition=Ready node/n1 node/n2 --timeout=60s");
     for manifest in [WEB, &daemon_set("gone"), &daemon_set("edited"), BARE] {
         kubectl.apply(manifest);
     }

@@ -127,8 +127,10 @@ fn a_silent_device_blocks_nobody_and_runs_nothing_twice() {
     fleet.kill_agent("n3");
     fleet.kill_hub();
     fleet.start_hub();
-    kubectl.run("wait --for=condition=Ready=Unknown node/n3 --timeout=120s");
-    kubectl.run("wait --for=condition=Ready=True node/n1 node/n2 --timeout=30s");
+    fleet.wait_for_node("n3", "Ready=Unknown");
+    for node in ["n1", "n2"] {
+        fleet.wait_for_node(node, "Ready=True");
+    }
     let nodes = kubectl.run("get nodes");
     assert!(nodes.lines().any(|line| line.starts_with("n3") && line.contains("Unknown")), "{nodes}");
     silent_is_told_apart(&kubectl, 2, "1");

@@ -71,6 +71,15 @@ impl Fleet {
         fleet
     }
 
+    /// Waits until a Node is there and its condition is as said (`Ready=True`).
+    pub fn wait_for_node(&self, name: &str, condition: &str) {
+        let kubectl = self.kubectl();
+        // kubectl waits for conditions, not for objects.
+        wait::until(&format!("node {name} is {condition}"), || {
+            kubectl.attempt(&format!("wait --for=condition={condition} node/{name} --timeout=90s"))
+        });
+    }
+
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -209,6 +218,11 @@ impl Fleet {
     /// The hub's API, `127.0.0.1:PORT`.
     pub fn api(&self) -> String {
         format!("127.0.0.1:{}", self.api_port)
+    }
+
+    /// The hub's fleet door over QUIC.
+    pub fn quic(&self) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], self.quic_port).into()
     }
 
     /// SIGTERM to the hub; it must end well.
