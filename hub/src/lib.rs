@@ -148,6 +148,7 @@ impl Hub {
                 }
             }),
             tokio::spawn(fleet::serve(quic, reception.clone(), stop.clone())),
+            tokio::spawn(fleet::attention::watch(Arc::clone(&reception.door), stop.clone())),
             tokio::spawn(runner::run(store.clone(), contacts.clone(), stop.clone())),
         ];
         if let Some(mqtt) = mqtt {

@@ -23,6 +23,37 @@ fn a_manifest_goes_there_and_back_over_mqtt() {
     }
 }
 
+/// A device whose link is gone before its session is holds up nobody's rollout for long.
+#[test]
+fn a_device_that_does_not_answer_blocks_no_rollout() {
+    if !story::ready_to_run() {
+        return;
+    }
+    let mut fleet = Fleet::with_agents(BINARY, Road::Quic, 2);
+    let kubectl = fleet.kubectl();
+    kubectl.apply(WEB);
+    by_node(&fleet, "app=web", 2);
+    let stopped = Pid::from_raw(fleet.agent("n1").pid());
+    kill(stopped, Signal::SIGSTOP).unwrap();
+    // Whose turn is first differs from number to number.
+    for version in ["one", "two", "three"] {
+        kubectl.run(&format!("set env ds/web VERSION={version}"));
+        wait::until("the device that answers runs the new version", || {
+            let all = kubectl.json("get pods -l app=web")?;
+            let pods = all["items"].as_array().unwrap();
+            let there = pods.iter().any(|pod| pod["spec"]["nodeName"] == "n2" && env(pod, "VERSION") == version);
+            if there { Ok(()) } else { Err(all.to_string()) }
+        });
+    }
+    kill(stopped, Signal::SIGCONT).unwrap();
+    wait::until("the other follows when it answers again", || {
+        let all = kubectl.json("get pods -l app=web")?;
+        let right = |pod: &Value| env(pod, "VERSION") == "three" && flotilla_tests::fleet::is_ready(pod);
+        let pods = all["items"].as_array().unwrap();
+        if pods.len() == 2 && pods.iter().all(right) { Ok(()) } else { Err(all.to_string()) }
+    });
+}
+
 fn there_and_back(road: Road) {
     let mut fleet = Fleet::with_agents(BINARY, road, 3);
     applied(&fleet);

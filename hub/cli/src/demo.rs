@@ -147,7 +147,7 @@ fn config_map() -> Value {
 fn daemon_set() -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "web"},
-        "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": {
+        "spec": {"selector": {"matchLabels": {"app": "web"}}, "updateStrategy": {"rollingUpdate": {"maxUnavailable": 3}}, "template": {
             "metadata": {"labels": {"app": "web"}},
             "spec": {"runtimeClassName": "process", "terminationGracePeriodSeconds": 1, "containers": [{
                 "name": "web", "image": "host",

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use flotilla_manifests::api_error::{ApiError, Reason};
 use flotilla_manifests::kind;
 use flotilla_manifests::object::ObjectKey;
+use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{ChannelName, Heads, Positions, WriterId};
 use flotilla_sync::driver::SessionHandle;
 use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
@@ -36,6 +37,8 @@ pub(crate) struct FleetDoor {
     sessions: Mutex<HashMap<String, (u64, SessionHandle)>>,
     /// What each connected node has made durable, as its session said.
     durable: Mutex<HashMap<String, Positions>>,
+    /// Connected nodes that owe an acknowledgement, and since when without any.
+    owing: Mutex<HashMap<String, Timestamp>>,
 }
 
 /// How much of what the hub wants of a connected device is durable there.
@@ -69,6 +72,7 @@ impl FleetDoor {
             writer: RwLock::new(writer),
             sessions: Mutex::default(),
             durable: Mutex::default(),
+            owing: Mutex::default(),
         }
     }
 
@@ -99,6 +103,7 @@ impl FleetDoor {
         if current {
             sessions.remove(node);
             self.durable.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+            self.owing(node, None);
             self.contacts.set(node, Contact::Silent { last: self.store.now() });
         }
         current
@@ -117,6 +122,23 @@ impl FleetDoor {
         };
         let records = self.channels_of(&name).iter().map(behind).sum();
         Some(if records == 0 { SyncState::Synced } else { SyncState::Behind(records) })
+    }
+
+    /// Names of the nodes with a session.
+    pub(super) fn connected(&self) -> Vec<String> {
+        self.sessions().keys().cloned().collect()
+    }
+
+    /// Since when a node has owed an acknowledgement: `now` begins it, or leaves an earlier begin; `None` ends it.
+    pub(super) fn owing(&self, node: &str, now: Option<Timestamp>) -> Option<Timestamp> {
+        let mut owing = self.owing.lock().unwrap_or_else(PoisonError::into_inner);
+        match now {
+            Some(now) => Some(*owing.entry(node.to_owned()).or_insert(now)),
+            None => {
+                owing.remove(node);
+                None
+            }
+        }
     }
 
     pub(super) fn handles(&self) -> Vec<SessionHandle> {
@@ -186,13 +208,16 @@ impl Replica for FleetDoor {
     }
 
     async fn acknowledged(&self, peer: &PeerIdentity, positions: Positions) -> Result<(), ReplicaError> {
-        // For people alone: a device says itself where it stands when it comes back.
+        // For people and rollouts: a device says itself where it stands when it comes back.
         let node = device(peer)?;
-        let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = durable.entry(node.to_string()).or_default();
-        for (channel, logs) in positions {
-            known.entry(channel).or_default().extend(logs);
+        {
+            let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = durable.entry(node.to_string()).or_default();
+            for (channel, logs) in positions {
+                known.entry(channel).or_default().extend(logs);
+            }
         }
+        self.answered(node.as_str());
         Ok(())
     }
 
