@@ -17,7 +17,6 @@ use serde_json::Value;
 use crate::BINARY;
 use crate::story::{self, env, pod_pids};
 
-const KILLS: u32 = 20;
 /// The longest between the last return and the next kill.
 const MOMENT_MS_MAX: u64 = 700;
 
@@ -112,12 +111,22 @@ fn write(writer: u32, kubectl: &Kubectl, stop: &AtomicBool) -> Ledger {
 
 #[test]
 fn nothing_acknowledged_is_lost_by_killing() {
-    if !story::ready_to_run() {
-        return;
+    if story::ready_to_run() {
+        kill_while_writing(Road::Quic, 20);
     }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_by_killing_the_broker_too() {
+    if story::ready_to_run() && story::broker_is_here() {
+        kill_while_writing(Road::Mqtt, 10);
+    }
+}
+
+fn kill_while_writing(road: Road, kills: u32) {
     let mut dice = Dice::seeded();
     // Logs so short that devices come back behind their floor: killing a catch-up by snapshot is part of it.
-    let mut fleet = Fleet::start(BINARY, Road::Quic, &["--log-records-max", "16"]);
+    let mut fleet = Fleet::start(BINARY, road, &["--log-records-max", "16"]);
     for node in ["n1", "n2"] {
         fleet.join(node, &[]);
         fleet.wait_for_node(node, "Ready=True");
@@ -133,8 +142,8 @@ fn nothing_acknowledged_is_lost_by_killing() {
         let writers: Vec<_> = (0..3).map(|writer| scope.spawn(move || write(writer, kubectl, stop))).collect();
         // Ends the writers also when a step of this thread fails.
         let ended = Ending(stop);
-        for number in 0..KILLS {
-            kill_somebody(&mut fleet, &mut dice, number);
+        for number in 0..kills {
+            kill_somebody(&mut fleet, &mut dice, road, number);
         }
         drop(ended);
         writers.into_iter().map(|writer| writer.join().unwrap()).fold(Ledger::default(), Ledger::with)
@@ -145,7 +154,7 @@ fn nothing_acknowledged_is_lost_by_killing() {
         ledger.refused,
         ledger.count
     );
-    assert!(ledger.acknowledged.len() > 40, "hardly anything was written: this shows nothing");
+    assert!(ledger.acknowledged.len() > 20, "hardly anything was written: this shows nothing");
     nothing_is_lost(&kubectl, &ledger);
     all_converge(&fleet, &kubectl);
     nothing_leaks(&fleet);
@@ -170,8 +179,13 @@ impl Drop for Ending<'_> {
 }
 
 /// Kills hub, agents or both at some moment, and starts them again at once.
-fn kill_somebody(fleet: &mut Fleet, dice: &mut Dice, number: u32) {
+fn kill_somebody(fleet: &mut Fleet, dice: &mut Dice, road: Road, number: u32) {
     std::thread::park_timeout(Duration::from_millis(dice.below(MOMENT_MS_MAX)));
+    if road == Road::Mqtt && dice.below(3) == 0 {
+        println!("kill {number}: the broker");
+        fleet.kill_broker();
+        return fleet.start_broker();
+    }
     let choice = dice.below(7);
     let agents: &[&str] = match choice {
         0 | 1 => &[],
