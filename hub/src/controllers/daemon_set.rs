@@ -19,7 +19,8 @@ use super::{Plan, View, Write, pods};
 use crate::fleet::contact::Contact;
 use rollout::Device;
 
-/// Condition whose `lastUpdateTime` tells when the threshold last changed.
+/// Condition whose `lastTransitionTime` tells when the threshold last changed. (`lastUpdateTime` is no field of a DaemonSet's
+/// condition: the next write of a user would drop it.)
 const STEP_CONDITION: &str = "Progressing";
 
 /// One Node as this DaemonSet sees it.
@@ -133,7 +134,7 @@ fn device(
 /// When the threshold last changed.
 fn stepped_at(set: &Object) -> Option<Timestamp> {
     let step = condition::find(set.status()?, STEP_CONDITION)?;
-    Timestamp::parse(step.get("lastUpdateTime")?.as_str()?)
+    Timestamp::parse(step.get("lastTransitionTime")?.as_str()?)
 }
 
 /// Forgets numbers that no Pod runs, once nobody has to move from or to them.
@@ -197,7 +198,7 @@ fn write_status(
     if stepping {
         let list = status.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten();
         for entry in list.filter(|entry| entry.get("type").and_then(Value::as_str) == Some(STEP_CONDITION)) {
-            entry["lastUpdateTime"] = view.now.to_rfc3339().into();
+            entry["lastTransitionTime"] = view.now.to_rfc3339().into();
         }
     }
     updated.value_mut()["status"] = status;

@@ -6,7 +6,7 @@ use flotilla_manifests::admission::{Context, DeleteOptions, FieldValidation, Mut
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::rollout;
 use flotilla_manifests::time::Timestamp;
-use flotilla_manifests::{defaults, kind};
+use flotilla_manifests::{defaults, kind, schema};
 use flotilla_rest::backend::{DryRun, User, WriteRequest};
 use serde_json::{Value, json};
 
@@ -133,6 +133,11 @@ impl State {
                     let current = self.get(&object.key());
                     assert_eq!(current.resource_version(), object.resource_version(), "{}", object.key());
                     assert_ne!(*current, object, "a write that changes nothing");
+                    assert_eq!(
+                        schema::unknown_fields(&object),
+                        Vec::<String>::new(),
+                        "a user's next write drops these"
+                    );
                     if current.spec() != object.spec() {
                         let generation = current.generation() + 1;
                         object.metadata_mut().insert("generation".into(), generation.into());
