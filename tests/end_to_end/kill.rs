@@ -76,13 +76,16 @@ struct Ledger {
     acknowledged: BTreeMap<String, String>,
     /// The last count the hub said yes to.
     count: u32,
+    /// The last value that the device n1 said yes to, of a change of its own.
+    local: u32,
     refused: u32,
 }
 
 impl Ledger {
     fn with(mut self, other: Self) -> Self {
         self.acknowledged.extend(other.acknowledged);
-        Self { count: self.count.max(other.count), refused: self.refused + other.refused, ..self }
+        let (count, local) = (self.count.max(other.count), self.local.max(other.local));
+        Self { count, local, refused: self.refused + other.refused, ..self }
     }
 }
 
@@ -103,6 +106,21 @@ fn write(writer: u32, kubectl: &Kubectl, stop: &AtomicBool) -> Ledger {
         match kubectl.attempt(&line) {
             Ok(_) if counts => ledger.count = number,
             Ok(_) => drop(ledger.acknowledged.insert(key, value)),
+            Err(_) => ledger.refused += 1,
+        }
+    }
+    ledger
+}
+
+/// Writes at the device itself, as a technician there would.
+fn write_at_device(local: &Kubectl, stop: &AtomicBool) -> Ledger {
+    let mut ledger = Ledger::default();
+    for number in 1_u32.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        match local.attempt(&format!("set env ds/counter LOCAL={number}")) {
+            Ok(_) => ledger.local = number,
             Err(_) => ledger.refused += 1,
         }
     }
@@ -139,7 +157,9 @@ fn kill_while_writing(road: Road, kills: u32) {
     let stop = AtomicBool::new(false);
     let ledger = std::thread::scope(|scope| {
         let (kubectl, stop) = (&kubectl, &stop);
-        let writers: Vec<_> = (0..3).map(|writer| scope.spawn(move || write(writer, kubectl, stop))).collect();
+        let local = fleet.local_kubectl("n1");
+        let mut writers: Vec<_> = (0..3).map(|writer| scope.spawn(move || write(writer, kubectl, stop))).collect();
+        writers.push(scope.spawn(move || write_at_device(&local, stop)));
         // Ends the writers also when a step of this thread fails.
         let ended = Ending(stop);
         for number in 0..kills {
@@ -148,15 +168,15 @@ fn kill_while_writing(road: Road, kills: u32) {
         drop(ended);
         writers.into_iter().map(|writer| writer.join().unwrap()).fold(Ledger::default(), Ledger::with)
     });
-    println!(
-        "{} entries acknowledged, {} writes refused, count {}",
-        ledger.acknowledged.len(),
-        ledger.refused,
-        ledger.count
-    );
+    let Ledger { acknowledged, count, local, refused } = &ledger;
+    println!("{} entries acknowledged, {refused} writes refused, count {count}, local {local}", acknowledged.len());
     assert!(ledger.acknowledged.len() > 20, "hardly anything was written: this shows nothing");
+    assert!(ledger.local > 2, "the device took hardly any write: this shows nothing");
     nothing_is_lost(&kubectl, &ledger);
-    all_converge(&fleet, &kubectl);
+    let kept = fleet.local_kubectl("n1").json("get ds counter").unwrap();
+    let local: u32 = env(&kept["spec"]["template"], "LOCAL").parse().unwrap();
+    assert!(local >= ledger.local, "the device acknowledged {} and has {local}", ledger.local);
+    all_converge(&fleet, &kubectl, &local.to_string());
     nothing_leaks(&fleet);
 
     for node in ["n1", "n2"] {
@@ -230,12 +250,14 @@ fn env_of_template(set: &Value) -> &str {
     env(&set["spec"]["template"], "COUNT")
 }
 
-/// One more write reaches everyone, and every side shows the same.
-fn all_converge(fleet: &Fleet, kubectl: &Kubectl) {
+/// One more write reaches everyone, and every side shows the same; what was changed at n1 is there alone.
+fn all_converge(fleet: &Fleet, kubectl: &Kubectl, local: &str) {
     kubectl.run("set env ds/counter COUNT=1000000");
     let right = |list: &Value, count: usize| {
         let pods = list["items"].as_array().unwrap();
-        pods.len() == count && pods.iter().all(|pod| is_ready(pod) && env(pod, "COUNT") == "1000000")
+        let own = |pod: &Value| if pod["spec"]["nodeName"] == "n1" { local.to_owned() } else { String::new() };
+        let one = |pod: &Value| env(pod, "COUNT") == "1000000" && env(pod, "LOCAL") == own(pod);
+        pods.len() == count && pods.iter().all(|pod| is_ready(pod) && one(pod))
     };
     wait::until("both devices run the last count, at the hub", || {
         let list = kubectl.json("get pods -A")?;
