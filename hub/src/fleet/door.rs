@@ -141,6 +141,38 @@ impl FleetDoor {
         }
     }
 
+    /// Writes under a fresh id from now on, if `writer` is still the hub's: its log was continued elsewhere.
+    async fn take_new_writer(&self, writer: &WriterId) -> Result<(), ReplicaError> {
+        if self.identity().id() != *writer {
+            return Ok(());
+        }
+        let tried = || "take a new writer id".to_owned();
+        let failed = |source: ApiError| ReplicaError { tried: tried(), source: Box::new(source) };
+        let seed = mint::bytes::<32>().map_err(failed)?;
+        let successor = WriterIdentity::for_hub(seed, self.store.incarnation(), self.installation.root())
+            .map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })?;
+        let identity = successor.clone();
+        let write = self.store.write(move |batch| {
+            let mut stored = seed.to_vec();
+            stored.extend(successor.chain().encode());
+            batch.set_setting(Setting::Writer, &stored)?;
+            Ok(batch.succeed_writer(successor)?)
+        });
+        write.await.map_err(failed)?;
+        *self.writer.write().unwrap_or_else(PoisonError::into_inner) = identity;
+        Ok(())
+    }
+
+    /// Whether a device has read records of this hub's present log that this hub never wrote: it is an old copy of itself.
+    fn is_old_copy(&self, positions: &Positions) -> bool {
+        let own = self.identity().id();
+        let logs = self.store.logs();
+        positions.iter().any(|(channel, read)| {
+            let read = read.get(&own).copied().unwrap_or(0);
+            read > logs.heads(channel).get(&own).map_or(0, |head| head.seq)
+        })
+    }
+
     pub(super) fn handles(&self) -> Vec<SessionHandle> {
         self.sessions().values().map(|(_, handle)| handle.clone()).collect()
     }
@@ -210,6 +242,10 @@ impl Replica for FleetDoor {
     async fn acknowledged(&self, peer: &PeerIdentity, positions: Positions) -> Result<(), ReplicaError> {
         // For people and rollouts: a device says itself where it stands when it comes back.
         let node = device(peer)?;
+        if self.is_old_copy(&positions) {
+            tracing::error!(%node, "a device has read further in this hub's log than it goes: this database is an old copy");
+            self.take_new_writer(&self.identity().id()).await?;
+        }
         {
             let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
             let known = durable.entry(node.to_string()).or_default();
@@ -248,24 +284,7 @@ impl Replica for FleetDoor {
     ) -> Result<(), ReplicaError> {
         let node = device(peer)?;
         tracing::error!(%node, %channel, %writer, seq, "a log was forked by a restored or cloned database");
-        if self.identity().id() != *writer {
-            return Ok(());
-        }
-        let tried = || "take a new writer id".to_owned();
-        let failed = |source: ApiError| ReplicaError { tried: tried(), source: Box::new(source) };
-        let seed = mint::bytes::<32>().map_err(failed)?;
-        let successor = WriterIdentity::for_hub(seed, self.store.incarnation(), self.installation.root())
-            .map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })?;
-        let identity = successor.clone();
-        let write = self.store.write(move |batch| {
-            let mut stored = seed.to_vec();
-            stored.extend(successor.chain().encode());
-            batch.set_setting(Setting::Writer, &stored)?;
-            Ok(batch.succeed_writer(successor)?)
-        });
-        write.await.map_err(failed)?;
-        *self.writer.write().unwrap_or_else(PoisonError::into_inner) = identity;
-        Ok(())
+        self.take_new_writer(writer).await
     }
 
     fn established(&self, peer: &PeerIdentity, hello: &PeerHello) {

@@ -68,7 +68,7 @@ fn take_batch(
         }
     }
     take_records(batch, node, verified, ingested)?;
-    batch.put_device_head(&own, log.writer, verified.head())?;
+    batch.put_device_batch(verified)?;
     Ok(())
 }
 
