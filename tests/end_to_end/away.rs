@@ -45,6 +45,18 @@ spec:
     )
 }
 
+/// Env of `edited`, sealed on its way and at rest.
+fn secret(word: &str) -> String {
+    format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: edited-secret}}\nstringData: {{PASSWORD: {word}}}\n")
+}
+
+/// Adds the Secret to a DaemonSet's environment, and to what it prints.
+fn with_secret(manifest: &str) -> String {
+    let variable =
+        "        - name: PASSWORD\n          valueFrom: {secretKeyRef: {name: edited-secret, key: PASSWORD}}\n";
+    manifest.replace("echo \"$WORD $SIZE\"", "echo \"$WORD $SIZE $PASSWORD\"") + variable
+}
+
 const BARE: &str = "
 apiVersion: v1
 kind: Pod
@@ -68,7 +80,8 @@ fn a_device_returns_after_the_hub_forgot_its_log() {
         fleet.wait_for_node(node, "Ready=True");
     }
     let kubectl = fleet.kubectl();
-    for manifest in [WEB, &daemon_set("gone"), &daemon_set("edited"), BARE] {
+    let edited = with_secret(&daemon_set("edited"));
+    for manifest in [WEB, &daemon_set("gone"), &secret("swordfish"), &edited, BARE] {
         kubectl.apply(manifest);
     }
     for (selector, count) in [("app=web", 2), ("app=gone", 2), ("app=edited", 2), ("app=bare", 1)] {
@@ -107,11 +120,21 @@ fn a_device_returns_after_the_hub_forgot_its_log() {
     same_life(&before, web);
     assert_eq!(web_pids(&fleet), pids);
     assert_eq!(pod_pids(&fleet, "n2").len(), 2);
+    for node in ["n1", "n2"] {
+        for file in ["device.db", "device.db-wal"] {
+            let bytes = std::fs::read(fleet.agent_folder(node).join(file)).unwrap_or_default();
+            for word in ["swordfish", "opensesame"] {
+                let found = bytes.windows(word.len()).any(|window| window == word.as_bytes());
+                assert!(!found, "{file} of {node} holds a secret in clear");
+            }
+        }
+    }
 }
 
 /// Deletions and edits, and more records than the logs keep.
 fn while_away(fleet: &Fleet, kubectl: &Kubectl) {
     kubectl.run("delete ds/gone cm/gone-config pod/bare --wait=false");
+    kubectl.apply(&secret("opensesame"));
     kubectl.run("set env ds/edited SIZE=large");
     for number in 0..12 {
         kubectl.run(&format!("patch cm edited-config --type=merge -p {{\"data\":{{\"NOTE\":\"{number}\"}}}}"));
@@ -139,6 +162,10 @@ fn runs_what_it_should(kubectl: &Kubectl, local: &Kubectl) {
     assert_eq!(apps, ["edited", "web"]);
     let rows = local.run("get ds,cm -o name");
     assert!(!rows.contains("gone"), "{rows}");
+    wait::until("the edited pod has the new secret", || {
+        let log = local.attempt("logs -l app=edited")?;
+        if log == "of edited large opensesame\n" { Ok(()) } else { Err(log) }
+    });
     let config = local.json("get cm edited-config").unwrap();
     assert_eq!(config["data"]["NOTE"], "11");
     let node = local.json("get node n2").unwrap();
