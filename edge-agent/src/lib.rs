@@ -17,7 +17,6 @@ pub mod clock;
 pub mod effective;
 pub mod enrolment;
 pub mod knowledge;
-pub mod kubeconfig;
 pub mod local_write;
 pub mod replica;
 pub mod start;

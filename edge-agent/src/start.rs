@@ -1,7 +1,7 @@
 //! The composition root of the agent: every task and channel on one page.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use flotilla_manifests::derive::NodeRef;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::authorize::SystemMasters;
+use flotilla_rest::kubeconfig::Kubeconfig;
 use flotilla_rest::{Front, Limits, server};
 use flotilla_sync::identity::{Credentials, FlooredClock, SealingKey, SigningKey, TrustTime};
 use nix::fcntl::{Flock, FlockArg};
@@ -191,14 +192,17 @@ async fn serve(
     let front = Arc::new(front);
     let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
     let host = if address.is_ipv6() && !address.ip().is_unspecified() { format!("[{host}]") } else { host };
-    let text = crate::kubeconfig::kubeconfig(
-        identity.node.as_str(),
-        &format!("https://{host}:{}", address.port()),
-        &authority.authority_pem(),
-        &user.chain_pem,
-        &user.key_pem,
-    );
-    write_private(&folder.join("local.kubeconfig"), &text)?;
+    let path = folder.join("local.kubeconfig");
+    Kubeconfig {
+        cluster: identity.node.as_str(),
+        user: "technician",
+        server: &format!("https://{host}:{}", address.port()),
+        authority_pem: &authority.authority_pem(),
+        chain_pem: &user.chain_pem,
+        key_pem: &user.key_pem,
+    }
+    .write(&path)
+    .with_context(|| format!("writing {}", path.display()))?;
     let socket = folder.join("agent.sock");
     if socket.exists() {
         std::fs::remove_file(&socket).with_context(|| format!("removing {}", socket.display()))?;
@@ -282,13 +286,4 @@ fn number(loaded: &Loaded, name: &str) -> u64 {
 
 async fn set_number(store: &Store, name: &'static str, value: u64) -> Result<()> {
     Ok(store.set_meta(name, value.to_string().into_bytes()).await?)
-}
-
-fn write_private(path: &Path, text: &str) -> Result<()> {
-    use std::io::Write as _;
-    let partial = path.with_extension("partial");
-    let mut file = std::fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(&partial)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&partial, path).with_context(|| format!("writing {}", path.display()))
 }

@@ -12,7 +12,6 @@ pub mod controllers;
 mod enrol;
 pub mod fleet;
 mod installation;
-mod kubeconfig;
 mod mint;
 mod node;
 mod publish;
@@ -29,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flotilla_rest::authorize::SystemMasters;
+use flotilla_rest::kubeconfig::Kubeconfig;
 use flotilla_rest::{Front, Limits, server};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::identity::{Credentials, FlooredClock, IdentityError, Installation, TrustTime};
@@ -134,8 +134,17 @@ impl Hub {
             .map_err(|error| HubError::Tls(error.to_string()))?;
         let admin = installation.issue_user("admin", Some("system:masters"), clock().0, ADMIN_VALIDITY_MS)?;
         let kubeconfig = config.data_dir.join("admin.kubeconfig");
-        kubeconfig::write(&kubeconfig, reachable(api_address), &installation.authority_pem(), &admin.to_material())
-            .map_err(|source| HubError::Folder { path: kubeconfig, source })?;
+        let admin = admin.to_material();
+        Kubeconfig {
+            cluster: "flotilla",
+            user: "admin",
+            server: &format!("https://{}", reachable(api_address)),
+            authority_pem: &installation.authority_pem(),
+            chain_pem: &admin.chain_pem,
+            key_pem: &admin.key_pem,
+        }
+        .write(&kubeconfig)
+        .map_err(|source| HubError::Folder { path: kubeconfig, source })?;
 
         let (shutdown, stop) = watch::channel(false);
         let backend = HubBackend::new(store.clone(), fleet, config.retention.audit_count_max);

@@ -9,6 +9,7 @@ pub mod authorize;
 pub mod backend;
 pub mod discovery;
 pub mod front;
+pub mod kubeconfig;
 pub mod negotiate;
 pub mod openapi;
 pub mod query;
