@@ -58,3 +58,58 @@ fn damaged_rows_stop_nothing_and_come_again() {
     fleet.start_agent("n1", &[]);
     local_pods(&local, 2);
 }
+
+#[test]
+fn a_device_from_an_older_copy_of_its_card_learns_what_it_had_said() {
+    if !story::ready_to_run() {
+        return;
+    }
+    let mut fleet = Fleet::start(BINARY, Road::Quic, &[]);
+    fleet.join("n1", &[]);
+    let kubectl = fleet.kubectl();
+    kubectl.run("wait --for=condition=Ready node/n1 --timeout=60s");
+    kubectl.apply(WEB);
+    fleet.running_pods("app=web", 1);
+    let local = fleet.local_kubectl("n1");
+    local.run("set env ds/web FIRST=1");
+    runs_with(&fleet, &[("FIRST", "1")]);
+    fleet.stop_agent("n1");
+    let (card, copy) = (fleet.agent_folder("n1").join("device.db"), fleet.folder().join("copy.db"));
+    database::copy(&card, &copy);
+    // Several boots and a change later ...
+    for _ in 0..3 {
+        fleet.start_agent("n1", &[]);
+        local_pods(&local, 1);
+        fleet.stop_agent("n1");
+    }
+    fleet.start_agent("n1", &[]);
+    local_pods(&local, 1);
+    local.run("set env ds/web SECOND=2");
+    runs_with(&fleet, &[("FIRST", "1"), ("SECOND", "2")]);
+    fleet.stop_agent("n1");
+
+    // ... the old card is put in. What the hub heard from it holds again, and what it says now counts.
+    database::copy(&copy, &card);
+    fleet.start_agent("n1", &[]);
+    runs_with(&fleet, &[("FIRST", "1"), ("SECOND", "2")]);
+    wait::until("the device holds both overrides", || {
+        let all = local.run("get overrides -A");
+        if all.contains("FIRST") && all.contains("SECOND") { Ok(()) } else { Err(all) }
+    });
+    local.run("set env ds/web THIRD=3");
+    runs_with(&fleet, &[("FIRST", "1"), ("SECOND", "2"), ("THIRD", "3")]);
+    let all = kubectl.run("get overrides -A --no-headers");
+    assert_eq!(all.lines().count(), 3, "{all}");
+}
+
+/// Waits until the hub shows the one web Pod running with these variables, as the device says it.
+fn runs_with(fleet: &Fleet, expected: &[(&str, &str)]) {
+    wait::until(&format!("web runs with {expected:?}"), || {
+        let pod = fleet.running_pods("app=web", 1).pop_first().unwrap().1;
+        let local = local_pods(&fleet.local_kubectl("n1"), 1).pop_first().unwrap().1;
+        let holds = expected.iter().all(|(name, value)| env(&pod, name) == *value && env(&local, name) == *value);
+        let told = pod["status"]["containerStatuses"][0]["restartCount"]
+            == local["status"]["containerStatuses"][0]["restartCount"];
+        if holds && told { Ok(()) } else { Err(format!("hub {pod} device {local}")) }
+    });
+}

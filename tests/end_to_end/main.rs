@@ -9,6 +9,7 @@ mod kill;
 mod rogue;
 mod rollout;
 mod story;
+mod technician;
 mod versions;
 mod walk;
 
