@@ -203,7 +203,7 @@ async fn join(
     let introduction = Introduction {
         proof: Proof::Token(token.proof()),
         node,
-        labels: arguments.labels.clone(),
+        labels: labels_of(arguments),
         pin: token.pin,
         root: token.root,
     };
@@ -252,6 +252,14 @@ fn stored<T: DeserializeOwned>(loaded: &Loaded, what: &'static str) -> Result<Op
 async fn put<T: Serialize>(store: &Store, what: &'static str, value: &T) -> Result<(), EnrolmentError> {
     let bytes = serde_json::to_vec(value).map_err(|error| EnrolmentError::Damaged { what, why: error.to_string() })?;
     Ok(store.set_meta(what, bytes).await?)
+}
+
+/// What was given, and what kubelet says of every machine.
+fn labels_of(arguments: &RunArguments) -> std::collections::BTreeMap<String, String> {
+    let mut labels = arguments.labels.clone();
+    labels.insert("kubernetes.io/arch".into(), crate::host::architecture(std::env::consts::ARCH).into());
+    labels.insert("kubernetes.io/os".into(), std::env::consts::OS.into());
+    labels
 }
 
 fn host_name() -> String {

@@ -187,7 +187,7 @@ fn os_image(release: &str) -> String {
     name.map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned())
 }
 
-fn architecture(rust: &'static str) -> &'static str {
+pub(crate) fn architecture(rust: &'static str) -> &'static str {
     match rust {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -77,6 +77,8 @@ fn applied(fleet: &Fleet) {
             table.lines().any(|line| line.starts_with("daemonset.apps/web") && line.matches(" 3 ").count() == 5);
         if counted { Ok(()) } else { Err(table) }
     });
+    let labelled = kubectl.run("get nodes -l kubernetes.io/os=linux,kubernetes.io/arch -o name");
+    assert_eq!(labelled.lines().count(), 3, "{labelled}");
     let (name, _, _) = &pods["n2"];
     wait::until("the greeting is in the log", || {
         let log = kubectl.attempt(&format!("logs {name}"))?;
