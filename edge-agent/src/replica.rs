@@ -82,6 +82,7 @@ struct State {
     /// Rows that could not be read at start. Their channels are read anew from the hub, and then they go.
     damaged: BTreeSet<(ChannelName, String)>,
     incarnation: u64,
+    /// Of this process at first; the time of the hub's greeting in milliseconds once it was heard.
     boot: u64,
     /// Last counter given to an observation in this boot.
     seq: u64,
@@ -231,7 +232,16 @@ impl DeviceReplica {
 
     /// Puts rows into the outbox that are durable, or need not be.
     pub(crate) fn put(&self, rows: Vec<OutboxRow>) {
-        self.state().outbox.extend(rows.into_iter().map(|row| (row.subject.clone(), row)));
+        let mut state = self.state();
+        for mut row in rows {
+            if row.boot < state.boot {
+                // A greeting came while it was made durable.
+                state.seq += 1;
+                (row.boot, row.seq) = (state.boot, state.seq);
+            }
+            state.outbox.insert(row.subject.clone(), row);
+        }
+        drop(state);
         self.bump(&self.grown);
     }
 
@@ -262,6 +272,32 @@ impl DeviceReplica {
         let own = state.log.identity().id();
         let read = positions.get(&self.own_channel).and_then(|logs| logs.get(&own)).copied().unwrap_or(0);
         read > state.log.head(&self.own_channel).seq
+    }
+
+    /// Observations count from the hub's own time on: whatever a newer state of this database has told, before it was
+    /// replaced by an older copy, is older. What waits in the outbox is dated anew, in its order.
+    async fn outrank_copies(&self, greeting: &Greeting) -> Result<(), ReplicaError> {
+        let durable: Vec<OutboxRow> = {
+            let mut state = self.state();
+            let boot = greeting.time_ms;
+            if boot <= state.boot {
+                return Ok(());
+            }
+            state.boot = boot;
+            let mut rows: Vec<OutboxRow> = std::mem::take(&mut state.outbox).into_values().collect();
+            rows.sort_by_key(|row| (row.incarnation, row.boot, row.seq));
+            for row in &mut rows {
+                state.seq += 1;
+                (row.boot, row.seq) = (boot, state.seq);
+            }
+            let durable = rows.iter().filter(|row| must_last(row)).cloned().collect();
+            state.outbox = rows.into_iter().map(|row| (row.subject.clone(), row)).collect();
+            durable
+        };
+        if durable.is_empty() {
+            return Ok(());
+        }
+        self.store.put_outbox(durable).await.map_err(|error| failed("store what it observed", error))
     }
 
     /// The copy of a channel that an ingestion works on.
@@ -479,6 +515,7 @@ impl Replica for DeviceReplica {
     }
 
     async fn greeted(&self, _peer: &PeerIdentity, greeting: Greeting) -> Result<(), ReplicaError> {
+        self.outrank_copies(&greeting).await?;
         let newest = |one: &Greeting| (one.incarnation, one.commit, one.time_ms);
         if self.state().greeting.as_ref().is_some_and(|known| newest(known) >= newest(&greeting)) {
             return Ok(());

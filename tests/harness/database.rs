@@ -30,3 +30,14 @@ pub fn damage_items(agent_folder: &Path) -> usize {
     let connection = Connection::open(agent_folder.join("device.db")).unwrap();
     connection.execute("UPDATE item SET bytes = x'deadbeef'", []).unwrap()
 }
+
+/// Replaces a database by another that nobody has open, its log included.
+pub fn copy(from: &Path, to: &Path) {
+    for ending in ["-wal", "-shm"] {
+        let mut name = to.as_os_str().to_owned();
+        name.push(ending);
+        drop(std::fs::remove_file(name));
+    }
+    Connection::open(from).unwrap().execute("VACUUM INTO ?1", [format!("{}.new", to.display())]).unwrap();
+    std::fs::rename(format!("{}.new", to.display()), to).unwrap();
+}

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use flotilla_sync::channel::{ChannelName, Head, Item, ItemId, WriterId};
 use flotilla_sync::identity::writer::{WriterChain, WriterSubject};
+use flotilla_sync::log::VerifiedBatch;
 use flotilla_sync::observation::Clock;
 use rusqlite::{OptionalExtension, params};
 
@@ -12,6 +13,9 @@ use super::{Batch, StoreError};
 /// Subjects whose newest clock is remembered, per device; the longest unheard are forgotten first.
 const SUBJECTS_MAX: i64 = 4096;
 const SUBJECTS_PRUNED_EVERY: u64 = 256;
+/// Records kept of each writer of a device, halved when there are more.
+const DEVICE_RECORDS_MAX: u64 = 256;
+const DEVICE_LOG_BYTES_MAX: u64 = 256 * 1024;
 
 impl Batch<'_> {
     pub(crate) fn put_writer(&mut self, chain: &WriterChain) -> Result<(), StoreError> {
@@ -34,6 +38,7 @@ impl Batch<'_> {
         Ok(head.unwrap_or(Head::START))
     }
 
+    /// Stands at a head that a device's list named; what was kept of the log before it goes.
     pub(crate) fn put_device_head(
         &mut self,
         channel: &ChannelName,
@@ -43,10 +48,26 @@ impl Batch<'_> {
         self.transaction
             .prepare_cached(
                 "INSERT INTO head (channel, writer, seq, hash, floor, records, bytes) VALUES (?1, ?2, ?3, ?4, ?3, 0, 0)
-                 ON CONFLICT DO UPDATE SET seq = excluded.seq, hash = excluded.hash, floor = excluded.floor",
+                 ON CONFLICT DO UPDATE SET seq = excluded.seq, hash = excluded.hash, floor = excluded.floor, records = 0, bytes = 0",
             )?
             .execute(params![channel.to_string(), writer.0, head.seq.cast_signed(), head.hash])?;
+        self.transaction
+            .prepare_cached("DELETE FROM batch WHERE channel = ?1 AND writer = ?2")?
+            .execute(params![channel.to_string(), writer.0])?;
         self.grown.push(Grown { channel: channel.clone(), writer, head });
+        Ok(())
+    }
+
+    /// Keeps a batch of a device's log as the device signed it, up to a bound: a device that comes back with an older copy of its
+    /// database, or as one of two clones, reads here what it lacks.
+    pub(crate) fn put_device_batch(&mut self, verified: &VerifiedBatch) -> Result<(), StoreError> {
+        let batch = verified.batch();
+        let head = verified.head();
+        let count = verified.records().len() as u64;
+        super::channels::store_batch(self.transaction, batch, head, count)?;
+        let grown = [batch.channel.clone()];
+        super::channels::truncate(self.transaction, &batch.writer, &grown, DEVICE_RECORDS_MAX, DEVICE_LOG_BYTES_MAX)?;
+        self.grown.push(Grown { channel: batch.channel.clone(), writer: batch.writer, head });
         Ok(())
     }
 

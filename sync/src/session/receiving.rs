@@ -126,6 +126,7 @@ impl Session {
                 let head = verified.head();
                 self.receiving.chained.insert(key.clone(), head);
                 self.receiving.asked.remove(&key);
+                self.sending.peer_holds(&channel, &chain.id, head.seq);
                 self.own.entry(channel).or_default().insert(chain.id, head);
                 self.receiving.unacknowledged.insert((channel_index, writer_index), head.seq);
                 self.events.push_back(Event::Ingest(Input::Batch(verified)));
@@ -137,6 +138,7 @@ impl Session {
                     return Ok(());
                 }
                 self.receiving.chained.insert(key, verified.head());
+                self.sending.peer_holds(&channel, &chain.id, last_seq);
                 self.receiving.unacknowledged.insert((channel_index, writer_index), last_seq);
                 if !self.events.iter().any(|event| matches!(event, Event::Ingest(_))) {
                     self.send_acks();
@@ -219,6 +221,7 @@ impl Session {
             }
             self.receiving.asked.remove(&key);
             self.receiving.chained.remove(&key);
+            self.sending.peer_holds(&list.channel, writer, head.seq);
         }
         let channel = self.receiving.channels.iter().find(|(_, name)| **name == list.channel).map(|(index, _)| *index);
         let writer = self.receiving.writers.iter().find(|(_, known)| known.id == list.writer).map(|(index, _)| *index);

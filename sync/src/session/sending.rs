@@ -82,6 +82,15 @@ impl Sending {
         self.logs.entry(key.clone()).or_insert_with(|| SendingLog { sent: stands_at, ..SendingLog::default() })
     }
 
+    /// The peer has sent this itself: it is not sent back.
+    pub(super) fn peer_holds(&mut self, channel: &ChannelName, writer: &WriterId, seq: u64) {
+        let log = self.log(&(channel.clone(), *writer));
+        if seq > log.sent {
+            log.sent = seq;
+            log.chained = None;
+        }
+    }
+
     /// The peer lacks what follows `after`.
     pub(super) fn rewind(&mut self, channel: &ChannelName, writer: &WriterId, after: u64) {
         let log = self.log(&(channel.clone(), *writer));
