@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout, reason = "the seed and what was done, for whoever has to repeat a failure")]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use flotilla_tests::database::integrity;
@@ -89,13 +89,24 @@ impl Ledger {
     }
 }
 
+/// How far the writers are, and whether they are to stop.
+#[derive(Default)]
+struct Progress {
+    stop: AtomicBool,
+    acknowledged: AtomicU32,
+    local: AtomicU32,
+}
+
+impl Progress {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+}
+
 /// Writes until told to stop: entries of a ConfigMap; the first writer now and then the count that every device runs.
-fn write(writer: u32, kubectl: &Kubectl, stop: &AtomicBool) -> Ledger {
+fn write(writer: u32, kubectl: &Kubectl, progress: &Progress) -> Ledger {
     let mut ledger = Ledger::default();
-    for number in 1_u32.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
+    for number in (1_u32..).take_while(|_| progress.goes_on()) {
         let (key, value) = (format!("entry-{writer}-{number}"), format!("value-{number}"));
         let counts = writer == 0 && number % 4 == 0;
         let line = if counts {
@@ -105,7 +116,10 @@ fn write(writer: u32, kubectl: &Kubectl, stop: &AtomicBool) -> Ledger {
         };
         match kubectl.attempt(&line) {
             Ok(_) if counts => ledger.count = number,
-            Ok(_) => drop(ledger.acknowledged.insert(key, value)),
+            Ok(_) => {
+                ledger.acknowledged.insert(key, value);
+                progress.acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
             Err(_) => ledger.refused += 1,
         }
     }
@@ -113,14 +127,14 @@ fn write(writer: u32, kubectl: &Kubectl, stop: &AtomicBool) -> Ledger {
 }
 
 /// Writes at the device itself, as a technician there would.
-fn write_at_device(local: &Kubectl, stop: &AtomicBool) -> Ledger {
+fn write_at_device(local: &Kubectl, progress: &Progress) -> Ledger {
     let mut ledger = Ledger::default();
-    for number in 1_u32.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
+    for number in (1_u32..).take_while(|_| progress.goes_on()) {
         match local.attempt(&format!("set env ds/counter LOCAL={number}")) {
-            Ok(_) => ledger.local = number,
+            Ok(_) => {
+                ledger.local = number;
+                progress.local.fetch_add(1, Ordering::Relaxed);
+            }
             Err(_) => ledger.refused += 1,
         }
     }
@@ -154,24 +168,27 @@ fn kill_while_writing(road: Road, kills: u32) {
     kubectl.apply(&COUNTER.replace("MARK", &fleet.folder().to_string_lossy()));
     fleet.running_pods("app=counter", 2);
 
-    let stop = AtomicBool::new(false);
+    let progress = Progress::default();
     let ledger = std::thread::scope(|scope| {
-        let (kubectl, stop) = (&kubectl, &stop);
+        let (kubectl, progress) = (&kubectl, &progress);
         let local = fleet.local_kubectl("n1");
-        let mut writers: Vec<_> = (0..3).map(|writer| scope.spawn(move || write(writer, kubectl, stop))).collect();
-        writers.push(scope.spawn(move || write_at_device(&local, stop)));
+        let mut writers: Vec<_> = (0..3).map(|writer| scope.spawn(move || write(writer, kubectl, progress))).collect();
+        writers.push(scope.spawn(move || write_at_device(&local, progress)));
         // Ends the writers also when a step of this thread fails.
-        let ended = Ending(stop);
+        let ended = Ending(&progress.stop);
         for number in 0..kills {
+            let before = progress.acknowledged.load(Ordering::Relaxed);
+            wait::until_true("more writes are acknowledged", || {
+                progress.acknowledged.load(Ordering::Relaxed) >= before + 2
+            });
             kill_somebody(&mut fleet, &mut dice, road, number);
         }
+        wait::until_true("the device takes writes too", || progress.local.load(Ordering::Relaxed) >= 3);
         drop(ended);
         writers.into_iter().map(|writer| writer.join().unwrap()).fold(Ledger::default(), Ledger::with)
     });
     let Ledger { acknowledged, count, local, refused } = &ledger;
     println!("{} entries acknowledged, {refused} writes refused, count {count}, local {local}", acknowledged.len());
-    assert!(ledger.acknowledged.len() > 20, "hardly anything was written: this shows nothing");
-    assert!(ledger.local > 2, "the device took hardly any write: this shows nothing");
     nothing_is_lost(&kubectl, &ledger);
     let kept = fleet.local_kubectl("n1").json("get ds counter").unwrap();
     let local: u32 = env(&kept["spec"]["template"], "LOCAL").parse().unwrap();
