@@ -79,6 +79,9 @@ pub fn by_contact(index: &Index, node: &str) -> Tasks {
     let mut tasks = Tasks::from([(Task::Node(node.to_owned()), 0), (Task::Schedule, 0)]);
     by_placed(index, node, &mut tasks);
     daemon_sets(index, &mut tasks);
+    for pod in index.pods_on(node).filter(|pod| pod.deletion_timestamp().is_some()) {
+        waiting_owners(index, pod, &mut tasks);
+    }
     tasks
 }
 
@@ -89,10 +92,7 @@ fn ownership(index: &Index, object: &Object, previous: Option<&Object>, gone: bo
         if index.owned_by(&uid).next().is_some() {
             tasks.insert(Task::Owner(uid), 0);
         }
-        let waiting = owners.iter().filter_map(|owner| index.by_uid(&owner.uid));
-        for owner in waiting.filter(|owner| owner.deletion_timestamp().is_some()) {
-            tasks.insert(Task::Owner(owner.uid().to_owned()), 0);
-        }
+        waiting_owners(index, object, tasks);
     } else {
         if object.deletion_timestamp().is_some() && !object.finalizers().is_empty() {
             tasks.insert(Task::Owner(uid.clone()), 0);
@@ -106,12 +106,28 @@ fn ownership(index: &Index, object: &Object, previous: Option<&Object>, gone: bo
         {
             tasks.insert(Task::Dependent(uid), 0);
         }
+        if let Some(previous) = previous
+            .filter(|previous| news || previous.deletion_timestamp().is_some() != object.deletion_timestamp().is_some())
+        {
+            waiting_owners(index, previous, tasks);
+            waiting_owners(index, object, tasks);
+        }
     }
     let namespace = ObjectKey::of(&kind::NAMESPACE, "", object.namespace());
     if !object.namespace().is_empty()
         && index.get(&namespace).is_some_and(|namespace| namespace.deletion_timestamp().is_some())
     {
         tasks.insert(Task::Namespace(namespace.name), 0);
+    }
+}
+
+/// Owners that end once this dependent is gone, lets go of them, or is left behind on a silent device.
+fn waiting_owners(index: &Index, dependent: &Object, tasks: &mut Tasks) {
+    let owners = dependent.owner_references();
+    for owner in owners.iter().filter_map(|owner| index.by_uid(&owner.uid)) {
+        if owner.deletion_timestamp().is_some() {
+            tasks.insert(Task::Owner(owner.uid().to_owned()), 0);
+        }
     }
 }
 

@@ -125,6 +125,34 @@ fn the_end_of_an_owner_and_of_what_it_waits_for_wakes_the_collector() {
 }
 
 #[test]
+fn an_owner_that_ends_hears_of_dependents_that_let_go_or_are_told_to_end() {
+    let mut state = state();
+    state.edit(&key(&kind::DEPLOYMENT, "web"), |web| {
+        web["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        web["metadata"]["finalizers"] = json!(["orphan"]);
+    });
+    let set = key(&kind::REPLICA_SET, "web-1");
+    let orphaned = modified(&state, &set, |set| {
+        set["metadata"].as_object_mut().unwrap().remove("ownerReferences");
+    });
+    assert!(names(by_change(&state.index, &orphaned)).contains(&"owner".to_owned()), "it waits for this alone");
+    let told = modified(&state, &set, |set| set["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
+    assert!(names(by_change(&state.index, &told)).contains(&"owner".to_owned()));
+    let counted = modified(&state, &set, |set| set["status"] = json!({"replicas": 1}));
+    assert!(!names(by_change(&state.index, &counted)).contains(&"owner".to_owned()));
+
+    // Nobody waits for a Pod on a device that fell silent.
+    state.edit(&set, |set| {
+        set["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        set["metadata"]["finalizers"] = json!(["foregroundDeletion"]);
+    });
+    state.edit(&key(&kind::POD, "web-1-a"), |pod| {
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    });
+    assert!(names(by_contact(&state.index, "edge-0")).contains(&"owner".to_owned()));
+}
+
+#[test]
 fn a_namespace_that_ends_hears_of_its_contents() {
     let mut state = state();
     state.edit(&key(&kind::NAMESPACE, "shop"), |namespace| {
