@@ -11,6 +11,7 @@ use flotilla_manifests::rollout::{self, RolloutNumber, THRESHOLD_ALL};
 use flotilla_rest::backend::{WriteRequest, Written};
 use serde_json::{Value, json};
 
+use crate::publish::FLEET_LABEL;
 use crate::store::devices::{LAST_SEEN_ANNOTATION, SYNC_ANNOTATION};
 use crate::store::{Batch, Index};
 
@@ -53,6 +54,7 @@ pub(crate) fn decide(
         }
         Outcome::Updated(mut object) => {
             number = rollout::stamp(current, &mut object, incarnation);
+            check_fleet(current, &object)?;
             keep_shown_facts(current, &mut object);
             Outcome::Updated(object)
         }
@@ -157,6 +159,20 @@ fn check_kind(current: Option<&Object>, request: &WriteRequest) -> Result<(), Ap
         }
         _ => Ok(()),
     }
+}
+
+/// The fleet is the boundary of what a device may read: it comes from the device's token alone.
+fn check_fleet(current: Option<&Object>, object: &Object) -> Result<(), ApiError> {
+    if object.kind() != &kind::NODE || current.and_then(|node| node.label(FLEET_LABEL)) == object.label(FLEET_LABEL) {
+        return Ok(());
+    }
+    let key = object.key();
+    let message = format!(
+        "nodes {:?} is forbidden: label {FLEET_LABEL} is set by the hub alone; to move the device, let it enrol again with \
+         a token of the other fleet: `flotilla token create --node {} --fleet FLEET`",
+        key.name, key.name
+    );
+    Err(ApiError::of(Reason::Forbidden, message).about(&key))
 }
 
 fn has_pods(key: &ObjectKey) -> bool {

@@ -88,6 +88,23 @@ async fn nodes_and_overrides_are_not_for_users_to_make() {
 }
 
 #[tokio::test]
+async fn the_fleet_of_a_node_is_not_a_users_to_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = bench(folder.path()).await;
+    bench.enrolled(folder.path(), "a", "north").await;
+    let key = ObjectKey::of(&kind::NODE, "", "a");
+    let labels = |labels: serde_json::Value| serde_json::json!({"metadata": {"labels": labels}});
+    for fleet in [serde_json::json!("south"), serde_json::Value::Null] {
+        let refused = bench.merge(&key, labels(serde_json::json!({"flotilla.dev/fleet": fleet}))).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::Forbidden);
+        assert!(refused.message.contains("flotilla token create --node a --fleet"), "{}", refused.message);
+    }
+    bench.merge(&key, labels(serde_json::json!({"flotilla.dev/fleet": "north", "mine": "x"}))).await.unwrap();
+    let node = bench.store.read(&key).unwrap();
+    assert_eq!((node.label("flotilla.dev/fleet"), node.label("mine")), (Some("north"), Some("x")));
+}
+
+#[tokio::test]
 async fn two_hubs_do_not_share_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let config = || crate::HubConfig {
