@@ -38,7 +38,7 @@ pub struct Quarantined {
 /// What a batch or a snapshot did to a channel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Folded {
-    /// Items that are different now, removed ones included.
+    /// Items whose rows are different now: removed and forgotten ones, and those with a change that waits, included.
     pub changed: Vec<ItemId>,
     /// Records set aside.
     pub set_aside: Vec<ItemError>,
@@ -60,9 +60,9 @@ impl ChannelState {
             Placement::Next => {}
             other => return Err(other),
         }
-        let folded = self.fold(batch);
+        let mut folded = self.fold(batch);
         self.heads.insert(writer, batch.head());
-        self.forget_tombstones();
+        self.forget_tombstones(&mut folded);
         Ok(folded)
     }
 
@@ -147,7 +147,9 @@ impl ChannelState {
                 folded.changed.push(id.clone());
             }
             Ok(Applied::Waiting(item)) => {
+                // Nothing shows yet; a store must keep it all the same, for the log's head moves on.
                 self.items.insert(id.clone(), item);
+                folded.changed.push(id.clone());
             }
             Ok(Applied::Unchanged) => {}
             Err(error) => {
@@ -159,14 +161,20 @@ impl ChannelState {
         }
     }
 
-    fn forget_tombstones(&mut self) {
+    /// What is forgotten counts as changed: a store forgets its row.
+    fn forget_tombstones(&mut self, folded: &mut Folded) {
         let mut tombstones: Vec<_> =
             self.items.iter().filter_map(|(id, item)| Some((item.removed()?, id.clone()))).collect();
         if tombstones.len() > TOMBSTONES_MAX {
             tombstones.sort_unstable();
             for (_, id) in tombstones.drain(..tombstones.len() - TOMBSTONES_MAX) {
                 self.items.remove(&id);
+                folded.changed.push(id);
             }
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
