@@ -9,10 +9,11 @@ use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::overrides::OverrideRecord;
 use flotilla_manifests::rollout::{self, RolloutNumber};
+use flotilla_manifests::{admission::OBJECT_BYTES_MAX, label, schema};
 use flotilla_sync::channel::{ChannelName, ItemKind};
 use flotilla_sync::identity::NodeName;
 use flotilla_sync::observation::Observation;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::store::Batch;
 
@@ -67,17 +68,39 @@ pub(super) fn observe(batch: &mut Batch<'_>, node: &NodeName, observations: &[Ob
 }
 
 fn node_status(batch: &mut Batch<'_>, node: &NodeName, status: Value) -> Result<(), ApiError> {
-    let key = ObjectKey::of(&kind::NODE, "", node.as_str());
-    if status.is_object() {
-        batch.update(&key, |object| object.value_mut()["status"] = status)?;
+    show_status(batch, node, &ObjectKey::of(&kind::NODE, "", node.as_str()), &status)
+}
+
+/// Shows a status in an object's row, unless clients could not read it: one such row fails every list of its kind.
+fn show_status(batch: &mut Batch<'_>, node: &NodeName, key: &ObjectKey, status: &Value) -> Result<(), ApiError> {
+    let Some(current) = batch.get(key) else { return Ok(()) };
+    let mut shown = (*current).clone();
+    shown.value_mut()["status"] = status.clone();
+    if readable(node, &mut shown) {
+        batch.update(key, |object| *object = shown)?;
     }
     Ok(())
+}
+
+/// Drops what no schema knows; `false`, with a line in the log, when a type is wrong or the whole is too large.
+fn readable(node: &NodeName, object: &mut Object) -> bool {
+    schema::prune(object);
+    schema::drop_nulls(object);
+    let faults = schema::type_errors(object);
+    let bytes = object.value().to_string().len();
+    if faults.is_empty() && bytes <= OBJECT_BYTES_MAX {
+        return true;
+    }
+    let fault =
+        faults.first().map_or_else(|| format!("{bytes} bytes"), |fault| format!("{}: {}", fault.field, fault.message));
+    tracing::warn!(%node, object = %object.key(), fault, "a device's report is no valid object and is not shown");
+    false
 }
 
 fn pod(batch: &mut Batch<'_>, node: &NodeName, report: &PodReport) -> Result<(), ApiError> {
     if let Some(row) = batch.index().by_uid(&report.uid).cloned() {
         if row.kind() == &kind::POD && row.text("/spec/nodeName") == node.as_str() {
-            batch.update(&row.key(), |object| object.value_mut()["status"] = report.status.clone())?;
+            show_status(batch, node, &row.key(), &report.status)?;
         }
         return Ok(());
     }
@@ -88,6 +111,10 @@ fn pod(batch: &mut Batch<'_>, node: &NodeName, report: &PodReport) -> Result<(),
         return Ok(());
     }
     let key = object.key();
+    object.value_mut()["status"] = report.status.clone();
+    if !readable(node, &mut object) {
+        return Ok(());
+    }
     if let Some(other) = batch.get(&key) {
         // The same name, another number or attempt: the later one stands, whichever report came first.
         let standing = (rollout::number_of(&other), attempt_of(&other));
@@ -96,7 +123,6 @@ fn pod(batch: &mut Batch<'_>, node: &NodeName, report: &PodReport) -> Result<(),
         }
         batch.remove(&key)?;
     }
-    object.value_mut()["status"] = report.status.clone();
     if let Some(started) = report.status.get("startTime").and_then(Value::as_str) {
         object.metadata_mut().insert("creationTimestamp".into(), started.into());
     }
@@ -124,19 +150,20 @@ fn ended(batch: &mut Batch<'_>, node: &NodeName, uid: &str) -> Result<(), ApiErr
 }
 
 fn event(batch: &mut Batch<'_>, node: &NodeName, body: Value) -> Result<(), ApiError> {
-    let object = match Object::parse(body) {
-        Ok(object) if object.kind() == &kind::EVENT && !object.name().is_empty() => object,
-        _ => {
-            tracing::warn!(%node, "a device's event cannot be read");
-            return Ok(());
-        }
+    let Some(object) = own_event(node, body) else {
+        tracing::warn!(%node, "a device's event cannot be read");
+        return Ok(());
     };
     let namespace = ObjectKey::of(&kind::NAMESPACE, "", object.namespace());
     if batch.get(&namespace).is_none() {
         return Ok(());
     }
     let key = object.key();
-    if batch.get(&key).is_some() {
+    if let Some(current) = batch.get(&key) {
+        if current.text("/source/host") != node.as_str() {
+            tracing::warn!(%node, event = %key, "a device reports an event under the name of another's");
+            return Ok(());
+        }
         batch.update(&key, |current| {
             let kept = current.value()["metadata"].clone();
             *current.value_mut() = object.into_value();
@@ -156,6 +183,22 @@ fn event(batch: &mut Batch<'_>, node: &NodeName, body: Value) -> Result<(), ApiE
     }
     batch.create(object)?;
     Ok(())
+}
+
+/// The event with a name, a namespace and its content from the device; who saw it and all other metadata are the hub's to say
+/// (a uid, say, must not name another's object).
+fn own_event(node: &NodeName, body: Value) -> Option<Object> {
+    let stated = Object::parse(body).ok().filter(|object| object.kind() == &kind::EVENT)?;
+    let (namespace, name) = (stated.namespace().to_owned(), stated.name().to_owned());
+    label::syntax::dns_subdomain(&name).ok()?;
+    let mut value = stated.into_value();
+    value["metadata"] = json!({"namespace": namespace, "name": name});
+    if !value["source"].is_object() {
+        value["source"] = json!({});
+    }
+    value["source"]["host"] = node.as_str().into();
+    let mut object = Object::parse(value).ok()?;
+    readable(node, &mut object).then_some(object)
 }
 
 /// Derives the Pods of DaemonSets on this node anew: its overrides are others now.

@@ -249,3 +249,38 @@ async fn a_connected_device_is_shown_with_how_far_it_is() {
     world.bench.write(key.clone(), edited).await.unwrap();
     assert_eq!(world.bench.store.read(&key).unwrap().annotation("flotilla.dev/sync"), None);
 }
+
+#[tokio::test]
+async fn a_report_that_clients_could_not_read_is_not_shown() {
+    let world = Reported::new().await;
+    let (uid, body) = world.pod(0, "Running");
+    world.observe(vec![observation(&format!("pod/{uid}"), 1, Some(body.clone()))]).await;
+    let mut poison = body;
+    poison["status"] = json!({"phase": "Failed", "containerStatuses": "none"});
+    let node = json!({"conditions": [{"type": 5}], "capacity": {"cpu": "4"}});
+    let fine = json!({"capacity": {"cpu": "4"}, "nonsense": 1});
+    world.observe(vec![observation(&format!("pod/{uid}"), 2, Some(poison)), observation("node", 2, Some(fine))]).await;
+    world.observe(vec![observation("node", 3, Some(node))]).await;
+    assert_eq!(world.bench.store.read(&world.pod_key()).unwrap().text("/status/phase"), "Running");
+    let node = world.bench.store.read(&ObjectKey::of(&kind::NODE, "", "a")).unwrap();
+    assert_eq!(node.status(), Some(&json!({"capacity": {"cpu": "4"}})));
+}
+
+#[tokio::test]
+async fn an_event_is_a_devices_own_and_takes_nobodys_place() {
+    let world = Reported::new().await;
+    let other = world.bench.enrolled(world.folder.path(), "b", "north").await.peer();
+    let set = world.bench.store.read(&world.set).unwrap();
+    let event = |uid: &str, reason: &str| {
+        json!({"apiVersion": "v1", "kind": "Event", "reason": reason, "source": {"host": "b"},
+            "metadata": {"namespace": "default", "name": "e1", "uid": uid, "finalizers": ["x.io/y"]}})
+    };
+    world.observe(vec![observation("event/1", 1, Some(event(set.uid(), "Started")))]).await;
+    let forged = vec![observation("event/1", 1, Some(event("z", "Forged")))];
+    world.bench.door.observe(&other, forged).await.unwrap();
+    let stored = world.bench.store.read(&ObjectKey::of(&kind::EVENT, "default", "e1")).unwrap();
+    assert_eq!((stored.text("/reason"), stored.text("/source/host")), ("Started", "a"));
+    assert_eq!(stored.finalizers(), Vec::<String>::new());
+    let by_uid = world.bench.store.view(|index| index.by_uid(set.uid()).map(|found| found.key()));
+    assert_eq!(by_uid, Some(world.set.clone()), "the uid still names the DaemonSet");
+}
