@@ -79,9 +79,6 @@ pub fn by_contact(index: &Index, node: &str) -> Tasks {
     let mut tasks = Tasks::from([(Task::Node(node.to_owned()), 0), (Task::Schedule, 0)]);
     by_placed(index, node, &mut tasks);
     daemon_sets(index, &mut tasks);
-    for pod in index.pods_on(node).filter(|pod| pod.deletion_timestamp().is_some()) {
-        waiting_owners(index, pod, &mut tasks);
-    }
     tasks
 }
 
@@ -184,10 +181,15 @@ fn by_node(index: &Index, node: &Object, previous: Option<&Object>, gone: bool, 
     }
 }
 
-/// The workloads of the Pods on a device.
+/// The workloads of the Pods on a device, and the owners that wait for Pods that may be left behind there.
 fn by_placed(index: &Index, node: &str, tasks: &mut Tasks) {
-    for pod in index.pods_on(node).filter(|pod| !pods::is_daemon_pod(pod)) {
-        by_owner(index, pod, tasks);
+    for pod in index.pods_on(node) {
+        if !pods::is_daemon_pod(pod) {
+            by_owner(index, pod, tasks);
+        }
+        if pod.deletion_timestamp().is_some() {
+            waiting_owners(index, pod, tasks);
+        }
     }
 }
 

@@ -150,6 +150,10 @@ fn an_owner_that_ends_hears_of_dependents_that_let_go_or_are_told_to_end() {
         pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     });
     assert!(names(by_contact(&state.index, "edge-0")).contains(&"owner".to_owned()));
+    let unknown = modified(&state, &key(&kind::NODE, "edge-0"), |node| {
+        node["status"]["conditions"][0]["status"] = "Unknown".into();
+    });
+    assert!(names(by_change(&state.index, &unknown)).contains(&"owner".to_owned()));
 }
 
 #[test]
