@@ -109,6 +109,10 @@ fn finalize(view: &View<'_>, owner: &Object, plan: &mut Plan) {
     for dependent in view.index.owned_by(owner.uid()) {
         let blocks = dependent.owner_references().iter().any(|one| one.uid == owner.uid() && one.block_owner_deletion);
         blocked |= blocks && !is_left_behind(view, dependent);
+        let node = dependent.text("/spec/nodeName");
+        if let Some(at) = view.silent_at(node).filter(|at| blocks && !node.is_empty() && *at > view.now) {
+            plan.wake(at);
+        }
         collect(view, dependent, plan);
     }
     if !blocked {

@@ -76,3 +76,21 @@ fn orphans_lose_their_owner_and_stay() {
     assert!(state.get(&key(&kind::CONFIG_MAP, "one")).owner_references().is_empty());
     assert_eq!(state.get(&key(&kind::CONFIG_MAP, "owner")).finalizers(), ["example.com/other"]);
 }
+
+#[test]
+fn nobody_waits_for_a_pod_longer_than_until_its_device_is_silent() {
+    let mut state = State::at(100_000);
+    state.node("edge-0");
+    config_map(&mut state, "owner", &[], &[FOREGROUND], true);
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": {"nodeName": "edge-0"}, "metadata": {
+        "name": "p", "namespace": "shop", "deletionTimestamp": "2026-01-01T00:00:00Z", "ownerReferences": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": "owner", "blockOwnerDeletion": true}]}});
+    state.put(parse(pod));
+    state.contacts.insert("edge-0".into(), crate::fleet::contact::Contact::Silent { last: state.now });
+    let plan = plan_owner(&state.view(), "owner");
+    assert_eq!(plan.writes, []);
+    state.now = plan.wake_at.unwrap();
+    let plan = plan_owner(&state.view(), "owner");
+    state.carry_out(plan);
+    assert!(!exists_there(&state, "owner"));
+}
