@@ -138,6 +138,7 @@ fn revise(
         }
     };
     let (wanted, last_applied) = without_last_applied(wanted);
+    refuse_scaling_up(key, base, &wanted)?;
     let reason = wanted.annotation("kubernetes.io/change-cause").unwrap_or_default().to_owned();
     let by = Authorship { id: id.to_owned(), author: author.to_owned(), reason, time: context.now, expires: None };
     let revision = overrides::revise(base, subject.records, &wanted, by)?;
@@ -147,6 +148,20 @@ fn revise(
     }
     let revision = Box::new(revision);
     Ok((Decision::Revise { revision, outcome: Box::new(outcome), last_applied }, admitted.warnings))
+}
+
+/// How many replicas there are is the hub's to say; a device can run its share or none of it.
+fn refuse_scaling_up(key: &ObjectKey, base: &Object, wanted: &Object) -> Result<(), ApiError> {
+    let replicas = |object: &Object| object.at("/spec/replicas").and_then(serde_json::Value::as_i64);
+    let wish = replicas(wanted);
+    if wish == replicas(base) || wish == Some(0) {
+        return Ok(());
+    }
+    let message = format!(
+        "{key} can be scaled here to 0 (nothing of it runs on this device) or back to {}; any other number is the hub's to place",
+        replicas(base).unwrap_or(1)
+    );
+    Err(ApiError::of(Reason::Forbidden, message).about(key))
 }
 
 /// What a held workload is to be when it is applied again: what the body says, on the identity that the base has.

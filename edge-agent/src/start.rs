@@ -48,6 +48,7 @@ const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
 pub async fn run(arguments: RunArguments) -> Result<()> {
     let folder = prepare(&arguments.data)?;
     let lock = lock(&folder)?;
+    keep_private(&folder.join("device.db"))?;
     let Opened { store, loaded, clock, trust, boot, identity } = open(&folder, &arguments).await?;
     let life = life(&identity, boot)?;
     let (replica, streams) = DeviceReplica::take_up(store.clone(), &loaded, life, clock.clone(), trust.clone())?;
@@ -241,6 +242,14 @@ fn prepare(folder: &Path) -> Result<std::path::PathBuf> {
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
     folder.canonicalize().with_context(|| format!("finding {}", folder.display()))
+}
+
+/// The file holds keys; SQLite gives its companions the same mode.
+fn keep_private(path: &Path) -> Result<()> {
+    let file = std::fs::File::options().create(true).append(true).open(path);
+    let file = file.with_context(|| format!("opening {}", path.display()))?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("closing {} to others", path.display()))
 }
 
 /// One agent per folder.

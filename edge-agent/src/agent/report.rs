@@ -58,9 +58,9 @@ impl Agent {
         local::count_pods(&mut objects);
         let node_status = self.node_status();
         let sync = match *self.inbox.link.borrow() {
-            Link::Down => "Offline",
-            Link::Up if self.replica.unreported() > 0 => "Waiting",
-            Link::Up => "Synced",
+            Link::Down => "offline",
+            Link::Up if self.replica.unreported() > 0 => "waiting",
+            Link::Up => "synced",
         };
         let node_key = ObjectKey::of(&kind::NODE, "", self.node.name.as_str());
         if let Some(node) = objects.get_mut(&node_key) {

@@ -153,3 +153,23 @@ fn deleting_a_derived_pod_restarts_it() {
         decide(&pod.key(), &subject, &Mutation::Delete(DeleteOptions::default()), &context(), "o1", "me").unwrap().0;
     assert!(matches!(decision, Decision::Restart { .. }), "{decision:?}");
 }
+
+#[test]
+fn a_deployment_scales_here_to_nothing_or_back_and_to_no_other_number() {
+    let mut base = base();
+    base.value_mut()["kind"] = json!("Deployment");
+    let mut base = Object::parse(base.into_value()).unwrap();
+    base.value_mut()["spec"]["replicas"] = json!(3);
+    defaults::apply(&mut base);
+    let scale = |to: i64| {
+        let patch = Mutation::Patch { part: Part::Scale, patch: Patch::JsonMerge(json!({"spec": {"replicas": to}})) };
+        let key = ObjectKey::of(&kind::DEPLOYMENT, "default", "web");
+        let subject = Subject { shown: Some(&base), base: Some(&base), records: &[] };
+        decide(&key, &subject, &patch, &context(), "o1", "technician").map(|(decision, _)| decision)
+    };
+    assert!(matches!(scale(0).unwrap(), Decision::Revise { .. }));
+    assert!(matches!(scale(3).unwrap(), Decision::Nothing(_)));
+    let error = scale(5).unwrap_err();
+    assert_eq!(error.reason, Reason::Forbidden);
+    assert!(error.message.contains("0") && error.message.contains("back to 3"), "{error}");
+}
