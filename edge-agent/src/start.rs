@@ -48,7 +48,6 @@ const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
 pub async fn run(arguments: RunArguments) -> Result<()> {
     let folder = prepare(&arguments.data)?;
     let lock = lock(&folder)?;
-    keep_private(&folder.join("device.db"))?;
     let Opened { store, loaded, clock, trust, boot, identity } = open(&folder, &arguments).await?;
     let life = life(&identity, boot)?;
     let (replica, streams) = DeviceReplica::take_up(store.clone(), &loaded, life, clock.clone(), trust.clone())?;
@@ -152,6 +151,7 @@ struct Opened {
 
 /// Opens the database and, at the very first start, joins the hub.
 async fn open(folder: &Path, arguments: &RunArguments) -> Result<Opened> {
+    keep_private(&folder.join("device.db"))?;
     let (store, loaded) = Store::open(folder)?;
     let clock = Arc::new(Clock::default());
     let boot = number(&loaded, "boot") + 1;
