@@ -26,23 +26,29 @@ pub(crate) struct Trace {
     file: PathBuf,
 }
 
-/// Milliseconds each of `count` commits of one 4 KiB page takes in this folder, by `fdatasync`.
-pub(crate) fn baseline(folder: &Path, count: usize) -> Vec<f64> {
-    let path = folder.join("commit-baseline");
-    let mut file = File::create(&path).unwrap();
-    // As a write-ahead log that is reused after a checkpoint: the file has its size already.
-    file.write_all(&vec![0; 4096 * count]).unwrap();
-    file.sync_all().unwrap();
-    file.seek(SeekFrom::Start(0)).unwrap();
-    let took = (0..count).map(|_| {
+/// A file of one page on the disk of hub and devices.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    file: File,
+}
+
+impl Probe {
+    /// Opens it with its size on the disk: as a write-ahead log that is used again after a checkpoint.
+    pub(crate) fn beside(folder: &Path) -> Self {
+        let mut file = File::create(folder.join("commit-probe")).unwrap();
+        file.write_all(&[0; 4096]).unwrap();
+        file.sync_all().unwrap();
+        Self { file }
+    }
+
+    /// How long writing the page durably takes, by `fdatasync`.
+    pub(crate) fn commit_ms(&mut self) -> f64 {
         let begun = Instant::now();
-        file.write_all(&[1; 4096]).unwrap();
-        file.sync_data().unwrap();
+        self.file.seek(SeekFrom::Start(0)).unwrap();
+        self.file.write_all(&[1; 4096]).unwrap();
+        self.file.sync_data().unwrap();
         begun.elapsed().as_secs_f64() * 1000.0
-    });
-    let took = took.collect();
-    std::fs::remove_file(path).unwrap();
-    took
+    }
 }
 
 impl Trace {
