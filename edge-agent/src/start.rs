@@ -35,6 +35,9 @@ use crate::view::LocalView;
 
 /// Local writes waiting for the loop; a caller that finds it full waits.
 const WRITES_LEN_MAX: usize = 32;
+/// Disk space set aside in the agent's folder.
+const RESERVE: &str = "reserve";
+const RESERVE_BYTES: usize = 1024 * 1024;
 /// Resource versions one life of the agent may give out before it reserves more at its next start.
 const VERSIONS_PER_LIFE: u64 = 1 << 24;
 
@@ -54,7 +57,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let replica = Arc::new(replica);
     let executable = std::env::current_exe().context("finding the running program")?;
     let runtime = Arc::new(ProcessRuntime::open(&folder, &executable).await?);
-    let shared = Arc::new(Shared::over(view(&store, &loaded, identity.enrolment.incarnation).await?));
+    let shared = Arc::new(Shared::over(view(&store, &loaded, identity.enrolment.incarnation).await));
     *shared.history() = histories(&loaded);
     let (writes, write_queue) = mpsc::channel(WRITES_LEN_MAX);
     let backend = Arc::new(LocalBackend::over(shared.clone(), writes, runtime.clone(), clock.clone()));
@@ -155,14 +158,39 @@ async fn open(folder: &Path, arguments: &RunArguments) -> Result<Opened> {
     let (store, loaded) = Store::open(folder)?;
     let clock = Arc::new(Clock::default());
     let boot = number(&loaded, "boot") + 1;
-    set_number(&store, "boot", boot).await?;
+    if store.set_meta("boot", boot.to_string().into_bytes()).await.is_err() {
+        give_up_reserve(folder);
+        set_number(&store, "boot", boot).await;
+    }
     let reading = clock.clone();
     let trust = FlooredClock::new(move || reading.now().0, 0);
     let time: Arc<dyn TrustTime> = trust.clone();
     let identity = Identity::open(&store, &loaded, arguments, &time).await?;
     clock.raise(Timestamp(identity.enrolment.hub_time_ms));
     trust.raise(identity.enrolment.hub_time_ms);
+    keep_reserve(folder);
     Ok(Opened { store, loaded, clock, trust, boot, identity })
+}
+
+/// Sets disk space aside, while there is some, for a start on a full disk: pods need a few files to run again after a reboot.
+fn keep_reserve(folder: &Path) {
+    let path = folder.join(RESERVE);
+    if std::fs::metadata(&path).is_ok_and(|reserve| reserve.len() == RESERVE_BYTES as u64) {
+        return;
+    }
+    if let Err(error) = std::fs::write(&path, vec![0_u8; RESERVE_BYTES]) {
+        tracing::warn!(%error, "no disk space could be set aside: free some before this device restarts");
+        // A part of it helps nobody.
+        drop(std::fs::remove_file(&path));
+    }
+}
+
+/// Gives the space back to what has to run.
+fn give_up_reserve(folder: &Path) {
+    match std::fs::remove_file(folder.join(RESERVE)) {
+        Ok(()) => tracing::error!("the disk is full: the space set aside is used up now; free some"),
+        Err(error) => tracing::error!(%error, "the disk is full, and no space was set aside"),
+    }
 }
 
 /// Opens the local API on loopback TLS and on a Unix socket, and writes `local.kubeconfig`.
@@ -194,7 +222,7 @@ async fn serve(
     let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
     let host = if address.is_ipv6() && !address.ip().is_unspecified() { format!("[{host}]") } else { host };
     let path = folder.join("local.kubeconfig");
-    Kubeconfig {
+    let written = Kubeconfig {
         cluster: identity.node.as_str(),
         user: "technician",
         server: &format!("https://{host}:{}", address.port()),
@@ -202,8 +230,12 @@ async fn serve(
         chain_pem: &user.chain_pem,
         key_pem: &user.key_pem,
     }
-    .write(&path)
-    .with_context(|| format!("writing {}", path.display()))?;
+    .write(&path);
+    match written {
+        // A full disk: the file of last time names the same port and authority.
+        Err(error) if path.exists() => tracing::error!(%error, "local.kubeconfig was not written anew"),
+        other => other.with_context(|| format!("writing {}", path.display()))?,
+    }
     let socket = folder.join("agent.sock");
     if socket.exists() {
         std::fs::remove_file(&socket).with_context(|| format!("removing {}", socket.display()))?;
@@ -232,8 +264,11 @@ async fn listen(store: &Store, loaded: &Loaded, asked: Option<SocketAddr>) -> Re
         (None, None) => TcpListener::bind(any).await?,
     };
     let address = listener.local_addr()?;
-    if asked.is_none() && kept != Some(address) {
-        store.set_meta("listen", address.to_string().into_bytes()).await?;
+    if asked.is_none()
+        && kept != Some(address)
+        && let Err(error) = store.set_meta("listen", address.to_string().into_bytes()).await
+    {
+        tracing::error!(error = %enrolment::chain(&error), "the local API's port was not stored; it may be another after a restart");
     }
     Ok(listener)
 }
@@ -261,10 +296,10 @@ fn lock(folder: &Path) -> Result<Flock<std::fs::File>> {
         .with_context(|| format!("another agent uses {} (its lock {} is held)", folder.display(), path.display()))
 }
 
-async fn view(store: &Store, loaded: &Loaded, incarnation: u64) -> Result<LocalView> {
+async fn view(store: &Store, loaded: &Loaded, incarnation: u64) -> LocalView {
     let start = number(loaded, "versions").max(incarnation << 40);
-    set_number(store, "versions", start + VERSIONS_PER_LIFE).await?;
-    Ok(LocalView::starting_above(start))
+    set_number(store, "versions", start + VERSIONS_PER_LIFE).await;
+    LocalView::starting_above(start)
 }
 
 fn histories(loaded: &Loaded) -> History {
@@ -293,6 +328,10 @@ fn number(loaded: &Loaded, name: &str) -> u64 {
     loaded.meta.get(name).and_then(|bytes| String::from_utf8_lossy(bytes).parse().ok()).unwrap_or(0)
 }
 
-async fn set_number(store: &Store, name: &'static str, value: u64) -> Result<()> {
-    Ok(store.set_meta(name, value.to_string().into_bytes()).await?)
+/// Stores a counter of this life. A full disk must not keep a device from running what is on it: then the counter repeats, which
+/// watchers meet with a new list and the hub with the greeting's time.
+async fn set_number(store: &Store, name: &'static str, value: u64) {
+    if let Err(error) = store.set_meta(name, value.to_string().into_bytes()).await {
+        tracing::error!(counter = name, error = %enrolment::chain(&error), "a counter was not stored; the device starts all the same");
+    }
 }
