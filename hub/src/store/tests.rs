@@ -234,10 +234,16 @@ async fn many_writes_share_a_commit() {
     let clock: Clock = Arc::new(move || Timestamp(counting.fetch_add(1, Ordering::SeqCst)));
     let store = Store::open(&folder.path().join("hub.sqlite"), Retention::default(), clock).unwrap();
     let (open_gate, gate) = std::sync::mpsc::channel::<()>();
+    let (entered, inside) = tokio::sync::oneshot::channel();
     let blocked = {
         let store = store.clone();
-        tokio::spawn(async move { store.write(move |_| Ok(gate.recv().is_ok())).await })
+        tokio::spawn(async move {
+            let hold = move |_: &mut crate::store::Batch<'_>| Ok(entered.send(()).is_ok() && gate.recv().is_ok());
+            store.write(hold).await
+        })
     };
+    // Only then is it alone in its commit, and all that follow wait together.
+    inside.await.unwrap();
     let waiting: Vec<_> = (0..100)
         .map(|number| {
             let store = store.clone();
