@@ -1,0 +1,230 @@
+//! What sessions ask of the device's replica: reading its own log, taking in the hub's, the outbox.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use flotilla_manifests::time::Timestamp;
+use flotilla_sync::channel::{ChannelName, ChannelState, Heads, Positions, WriterId};
+use flotilla_sync::identity::writer::WriterChain;
+use flotilla_sync::log::{Batch, Placement};
+use flotilla_sync::observation::{Clock as ObservationClock, Observation, Urgency};
+use flotilla_sync::replica::{Ingested, Input, Reading, Replica, ReplicaError};
+use flotilla_sync::session::{Greeting, PeerHello};
+use flotilla_sync::stream::Stream;
+use flotilla_sync::transport::PeerIdentity;
+use tokio::sync::watch;
+
+use super::{DeviceReplica, Misplaced, OpenedStream, append_rows, clock_of, failed, must_last, observation_of};
+use crate::store::{Ingest, OutboxRow};
+
+impl Replica for DeviceReplica {
+    async fn heads(&self, _peer: &PeerIdentity) -> Result<Heads, ReplicaError> {
+        Ok(self.state().channels.iter().map(|(name, channel)| (name.clone(), channel.heads.clone())).collect())
+    }
+
+    async fn read(
+        &self,
+        channel: &ChannelName,
+        writer: &WriterId,
+        after: u64,
+        bytes_max: usize,
+    ) -> Result<Reading, ReplicaError> {
+        let state = self.state();
+        if *channel != self.own_channel || *writer != state.log.identity().id() {
+            return Ok(Reading::NotKept);
+        }
+        let newest = state.log.head(channel).seq;
+        if after >= newest {
+            return Ok(Reading::Batches(Vec::new()));
+        }
+        let Some(start) = state.own_batches.iter().position(|batch| batch.first_seq == after + 1) else {
+            let current = state.channel(channel);
+            let snapshot = current
+                .snapshot(state.log.identity(), BTreeMap::new())
+                .map_err(|error| failed("list its overrides", error))?;
+            return Ok(Reading::Snapshot(snapshot));
+        };
+        let mut size = 0;
+        let fits = |batch: &&Batch| {
+            let first = size == 0;
+            size += batch.payload.len();
+            first || size <= bytes_max
+        };
+        Ok(Reading::Batches(state.own_batches[start..].iter().take_while(fits).cloned().collect()))
+    }
+
+    async fn writer(&self, writer: &WriterId) -> Result<Option<WriterChain>, ReplicaError> {
+        let state = self.state();
+        let own = state.log.identity();
+        Ok(if own.id() == *writer { Some(own.chain().clone()) } else { state.writers.get(writer).cloned() })
+    }
+
+    async fn ingest(&self, _peer: &PeerIdentity, inputs: Vec<Input>) -> Result<Ingested, ReplicaError> {
+        let _gate = self.gate.lock().await;
+        let mut rows = Ingest::default();
+        let mut next: BTreeMap<ChannelName, ChannelState> = BTreeMap::new();
+        let mut writers = Vec::new();
+        let mut result = Ingested::default();
+        let mut branched = Vec::new();
+        for input in inputs {
+            match input {
+                Input::Writer(chain) => {
+                    rows.writers.push((chain.id.0.to_vec(), chain.encode().to_vec()));
+                    writers.push(chain);
+                }
+                Input::Batch(batch) => {
+                    let channel = self.opened(&mut next, &batch.batch().channel);
+                    match channel.apply_batch(&batch) {
+                        Ok(folded) => {
+                            result.applied += batch.records().len();
+                            result.set_aside.extend(folded.set_aside.iter().map(ToString::to_string));
+                            append_rows(&mut rows, channel, &folded.changed);
+                        }
+                        Err(Placement::Duplicate) => {}
+                        Err(placement) => return Err(failed("take a batch", Misplaced(placement))),
+                    }
+                }
+                Input::Branch(batch) => {
+                    let channel = self.opened(&mut next, &batch.batch().channel);
+                    let folded = channel.apply_branch(&batch);
+                    result.applied += folded.changed.len();
+                    result.set_aside.extend(folded.set_aside.iter().map(ToString::to_string));
+                    append_rows(&mut rows, channel, &folded.changed);
+                    branched.extend(folded.changed);
+                }
+                Input::Snapshot(snapshot) => {
+                    let channel = self.opened(&mut next, &snapshot.snapshot().list.channel);
+                    let folded = channel.apply_snapshot(&snapshot);
+                    result.applied += folded.changed.len();
+                    result.set_aside.extend(folded.set_aside.iter().map(ToString::to_string));
+                    append_rows(&mut rows, channel, &folded.changed);
+                }
+            }
+        }
+        for why in &result.set_aside {
+            tracing::warn!(reason = %why, "a record was set aside");
+        }
+        self.store.ingest(rows).await.map_err(|error| failed("store what the hub sent", error))?;
+        {
+            let mut state = self.state();
+            state.writers.extend(writers.into_iter().map(|chain| (chain.id, chain)));
+            state.channels.extend(next);
+        }
+        self.leave().await?;
+        self.forget_damaged().await?;
+        if !branched.is_empty() {
+            self.state_again(&branched).await?;
+        }
+        self.bump(&self.changed);
+        Ok(result)
+    }
+
+    async fn subscribed(&self, _peer: &PeerIdentity, channels: Positions) -> Result<(), ReplicaError> {
+        let _gate = self.gate.lock().await;
+        if self.is_old_copy(&channels) {
+            tracing::warn!(
+                "the hub has read further in this device's log than it goes: its database is a clone or an old copy"
+            );
+            self.take_new_writer().await?;
+        }
+        {
+            let mut state = self.state();
+            for name in channels.keys() {
+                let empty = ChannelState::new(name.clone());
+                state.channels.entry(name.clone()).or_insert(empty);
+            }
+            state.subscribed = Some(channels);
+        }
+        self.leave().await?;
+        self.forget_damaged().await
+    }
+
+    fn established(&self, _peer: &PeerIdentity, _hello: &PeerHello) {}
+
+    async fn acknowledged(&self, _peer: &PeerIdentity, _positions: Positions) -> Result<(), ReplicaError> {
+        Ok(())
+    }
+
+    async fn greeted(&self, _peer: &PeerIdentity, greeting: Greeting) -> Result<(), ReplicaError> {
+        self.outrank_copies(&greeting).await?;
+        let newest = |one: &Greeting| (one.incarnation, one.commit, one.time_ms);
+        if self.state().greeting.as_ref().is_some_and(|known| newest(known) >= newest(&greeting)) {
+            return Ok(());
+        }
+        let bytes = greeting.encoded().to_vec();
+        self.store.set_meta("greeting", bytes).await.map_err(|error| failed("store the hub's greeting", error))?;
+        self.clock.raise(Timestamp(greeting.time_ms));
+        self.trust.raise(greeting.time_ms);
+        self.state().greeting = Some(greeting);
+        Ok(())
+    }
+
+    async fn greeting(&self) -> Result<Option<Greeting>, ReplicaError> {
+        Ok(self.state().greeting.clone())
+    }
+
+    async fn forked(
+        &self,
+        _peer: &PeerIdentity,
+        channel: &ChannelName,
+        writer: &WriterId,
+        seq: u64,
+    ) -> Result<(), ReplicaError> {
+        tracing::warn!(%channel, %writer, seq, "this device's log was forked: its database was cloned or restored");
+        if *channel != self.own_channel || *writer != self.state().log.identity().id() {
+            return Ok(());
+        }
+        let _gate = self.gate.lock().await;
+        self.take_new_writer().await
+    }
+
+    async fn observe(&self, _peer: &PeerIdentity, _observations: Vec<Observation>) -> Result<(), ReplicaError> {
+        Err(failed("take observations", NotForDevices))
+    }
+
+    async fn outbox(&self, urgency: Urgency, limit: usize) -> Result<Vec<Observation>, ReplicaError> {
+        let state = self.state();
+        let mut waiting: Vec<&OutboxRow> =
+            state.outbox.values().filter(|row| urgency == Urgency::All || row.urgent).collect();
+        waiting.sort_by_key(|row| (row.incarnation, row.boot, row.seq));
+        Ok(waiting.into_iter().take(limit).map(observation_of).collect())
+    }
+
+    async fn outbox_acknowledged(&self, entries: Vec<(String, ObservationClock)>) -> Result<(), ReplicaError> {
+        let mut durable = Vec::new();
+        {
+            let mut state = self.state();
+            for (subject, clock) in entries {
+                let same = |row: &OutboxRow| clock_of(row) == clock;
+                if state.outbox.get(&subject).is_some_and(same)
+                    && let Some(row) = state.outbox.remove(&subject)
+                    && must_last(&row)
+                {
+                    durable.push((subject, clock.incarnation, clock.boot, clock.seq));
+                }
+            }
+        }
+        if durable.is_empty() {
+            return Ok(());
+        }
+        self.store.remove_outbox(durable).await.map_err(|error| failed("clear its outbox", error))
+    }
+
+    fn grown(&self, _peer: &PeerIdentity) -> watch::Receiver<u64> {
+        self.grown.subscribe()
+    }
+
+    fn open_stream(&self, _peer: &PeerIdentity, request: Bytes, stream: Stream) {
+        if let Err(full) = self.streams.try_send(OpenedStream { request, stream }) {
+            tracing::warn!(reason = %full, "a stream of the hub was refused");
+        }
+    }
+
+    async fn renew(&self, _peer: &PeerIdentity, _request: Bytes) -> Result<Bytes, String> {
+        Err("a device issues no certificates".to_owned())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a device takes no observations")]
+struct NotForDevices;
