@@ -16,7 +16,8 @@ pub mod wait;
 /// Prints `SKIPPED: reason`, or fails where every part must be there (`FLOTILLA_REQUIRE_ALL=1`, as CI sets it).
 pub fn skip(reason: &str) {
     assert!(std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(), "needed here but missing: {reason}");
-    eprintln!("SKIPPED: {reason}");
+    // Not eprintln: the test runner keeps that to itself when a test passes.
+    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("SKIPPED: {reason}\n")).unwrap();
 }
 
 /// Where a program lies, looking also where Debian keeps daemons.
