@@ -38,6 +38,7 @@ const PURE: &[&str] = &[
     "hub/src/publish.rs",
     "hub/src/publish",
     "hub/src/controllers",
+    "hub/src/priority.rs",
     "hub/src/scheduler.rs",
     "hub/src/scheduler",
     "edge-agent/src/reconcile.rs",

@@ -11,6 +11,7 @@ use flotilla_manifests::rollout::{self, RolloutNumber, THRESHOLD_ALL};
 use flotilla_rest::backend::{WriteRequest, Written};
 use serde_json::{Value, json};
 
+use crate::priority;
 use crate::publish::FLEET_LABEL;
 use crate::store::devices::{LAST_SEEN_ANNOTATION, SYNC_ANNOTATION};
 use crate::store::{Batch, Index};
@@ -46,15 +47,23 @@ pub(crate) fn decide(
     let outcome = match admitted.outcome {
         Outcome::Created(mut object) => {
             number = rollout::stamp(None, &mut object, incarnation);
-            if object.kind() == &kind::NAMESPACE {
-                let name = object.name().to_owned();
-                set_label(&mut object, "kubernetes.io/metadata.name", &name);
+            match object.kind() {
+                kind if *kind == kind::NAMESPACE => {
+                    let name = object.name().to_owned();
+                    set_label(&mut object, "kubernetes.io/metadata.name", &name);
+                }
+                kind if *kind == kind::POD => priority::resolve(index, &mut object)?,
+                kind if *kind == kind::PRIORITY_CLASS => priority::check_class(index, &object)?,
+                _ => {}
             }
             Outcome::Created(object)
         }
         Outcome::Updated(mut object) => {
             number = rollout::stamp(current, &mut object, incarnation);
             check_fleet(current, &object)?;
+            if object.kind() == &kind::PRIORITY_CLASS {
+                priority::check_class(index, &object)?;
+            }
             keep_shown_facts(current, &mut object);
             Outcome::Updated(object)
         }
@@ -146,6 +155,9 @@ fn check_kind(current: Option<&Object>, request: &WriteRequest) -> Result<(), Ap
             forbidden(
                 "the device makes this Pod from its DaemonSet: change the DaemonSet, or the Pod at the device's own API",
             )
+        }
+        Mutation::Delete(_) if key.kind == &kind::PRIORITY_CLASS && priority::is_system(&key.name) => {
+            forbidden("this is a system priority class and cannot be deleted")
         }
         Mutation::Delete(options) if options.propagation == Propagation::Orphan && has_pods(key) => {
             let fault = Violation {

@@ -14,6 +14,7 @@ pub mod fleet;
 mod installation;
 mod mint;
 mod node;
+mod priority;
 mod publish;
 pub mod runner;
 pub mod scheduler;

@@ -86,7 +86,9 @@ impl Runner {
         self.watches.abort_all();
         self.watches = JoinSet::new();
         let from = self.store.version();
-        for kind in kind::ALL.iter().copied().filter(|kind| *kind != &kind::EVENT) {
+        // Nothing is planned by Events, nor by the Leases that leaders renew all the time.
+        let planned_by = |kind: &KindRef| *kind != &kind::EVENT && *kind != &kind::LEASE;
+        for kind in kind::ALL.iter().copied().filter(planned_by) {
             let mut changes = match self.store.watch(kind, None, from) {
                 Ok(changes) => changes,
                 Err(error) => {

@@ -1,10 +1,12 @@
-//! What every hub holds before anyone has written: namespaces, their ServiceAccounts, the runtime class of plain processes.
+//! What every hub holds before anyone has written: namespaces, their ServiceAccounts, the runtime class of plain processes,
+//! the system's priority classes.
 
 use flotilla_manifests::api_error::ApiError;
 use flotilla_manifests::kind;
 use flotilla_manifests::object::Object;
 use serde_json::json;
 
+use crate::priority;
 use crate::admission::{default_account, set_label};
 use crate::store::Batch;
 
@@ -22,7 +24,11 @@ pub(crate) fn seed(batch: &mut Batch<'_>) -> Result<(), ApiError> {
     }
     let mut class = Object::empty(&kind::RUNTIME_CLASS, "", "process");
     class.value_mut()["handler"] = json!("process");
-    ensure(batch, class)
+    ensure(batch, class)?;
+    for class in priority::SYSTEM {
+        ensure(batch, priority::system_class(class))?;
+    }
+    Ok(())
 }
 
 fn ensure(batch: &mut Batch<'_>, object: Object) -> Result<(), ApiError> {

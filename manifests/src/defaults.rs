@@ -28,6 +28,10 @@ pub fn apply(object: &mut Object) {
             "Secret" => secret(root),
             "Namespace" => namespace(root),
             "Node" => node(root),
+            "PriorityClass" => {
+                zero(root, "preemptionPolicy", "PreemptLowerPriority");
+                absent(root, "value", 0);
+            }
             _ => {}
         }
     }

@@ -25,7 +25,7 @@ pub struct Kind {
     /// kubectl's groups of kinds, such as `all`.
     pub categories: &'static [&'static str],
     pub scope: Scope,
-    /// `status`, `scale`, `log`.
+    /// `status`, `scale`, `log`, `eviction`.
     pub subresources: &'static [&'static str],
     /// Name of the schema in the generated tables.
     pub schema: &'static str,
@@ -83,7 +83,7 @@ macro_rules! kinds {
 kinds! {
     NAMESPACE = "" "v1" "Namespace" "namespaces" "namespace" ["ns"] [] Cluster ["status"] "io.k8s.api.core.v1.Namespace";
     NODE = "" "v1" "Node" "nodes" "node" ["no"] [] Cluster ["status"] "io.k8s.api.core.v1.Node";
-    POD = "" "v1" "Pod" "pods" "pod" ["po"] ["all"] Namespaced ["status", "log"] "io.k8s.api.core.v1.Pod";
+    POD = "" "v1" "Pod" "pods" "pod" ["po"] ["all"] Namespaced ["status", "log", "eviction"] "io.k8s.api.core.v1.Pod";
     CONFIG_MAP = "" "v1" "ConfigMap" "configmaps" "configmap" ["cm"] [] Namespaced [] "io.k8s.api.core.v1.ConfigMap";
     SECRET = "" "v1" "Secret" "secrets" "secret" [] [] Namespaced [] "io.k8s.api.core.v1.Secret";
     SERVICE_ACCOUNT = "" "v1" "ServiceAccount" "serviceaccounts" "serviceaccount" ["sa"] [] Namespaced [] "io.k8s.api.core.v1.ServiceAccount";
@@ -93,6 +93,8 @@ kinds! {
     REPLICA_SET = "apps" "v1" "ReplicaSet" "replicasets" "replicaset" ["rs"] ["all"] Namespaced ["scale", "status"] "io.k8s.api.apps.v1.ReplicaSet";
     CONTROLLER_REVISION = "apps" "v1" "ControllerRevision" "controllerrevisions" "controllerrevision" [] [] Namespaced [] "io.k8s.api.apps.v1.ControllerRevision";
     RUNTIME_CLASS = "node.k8s.io" "v1" "RuntimeClass" "runtimeclasses" "runtimeclass" [] [] Cluster [] "io.k8s.api.node.v1.RuntimeClass";
+    PRIORITY_CLASS = "scheduling.k8s.io" "v1" "PriorityClass" "priorityclasses" "priorityclass" ["pc"] [] Cluster [] "io.k8s.api.scheduling.v1.PriorityClass";
+    LEASE = "coordination.k8s.io" "v1" "Lease" "leases" "lease" [] [] Namespaced [] "io.k8s.api.coordination.v1.Lease";
     OVERRIDE = "flotilla.dev" "v1alpha1" "Override" "overrides" "override" ["ovr"] ["flotilla"] Namespaced [] "dev.flotilla.v1alpha1.Override";
 }
 

@@ -10,6 +10,7 @@ use crate::schema;
 
 mod config;
 mod container;
+mod election;
 mod environment;
 mod metadata;
 mod place;
@@ -46,6 +47,8 @@ pub fn object(object: &Object) -> Vec<Violation> {
         "Node" => config::node(&root, &mut faults),
         "RuntimeClass" => config::runtime_class(&root, &mut faults),
         "Event" => config::event(&root, &mut faults),
+        "PriorityClass" => election::priority_class(&root, &mut faults),
+        "Lease" => election::lease(&root, &mut faults),
         "Override" => config::overriding(&root, &mut faults),
         "Namespace" => config::namespace(&root, &mut faults),
         _ => {}

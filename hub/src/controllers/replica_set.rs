@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::events::Note;
 use super::pods::{self, Census, Rank};
 use super::{Deletion, Plan, View, Write};
+use crate::priority;
 
 /// Pods created or ended in one plan; the next plan goes on.
 const BURST_MAX: usize = 500;
@@ -98,7 +99,13 @@ fn create(view: &View<'_>, set: &Object, number: usize, plan: &mut Plan) {
         if planned || view.index.get(&key).is_some() {
             continue;
         }
-        plan.writes.push(Write::Create(pod_of(set, &name)));
+        let mut pod = pod_of(set, &name);
+        if let Err(error) = priority::resolve(view.index, &mut pod) {
+            let message = format!("Error creating: {}", error.message);
+            plan.writes.push(Write::Event(Note::warning(set, SOURCE, "FailedCreate", message)));
+            return;
+        }
+        plan.writes.push(Write::Create(pod));
         plan.writes.push(Write::Event(Note::normal(set, SOURCE, "SuccessfulCreate", format!("Created pod: {name}"))));
         made += 1;
     }

@@ -69,6 +69,12 @@ pub fn by_change(index: &Index, event: &WatchEvent) -> Tasks {
         "Namespace" => {
             tasks.insert(Task::Namespace(key.name), 0);
         }
+        // Pods of sets that named it could not be made.
+        "PriorityClass" if !gone => {
+            for set in index.list(&kind::REPLICA_SET, None) {
+                tasks.insert(Task::ReplicaSet(set.key()), gathering_ms(set));
+            }
+        }
         _ => {}
     }
     tasks

@@ -76,6 +76,8 @@ impl Columns {
             ("", "Namespace") => (other::NAMESPACE_COLUMNS, other::namespace_cells),
             ("", "Event") => (other::EVENT_COLUMNS, other::event_cells),
             ("node.k8s.io", "RuntimeClass") => (other::RUNTIME_CLASS_COLUMNS, other::runtime_class_cells),
+            ("scheduling.k8s.io", "PriorityClass") => (other::PRIORITY_CLASS_COLUMNS, other::priority_class_cells),
+            ("coordination.k8s.io", "Lease") => (other::LEASE_COLUMNS, other::lease_cells),
             ("flotilla.dev", "Override") => (other::OVERRIDE_COLUMNS, other::override_cells),
             _ => (other::ANY_COLUMNS, other::any_cells),
         };

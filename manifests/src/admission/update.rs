@@ -92,6 +92,9 @@ fn main_of(current: &Object, mut object: Object) -> Object {
     if *object.kind() == kind::NAMESPACE {
         keep_namespace_finalizers(current, &mut object);
     }
+    if *object.kind() == kind::POD {
+        keep_priority(current, &mut object);
+    }
     let spelled_alike = contents(&object).eq(contents(current));
     defaults::apply(&mut object);
     if spelled_alike {
@@ -113,6 +116,16 @@ fn restore_contents(object: &mut Object, current: &Object) {
     if let Some(map) = object.value_mut().as_object_mut() {
         map.retain(|name, _| name == "metadata" || name == "status");
         map.extend(contents(current).map(|(name, value)| (name.clone(), value.clone())));
+    }
+}
+
+/// What admission made of a Pod's class once; a body that leaves it out does not take it away.
+fn keep_priority(current: &Object, object: &mut Object) {
+    let Some(spec) = object.value_mut().get_mut("spec").and_then(Value::as_object_mut) else { return };
+    for field in ["priority", "preemptionPolicy", "priorityClassName"] {
+        if spec.get(field).is_none_or(Value::is_null) {
+            metadata::set(spec, field, current.spec().and_then(|stored| stored.get(field)));
+        }
     }
 }
 

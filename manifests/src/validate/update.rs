@@ -27,6 +27,10 @@ pub(super) fn object(old: &Object, new: &Object, faults: &mut Faults) {
         "ConfigMap" => sealed(&before, &after, &["data", "binaryData"], faults),
         "ControllerRevision" => fixed(&before.field("data"), &after.field("data"), faults),
         "RuntimeClass" => fixed(&before.field("handler"), &after.field("handler"), faults),
+        "PriorityClass" => {
+            fixed(&before.field("value"), &after.field("value"), faults);
+            fixed(&before.field("preemptionPolicy"), &after.field("preemptionPolicy"), faults);
+        }
         "Override" => fixed(&before.field("spec"), &after.field("spec"), faults),
         "Node" => {
             let (before, after) = (before.field("spec"), after.field("spec"));

@@ -50,6 +50,31 @@ pub(super) fn runtime_class_cells(class: &Object, now: Timestamp) -> Vec<Value> 
     vec![class.name().into(), class.text("/handler").into(), age(class, now)]
 }
 
+pub(super) const PRIORITY_CLASS_COLUMNS: &[Column] = &[
+    NAME,
+    count("Value", "Pods of a higher value go first"),
+    always("Global-Default", "Whether Pods without a class get it"),
+    AGE,
+    always("PreemptionPolicy", "Whether its Pods may take the place of others"),
+];
+
+pub(super) fn priority_class_cells(class: &Object, now: Timestamp) -> Vec<Value> {
+    let is_default = class.at("/globalDefault").and_then(Value::as_bool).unwrap_or(false);
+    vec![
+        class.name().into(),
+        integer(class, "/value").into(),
+        is_default.to_string().into(),
+        age(class, now),
+        class.text("/preemptionPolicy").into(),
+    ]
+}
+
+pub(super) const LEASE_COLUMNS: &[Column] = &[NAME, always("Holder", "Who has it"), AGE];
+
+pub(super) fn lease_cells(lease: &Object, now: Timestamp) -> Vec<Value> {
+    vec![lease.name().into(), lease.text("/spec/holderIdentity").into(), age(lease, now)]
+}
+
 pub(super) const EVENT_COLUMNS: &[Column] = &[
     always("Last Seen", "Time since it last happened"),
     always("Type", "Normal or Warning"),
