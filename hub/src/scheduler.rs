@@ -1,12 +1,14 @@
 //! The scheduler: which device runs a Pod, and why not the others.
 //!
-//! Filters Nodes by contact, cordon, taints, selectors, affinity and resources; prefers those with the fewest Pods of the same
-//! owner, then those asked for, then the emptiest. The same view gives the same answer. Refuses to move what is placed.
-//! Start at [`plan`].
+//! Pods of higher priority first, then the oldest. Filters Nodes by contact, cordon, taints, selectors, affinity (to Nodes and to
+//! Pods), spread and resources; among the rest [`score`] decides. The same view gives the same answer. Refuses to move what is
+//! placed: there is no preemption, a Pod of high priority waits for room as any other. Start at [`plan`].
 
 mod filter;
+mod neighbours;
 mod score;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use flotilla_manifests::condition::{self, Condition, Truth};
@@ -19,6 +21,7 @@ use serde_json::{Value, json};
 use crate::controllers::events::Note;
 use crate::controllers::{Plan, View, Write, pods};
 pub use filter::Obstacle;
+use neighbours::{Judgement, Neighbours};
 
 const SOURCE: &str = "default-scheduler";
 /// `spec.schedulerName` of Pods that are ours.
@@ -30,6 +33,7 @@ const BURST_MAX: usize = 1000;
 #[derive(Debug)]
 struct Candidate<'a> {
     object: &'a Object,
+    labels: BTreeMap<String, String>,
     unschedulable: bool,
     taints: Vec<Taint>,
     ready: bool,
@@ -40,7 +44,7 @@ struct Candidate<'a> {
     pods_count: usize,
 }
 
-/// Places every Pod that waits, oldest first, and says of the others why they wait.
+/// Places every Pod that waits, and says of the others why they wait.
 pub fn plan(view: &View<'_>) -> Plan {
     let mut plan = Plan::default();
     let mut waiting: Vec<&Object> = view
@@ -54,19 +58,25 @@ pub fn plan(view: &View<'_>) -> Plan {
         return plan;
     }
     waiting.sort_by(|one, other| {
-        let age = |pod: &Object| (pod.creation_timestamp(), pod.resource_version());
-        age(one).cmp(&age(other)).then_with(|| one.key().cmp(&other.key()))
+        let turn = |pod: &Object| (Reverse(priority(pod)), pod.creation_timestamp(), pod.resource_version());
+        turn(one).cmp(&turn(other)).then_with(|| one.key().cmp(&other.key()))
     });
     let mut candidates: Vec<Candidate<'_>> =
         view.index.list(&kind::NODE, None).map(|node| candidate(view, node)).collect();
-    for pod in waiting.into_iter().take(BURST_MAX) {
+    waiting.truncate(BURST_MAX);
+    let mut neighbours = Neighbours::survey(view, &waiting, &candidates);
+    for pod in waiting {
         let spec: PodSpec = workload::view(pod.spec());
         let requests = resources::pod_requests(&spec);
-        match place(pod, &spec, &requests, &candidates) {
+        let judgement = neighbours.as_ref().map(|neighbours| neighbours.judge(pod, &spec, &candidates));
+        match place(pod, &spec, &requests, &judgement.unwrap_or_default(), &candidates) {
             Ok(chosen) => {
                 let candidate = &mut candidates[chosen];
                 bind(view, pod, candidate.object.name(), &mut plan);
                 candidate.take(pod, &requests);
+                if let Some(neighbours) = &mut neighbours {
+                    neighbours.take(pod, chosen);
+                }
             }
             Err(message) => refuse(view, pod, &message, &mut plan),
         }
@@ -75,14 +85,20 @@ pub fn plan(view: &View<'_>) -> Plan {
 }
 
 /// The best Node for a Pod, or Kubernetes' sentence on why there is none.
-fn place(pod: &Object, spec: &PodSpec, requests: &Amounts, candidates: &[Candidate<'_>]) -> Result<usize, String> {
+fn place(
+    pod: &Object,
+    spec: &PodSpec,
+    requests: &Amounts,
+    judgement: &Judgement,
+    candidates: &[Candidate<'_>],
+) -> Result<usize, String> {
     let mut obstacles: BTreeMap<String, usize> = BTreeMap::new();
     let owner = pod.controller().map(|owner| owner.uid);
     let mut best: Option<(score::Score, usize)> = None;
     for (index, candidate) in candidates.iter().enumerate() {
-        let found = filter::obstacles(spec, requests, candidate);
+        let found = filter::obstacles(spec, requests, judgement, candidate);
         if found.is_empty() {
-            let score = score::of(spec, requests, owner.as_deref(), candidate);
+            let score = score::of(spec, requests, owner.as_deref(), judgement, candidate);
             if best.as_ref().is_none_or(|(highest, _)| score > *highest) {
                 best = Some((score, index));
             }
@@ -106,6 +122,7 @@ fn candidate<'a>(view: &View<'a>, node: &'a Object) -> Candidate<'a> {
     let going = node.deletion_timestamp().is_some();
     let mut candidate = Candidate {
         object: node,
+        labels: node.labels(),
         unschedulable: spec.unschedulable,
         taints: spec.taints,
         ready: status.ready() == "True" && !view.is_silent(node.name()) && !going,
@@ -132,6 +149,11 @@ impl Candidate<'_> {
             *self.owners.entry(owner.uid).or_default() += 1;
         }
     }
+}
+
+/// `spec.priority`, as admission resolved it from its PriorityClass.
+fn priority(pod: &Object) -> i64 {
+    pod.value().pointer("/spec/priority").and_then(Value::as_i64).unwrap_or(0)
 }
 
 /// A Pod gets its Node; the store lets `spec.nodeName` be set once.

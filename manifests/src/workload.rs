@@ -11,6 +11,7 @@ pub mod placing;
 mod pod;
 pub mod resources;
 mod sets;
+mod topology;
 
 pub use container::{
     ConfigMapKeySelector, Container, ContainerPort, EnvFromSource, EnvVar, EnvVarSource, ExecAction, HttpGetAction,
@@ -27,6 +28,7 @@ pub use sets::{
     DaemonSetSpec, DaemonSetUpdateStrategy, DeploymentSpec, DeploymentStrategy, LabelSelector,
     LabelSelectorRequirement, ReplicaSetSpec, RollingUpdate,
 };
+pub use topology::{PodAffinity, PodAffinityTerm, TopologySpreadConstraint, WeightedPodAffinityTerm};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};

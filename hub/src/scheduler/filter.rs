@@ -7,7 +7,7 @@ use flotilla_manifests::workload::placing::{self, TAINT_UNSCHEDULABLE, Unmatched
 use flotilla_manifests::workload::resources::Amounts;
 use flotilla_manifests::workload::{PodSpec, Taint};
 
-use super::Candidate;
+use super::{Candidate, Judgement};
 
 /// Pods on a Node that says nothing of its own; Kubernetes' default.
 const PODS_MAX: usize = 110;
@@ -17,8 +17,18 @@ const PODS_MAX: usize = 110;
 pub enum Obstacle {
     NotReady,
     Unschedulable,
-    Taint { key: String, value: String },
+    Taint {
+        key: String,
+        value: String,
+    },
     Selector,
+    Spread,
+    /// The Node lacks the label that a spread constraint speaks of.
+    SpreadLabel,
+    PodAffinity,
+    AntiAffinity,
+    /// A Pod that runs there does not want this one near.
+    ExistingAntiAffinity,
     TooManyPods,
     Insufficient(String),
 }
@@ -30,6 +40,15 @@ impl fmt::Display for Obstacle {
             Self::Unschedulable => formatter.write_str("node(s) were unschedulable"),
             Self::Taint { key, value } => write!(formatter, "node(s) had untolerated taint {{{key}: {value}}}"),
             Self::Selector => formatter.write_str("node(s) didn't match Pod's node affinity/selector"),
+            Self::Spread => formatter.write_str("node(s) didn't match pod topology spread constraints"),
+            Self::SpreadLabel => {
+                formatter.write_str("node(s) didn't match pod topology spread constraints (missing required label)")
+            }
+            Self::PodAffinity => formatter.write_str("node(s) didn't match pod affinity rules"),
+            Self::AntiAffinity => formatter.write_str("node(s) didn't match pod anti-affinity rules"),
+            Self::ExistingAntiAffinity => {
+                formatter.write_str("node(s) didn't satisfy existing pods anti-affinity rules")
+            }
             Self::TooManyPods => formatter.write_str("Too many pods"),
             Self::Insufficient(resource) => write!(formatter, "Insufficient {resource}"),
         }
@@ -37,7 +56,12 @@ impl fmt::Display for Obstacle {
 }
 
 /// Everything that keeps a Pod from a Node: the first matter of principle, or else every resource that is short.
-pub(super) fn obstacles(spec: &PodSpec, requests: &Amounts, node: &Candidate<'_>) -> Vec<Obstacle> {
+pub(super) fn obstacles(
+    spec: &PodSpec,
+    requests: &Amounts,
+    judgement: &Judgement,
+    node: &Candidate<'_>,
+) -> Vec<Obstacle> {
     if !node.ready {
         return vec![Obstacle::NotReady];
     }
@@ -51,6 +75,12 @@ pub(super) fn obstacles(spec: &PodSpec, requests: &Amounts, node: &Candidate<'_>
         Some(Unmatched::NodeSelector | Unmatched::Affinity) => return vec![Obstacle::Selector],
         None => {}
     }
+    let short = shortages(requests, node);
+    if short.is_empty() { judgement.obstacle(&node.labels).into_iter().collect() } else { short }
+}
+
+/// Every resource of which too little is left.
+fn shortages(requests: &Amounts, node: &Candidate<'_>) -> Vec<Obstacle> {
     let mut short = Vec::new();
     let pods_max = node.allocatable.get("pods").map_or(PODS_MAX, |pods| usize::try_from(pods.units()).unwrap_or(0));
     if node.pods_count >= pods_max {

@@ -6,39 +6,48 @@ use flotilla_manifests::quantity::Quantity;
 use flotilla_manifests::workload::resources::Amounts;
 use flotilla_manifests::workload::{PodSpec, placing};
 
-use super::Candidate;
+use super::{Candidate, Judgement};
 
-/// Greater is better; equal scores are decided by the order of Nodes' names.
+/// Greater is better, field by field: what was asked for comes before what is merely sensible. Equal scores are decided by the
+/// order of Nodes' names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Score {
-    /// Pods of the same owner that are there already.
-    siblings: Reverse<usize>,
     /// Taints `PreferNoSchedule` that are not tolerated.
     taints: Reverse<usize>,
-    /// Weight of the preferred affinity terms that match.
+    /// By how many Pods the constraints `ScheduleAnyway` would find the Node uneven.
+    unevenness: Reverse<i64>,
+    /// Weight of the preferred affinity terms, to Nodes and to Pods, that match.
     preferred: i64,
+    /// Pods of the same owner that are there already.
+    siblings: Reverse<usize>,
     /// The fullest of cpu and memory with this Pod, in thousandths.
     fullness: Reverse<i64>,
     pods: Reverse<usize>,
 }
 
-pub(super) fn of(spec: &PodSpec, requests: &Amounts, owner: Option<&str>, node: &Candidate<'_>) -> Score {
+pub(super) fn of(
+    spec: &PodSpec,
+    requests: &Amounts,
+    owner: Option<&str>,
+    judgement: &Judgement,
+    node: &Candidate<'_>,
+) -> Score {
     let siblings = owner.and_then(|owner| node.owners.get(owner)).copied().unwrap_or(0);
     let disliked = node.taints.iter().filter(|taint| {
         taint.effect == "PreferNoSchedule"
             && !spec.tolerations.iter().any(|toleration| placing::tolerates(toleration, taint))
     });
-    let labels = node.object.labels();
     let terms = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let matching = terms.into_iter().flat_map(|affinity| &affinity.preferred);
-    let preferred = matching
-        .filter(|term| placing::term_matches(&term.preference, node.object.name(), &labels))
+    let preferred: i64 = matching
+        .filter(|term| placing::term_matches(&term.preference, node.object.name(), &node.labels))
         .map(|term| term.weight)
         .sum();
     Score {
-        siblings: Reverse(siblings),
         taints: Reverse(disliked.count()),
-        preferred,
+        unevenness: Reverse(judgement.unevenness(&node.labels)),
+        preferred: preferred + judgement.preferred(&node.labels),
+        siblings: Reverse(siblings),
         fullness: Reverse(fullness(requests, node)),
         pods: Reverse(node.pods_count),
     }

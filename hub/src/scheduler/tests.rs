@@ -1,3 +1,5 @@
+mod neighbours;
+
 use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::time::Timestamp;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Container, lenient};
+use super::{Container, PodAffinity, TopologySpreadConstraint, lenient};
 
 /// `v1.PodTemplateSpec`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -44,6 +44,8 @@ pub struct PodSpec {
     pub node_selector: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
+    #[serde(deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
+    pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
     #[serde(deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
     pub tolerations: Vec<Toleration>,
     /// `Always` when empty.
@@ -172,12 +174,16 @@ pub struct Toleration {
     pub toleration_seconds: Option<i64>,
 }
 
-/// `v1.Affinity`: of it Node affinity decides.
+/// `v1.Affinity`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Affinity {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_affinity: Option<NodeAffinity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_affinity: Option<PodAffinity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_anti_affinity: Option<PodAffinity>,
 }
 
 /// `v1.NodeAffinity`.
