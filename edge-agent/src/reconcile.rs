@@ -143,6 +143,23 @@ pub enum Action {
     RemoveSandbox,
 }
 
+/// Something about a pod that a person wants to be told of. It is noted in every plan for as long as it holds, and becomes one
+/// Event each time it begins.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Notice {
+    pub severity: Severity,
+    /// In CamelCase, kubelet's word where it has one.
+    pub reason: String,
+    /// What happened to what, and what to do. Without numbers that grow: each new message is a new Event.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    Normal,
+    Warning,
+}
+
 /// What to do now.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
@@ -156,6 +173,8 @@ pub struct Plan {
     pub ended: BTreeSet<String>,
     /// Containers whose probes shall run; all others stop.
     pub probes: BTreeMap<ProbeKey, ProbeTarget>,
+    /// What holds now of each pod and is told as Events, by uid.
+    pub notices: BTreeMap<String, BTreeSet<Notice>>,
     /// Plan again at this time even if nothing happens.
     pub wake_at: Option<Timestamp>,
 }
@@ -166,6 +185,7 @@ impl Plan {
         self.actions.retain(|uid, _| !pods.contains(uid));
         self.history.retain(|uid, _| !pods.contains(uid));
         self.ended.retain(|uid| !pods.contains(uid));
+        self.notices.retain(|uid, _| !pods.contains(uid));
     }
 }
 

@@ -103,6 +103,23 @@ pub struct ContainerConfig {
     pub run_as_user: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as_group: Option<u32>,
+    /// Groups of the first process beside its own: `supplementalGroups` and `fsGroup`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supplemental_groups: Vec<u32>,
+    /// Outer mounts before those inside them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+}
+
+/// A file or directory of this device that a container sees: a bind mount, private to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mount {
+    /// Exists before the container is started; a symbolic link here is the agent's own and is followed.
+    pub source: PathBuf,
+    /// Absolute, in the container.
+    pub destination: String,
+    pub read_only: bool,
 }
 
 /// CRI's PodSandboxStatus with its containers.

@@ -146,6 +146,8 @@ fn shell(name: &str, script: &str) -> ContainerConfig {
         working_dir: "/".into(),
         run_as_user: None,
         run_as_group: None,
+        supplemental_groups: Vec::new(),
+        mounts: Vec::new(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The life of each pod, decided: from its sandbox over init containers, sidecars and containers to its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_manifests::time::Timestamp;
 
@@ -8,8 +8,8 @@ use super::environment::{self, Sources};
 use super::pod::{ContainerSpec, PodSpec, Role};
 use super::restart::restarts;
 use super::{
-    Action, DesiredPod, DesiredPods, History, Observed, Place, Plan, PodHistory, ProbeKey, ProbeStatus, ProbeTarget,
-    status,
+    Action, DesiredPod, DesiredPods, History, Notice, Observed, Place, Plan, PodHistory, ProbeKey, ProbeStatus,
+    ProbeTarget, Severity, status,
 };
 use crate::runtime::{
     ContainerConfig, ContainerState, ContainerStatus, Exit, SandboxConfig, SandboxState, SandboxStatus,
@@ -102,6 +102,7 @@ pub(super) struct Planner<'a> {
     pub(super) initialized: bool,
     actions: Vec<Action>,
     probes: BTreeMap<ProbeKey, ProbeTarget>,
+    notices: BTreeSet<Notice>,
     wake_at: Option<Timestamp>,
     ended: bool,
 }
@@ -131,6 +132,7 @@ impl<'a> Planner<'a> {
             initialized: false,
             actions: Vec::new(),
             probes: BTreeMap::new(),
+            notices: BTreeSet::new(),
             wake_at: None,
             ended: false,
         }
@@ -146,6 +148,7 @@ impl<'a> Planner<'a> {
             for container in &self.spec.containers {
                 self.waiting.insert(container.name.to_owned(), waiting.clone());
             }
+            self.note(Severity::Warning, &refusal.reason, &refusal.message);
             if self.sandbox.is_some_and(|sandbox| running(sandbox).next().is_some()) {
                 self.stop_in_order(self.spec.grace_seconds, &refusal.message);
             }
@@ -193,6 +196,11 @@ impl<'a> Planner<'a> {
                 known.record_exit(attempt, Exit::unseen(None, "the device went down while the container ran"));
             }
         }
+    }
+
+    /// Tells of something that holds now.
+    pub(super) fn note(&mut self, severity: Severity, reason: &str, message: &str) {
+        self.notices.insert(Notice { severity, reason: reason.to_owned(), message: message.to_owned() });
     }
 
     fn sandbox_is_ready(&self) -> bool {
@@ -414,6 +422,8 @@ impl<'a> Planner<'a> {
             working_dir: container.working_dir().to_owned(),
             run_as_user: number("runAsUser"),
             run_as_group: number("runAsGroup"),
+            supplemental_groups: Vec::new(),
+            mounts: Vec::new(),
         })
     }
 
@@ -497,6 +507,9 @@ impl<'a> Planner<'a> {
             plan.actions.insert(self.uid.to_owned(), self.actions);
         }
         plan.probes.append(&mut self.probes);
+        if !self.notices.is_empty() {
+            plan.notices.insert(self.uid.to_owned(), self.notices);
+        }
         if let Some(at) = self.wake_at {
             wake(&mut plan.wake_at, at);
         }
