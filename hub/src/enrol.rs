@@ -43,7 +43,8 @@ impl Enroller for Registrar {
 }
 
 impl Registrar {
-    fn respond(&self, request: &EnrolRequest, device: &Device) -> Result<EnrolResponse, IdentityError> {
+    /// The answer to an admitted request, made anew each time it is asked for.
+    pub(crate) fn respond(&self, request: &EnrolRequest, device: &Device) -> Result<EnrolResponse, IdentityError> {
         let now_ms = self.store.now().0;
         let session = self.installation.issue_session(&request.csr, &request.node, now_ms)?;
         let certificate = self.installation.certify_device(
@@ -64,6 +65,7 @@ impl Registrar {
             hub_time_ms: now_ms,
             quic: self.addresses.quic.clone(),
             mqtt: self.addresses.mqtt.clone(),
+            hub_sealing: Some(self.installation.sealing().public()?),
         })
     }
 }

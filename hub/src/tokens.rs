@@ -81,5 +81,5 @@ pub fn create(data_dir: &Path, request: &TokenRequest) -> Result<String, TokenCr
         request.uses,
     )?;
     table.add(&StoredToken { record, fleet: request.fleet.clone() }, now_ms)?;
-    Ok(token.encode())
+    Ok(token.with_sealing(installation.sealing().public()?).encode())
 }

@@ -11,6 +11,7 @@
 //! Owns the two messages and their verification. Refuses every decision: which node may enrol is the hub's, behind [`Enroller`].
 
 mod device;
+mod file;
 mod hub;
 mod token;
 mod wire;
@@ -21,6 +22,7 @@ use std::future::Future;
 use serde::{Deserialize, Serialize};
 
 pub use device::{EnrolError, Enrolment, EnrolmentMaterial, Introduction, Proof, enrol};
+pub use file::{JoinMaterial, answer_of, request_of};
 pub use hub::{ServeError, serve};
 pub use token::{Token, TokenError, TokenParseError, TokenProof, TokenRecord, TokenUse};
 
@@ -78,6 +80,8 @@ pub struct EnrolResponse {
     pub quic: Vec<String>,
     /// MQTT brokers of the hub, best first.
     pub mqtt: Vec<String>,
+    /// To which the device seals what it sends by stick; `None`: a hub of an earlier version.
+    pub hub_sealing: Option<SealingPublicKey>,
 }
 
 /// Why the hub does not enrol a device; the message is shown to whoever stands there.

@@ -11,7 +11,7 @@ use super::{EnrolRefusal, TokenProof};
 use crate::identity::bytes::Bytes;
 use crate::identity::{
     Credentials, CredentialsMaterial, DeviceCertificate, DeviceKeys, IdentityError, NodeName, PublicKey,
-    SessionRequest, pin_of,
+    SealingPublicKey, SessionRequest, pin_of,
 };
 use crate::transport::EnrolStream;
 
@@ -63,6 +63,8 @@ pub struct Enrolment {
     pub quic: Vec<String>,
     /// MQTT brokers of the hub, best first.
     pub mqtt: Vec<String>,
+    /// To which this device seals what it sends by stick; `None`: a hub of an earlier version.
+    pub hub_sealing: Option<SealingPublicKey>,
 }
 
 /// [`Enrolment`] as stored: secret.
@@ -87,6 +89,9 @@ pub struct EnrolmentMaterial {
     pub quic: Vec<String>,
     /// MQTT brokers of the hub, best first.
     pub mqtt: Vec<String>,
+    /// See [`Enrolment::hub_sealing`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub_sealing: Option<SealingPublicKey>,
 }
 
 /// Why an enrolment did not happen.
@@ -119,6 +124,25 @@ pub async fn enrol(
     keys: &DeviceKeys,
 ) -> Result<Enrolment, EnrolError> {
     let session = SessionRequest::generate(&introduction.node)?;
+    let signed = signed(introduction, keys, &session, &stream.binding)?;
+    let exchange = async {
+        wire::write(&mut stream.writer, &signed).await?;
+        wire::read::<Answer>(&mut stream.reader).await
+    };
+    let answer = tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await.map_err(|_elapsed| EnrolError::Timeout)??;
+    match answer {
+        Answer::Enrolled(response) => accepted(*response, session, introduction, keys),
+        Answer::Refused(refusal) => Err(EnrolError::Refused(refusal)),
+    }
+}
+
+/// The request, signed by the device's key together with what it is bound to.
+pub(super) fn signed(
+    introduction: &Introduction,
+    keys: &DeviceKeys,
+    session: &SessionRequest,
+    binding: &[u8; 32],
+) -> Result<SignedRequest, EnrolError> {
     let request = Request {
         v: wire::VERSION,
         proof: match &introduction.proof {
@@ -132,20 +156,11 @@ pub async fn enrol(
         sealing: Bytes(keys.sealing.public()?.0.to_vec()),
     };
     let request = wire::encode(&request)?;
-    let signature = keys.signing.sign(wire::REQUEST_DOMAIN, &wire::bound(&stream.binding, &request));
-    let signed = SignedRequest { request: Bytes(request), signature: Bytes(signature.to_vec()) };
-    let exchange = async {
-        wire::write(&mut stream.writer, &signed).await?;
-        wire::read::<Answer>(&mut stream.reader).await
-    };
-    let answer = tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await.map_err(|_elapsed| EnrolError::Timeout)??;
-    match answer {
-        Answer::Enrolled(response) => accepted(*response, session, introduction, keys),
-        Answer::Refused(refusal) => Err(EnrolError::Refused(refusal)),
-    }
+    let signature = keys.signing.sign(wire::REQUEST_DOMAIN, &wire::bound(binding, &request));
+    Ok(SignedRequest { request: Bytes(request), signature: Bytes(signature.to_vec()) })
 }
 
-fn accepted(
+pub(super) fn accepted(
     response: Response,
     session: SessionRequest,
     introduction: &Introduction,
@@ -181,6 +196,7 @@ fn accepted(
         hub_time_ms: response.hub_time_ms,
         quic: response.quic,
         mqtt: response.mqtt,
+        hub_sealing: response.hub_sealing.and_then(|key| key.array()).map(SealingPublicKey),
     })
 }
 
@@ -197,6 +213,7 @@ impl Enrolment {
             hub_time_ms: self.hub_time_ms,
             quic: self.quic.clone(),
             mqtt: self.mqtt.clone(),
+            hub_sealing: self.hub_sealing,
         }
     }
 
@@ -215,6 +232,7 @@ impl Enrolment {
             hub_time_ms: material.hub_time_ms,
             quic: material.quic.clone(),
             mqtt: material.mqtt.clone(),
+            hub_sealing: material.hub_sealing,
         })
     }
 

@@ -77,7 +77,11 @@ pub async fn serve(
     }
 }
 
-fn verify(signed: &SignedRequest, binding: &[u8; 32], root: &PublicKey) -> Result<EnrolRequest, EnrolRefusal> {
+pub(super) fn verify(
+    signed: &SignedRequest,
+    binding: &[u8; 32],
+    root: &PublicKey,
+) -> Result<EnrolRequest, EnrolRefusal> {
     let request: Request = wire::decode(&signed.request.0).map_err(|error| refused_request(&error))?;
     let wrong = |why: &str| refused_request(&why);
     if request.v != wire::VERSION {
@@ -111,7 +115,7 @@ fn verify(signed: &SignedRequest, binding: &[u8; 32], root: &PublicKey) -> Resul
     Ok(EnrolRequest { proof, node: request.node, labels: request.labels, csr: request.csr.0, device_key, sealing })
 }
 
-fn refused_request(why: &dyn std::fmt::Display) -> EnrolRefusal {
+pub(super) fn refused_request(why: &dyn std::fmt::Display) -> EnrolRefusal {
     EnrolRefusal {
         kind: RefusalKind::Request,
         message: format!("the enrolment request is not valid: {why}"),
@@ -127,7 +131,7 @@ fn overloaded() -> EnrolRefusal {
     }
 }
 
-fn to_wire(response: EnrolResponse) -> Response {
+pub(super) fn to_wire(response: EnrolResponse) -> Response {
     Response {
         v: wire::VERSION,
         chain: response.chain.into_iter().map(Bytes).collect(),
@@ -140,5 +144,6 @@ fn to_wire(response: EnrolResponse) -> Response {
         hub_time_ms: response.hub_time_ms,
         quic: response.quic,
         mqtt: response.mqtt,
+        hub_sealing: response.hub_sealing.map(|key| Bytes(key.0.to_vec())),
     }
 }

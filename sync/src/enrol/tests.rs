@@ -236,6 +236,7 @@ fn golden_version_1() {
         secret: [2; 32],
         expires_ms: NOW_MS,
         node: Some(node("edge-1")),
+        sealing: None,
     };
     assert_eq!(token.encode(), TOKEN_1);
     assert_eq!(Token::parse(TOKEN_1).unwrap(), token);

@@ -10,7 +10,7 @@ use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::bytes::Bytes;
-use crate::identity::{IdentityError, InstallationId, NodeName, PublicKey, random_bytes};
+use crate::identity::{IdentityError, InstallationId, NodeName, PublicKey, SealingPublicKey, random_bytes};
 
 const PREFIX: &str = "flt1.";
 /// Longest token text.
@@ -39,6 +39,8 @@ pub struct Token {
     pub expires_ms: u64,
     /// The only node it admits.
     pub node: Option<NodeName>,
+    /// To which a device without any network seals its request to join; `None` in tokens of earlier versions.
+    pub sealing: Option<SealingPublicKey>,
 }
 
 /// What a device presents of its token.
@@ -170,6 +172,8 @@ struct Wire {
     expires_ms: u64,
     #[serde(rename = "n", default, skip_serializing_if = "Option::is_none")]
     node: Option<NodeName>,
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    sealing: Option<Bytes>,
 }
 
 impl Token {
@@ -194,7 +198,7 @@ impl Token {
             uses_max,
             used_by: Vec::new(),
         };
-        Ok((Self { quic, mqtt, pin, root, id, secret, expires_ms, node }, record))
+        Ok((Self { quic, mqtt, pin, root, id, secret, expires_ms, node, sealing: None }, record))
     }
 
     /// Reads the text form; surrounding white space is ignored.
@@ -236,6 +240,12 @@ impl Token {
             secret: wire.secret.array().ok_or_else(|| damaged(&"the secret is not 32 bytes"))?,
             expires_ms: wire.expires_ms,
             node: wire.node,
+            sealing: match wire.sealing {
+                Some(key) => {
+                    Some(SealingPublicKey(key.array().ok_or_else(|| damaged(&"the sealing key is not 32 bytes"))?))
+                }
+                None => None,
+            },
         })
     }
 
@@ -250,11 +260,19 @@ impl Token {
             secret: Bytes(self.secret.to_vec()),
             expires_ms: self.expires_ms,
             node: self.node.clone(),
+            sealing: self.sealing.map(|key| Bytes(key.0.to_vec())),
         };
         let mut bytes = Vec::new();
         // Texts, numbers and byte strings into a growing vector: there is nothing in it that can fail.
         ciborium::into_writer(&wire, &mut bytes).unwrap_or_default();
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// With the hub's sealing key, so that a device can ask to join by stick.
+    #[must_use]
+    pub fn with_sealing(mut self, key: SealingPublicKey) -> Self {
+        self.sealing = Some(key);
+        self
     }
 
     /// What the device presents.

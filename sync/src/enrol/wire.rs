@@ -66,6 +66,8 @@ pub(super) struct Response {
     pub(super) hub_time_ms: u64,
     pub(super) quic: Vec<String>,
     pub(super) mqtt: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) hub_sealing: Option<Bytes>,
 }
 
 /// A message could not be read or written.

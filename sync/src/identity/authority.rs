@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::certificate::{self, CertificateError, pem};
 use super::keys::{hex, random_bytes};
-use super::{Credentials, DeviceCertificate, IdentityError, NodeName, PublicKey, SealingPublicKey, SigningKey};
+use super::{
+    Credentials, DeviceCertificate, IdentityError, NodeName, PublicKey, SealingKey, SealingPublicKey, SigningKey,
+};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// The authority must outlive its devices: 30 years.
@@ -148,6 +150,12 @@ impl Installation {
     /// The installation's short name.
     pub fn id(&self) -> InstallationId {
         InstallationId::of(&self.root.public())
+    }
+
+    /// The key to which devices seal what they send by stick. Made from the root's seed: a hub that was restored from a backup
+    /// opens what was sealed to the one before.
+    pub fn sealing(&self) -> SealingKey {
+        SealingKey::derive("hub-sealing-key/1", &self.root.seed())
     }
 
     /// The authority's certificate.

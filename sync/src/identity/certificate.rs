@@ -108,6 +108,16 @@ pub struct SessionRequest {
     key: PrivatePkcs8KeyDer<'static>,
 }
 
+/// [`SessionRequest`] as stored: the key is secret.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionRequestMaterial {
+    /// DER of the PKCS#10 request.
+    pub csr: Vec<u8>,
+    /// PKCS#8 of its key.
+    pub key: Vec<u8>,
+}
+
 impl Subject {
     /// Reads the subject of a certificate.
     ///
@@ -219,6 +229,16 @@ impl SessionRequest {
         Ok(Self { csr: csr.der().to_vec(), key: PrivatePkcs8KeyDer::from(key.serialize_der()) })
     }
 
+    /// What to store while the answer is on its way: secret.
+    pub fn to_material(&self) -> SessionRequestMaterial {
+        SessionRequestMaterial { csr: self.csr.clone(), key: self.key.secret_pkcs8_der().to_vec() }
+    }
+
+    /// Reads what was stored.
+    pub fn from_material(material: &SessionRequestMaterial) -> Self {
+        Self { csr: material.csr.clone(), key: PrivatePkcs8KeyDer::from(material.key.clone()) }
+    }
+
     /// The key together with the chain the hub answered with. Checks that the leaf certifies this key for `node`.
     ///
     /// # Errors
@@ -302,6 +322,12 @@ impl std::fmt::Debug for Credentials {
 impl std::fmt::Debug for CredentialsMaterial {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("CredentialsMaterial").field("chain_pem", &self.chain_pem).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for SessionRequestMaterial {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("SessionRequestMaterial").finish_non_exhaustive()
     }
 }
 

@@ -66,6 +66,13 @@ impl SealingKey {
         Ok(Self(secret.to_bytes().into()))
     }
 
+    /// The key that belongs to a secret and a purpose, always the same one (RFC 9180, 7.1.3).
+    pub(crate) fn derive(purpose: &str, secret: &[u8; 32]) -> Self {
+        let material = crate::channel::sha256(&[b"flotilla:", purpose.as_bytes(), &[0], secret]);
+        let (secret, _public) = X25519HkdfSha256::derive_keypair(&material);
+        Self(secret.to_bytes().into())
+    }
+
     /// The key of stored bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)

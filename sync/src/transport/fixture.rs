@@ -182,6 +182,7 @@ impl Admits {
             hub_time_ms: NOW_MS,
             quic: vec!["hub:7443".to_owned()],
             mqtt: Vec::new(),
+            hub_sealing: Some(self.installation.sealing().public().unwrap()),
         })
     }
 }
