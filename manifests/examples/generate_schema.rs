@@ -1,12 +1,11 @@
-//! Generates `manifests/schema/kubernetes.json` from Kubernetes' published API tables.
+//! Generates `manifests/schema/kubernetes.json` and `protobuf.json` from Kubernetes' published API tables.
 //!
-//! `cargo run -p flotilla-manifests --example generate_schema -- FOLDER [OUTPUT]`, where FOLDER holds `k8s-1.36-schemas.json`. Only what
-//! served kinds reach is kept, without descriptions. Written one schema a line: the file is a JSON object, and each line can be
-//! parsed alone.
+//! `cargo run -p flotilla-manifests --example generate_schema -- FOLDER [OUTPUT]`, where FOLDER holds `k8s-1.36-schemas.json` and
+//! `k8s-1.36-protobuf-fields.json`, and OUTPUT is a folder. Only what served kinds reach is kept, without descriptions. Written one
+//! schema a line: the files are JSON objects, and each line can be parsed alone.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +13,7 @@ use flotilla_manifests::kind;
 use serde_json::{Map, Value, json};
 
 const SOURCE: &str = "k8s-1.36-schemas.json";
+const PROTOBUF: &str = "k8s-1.36-protobuf-fields.json";
 const DEFINITION: &str = "#/definitions/";
 const COMPONENT: &str = "#/components/schemas/";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
@@ -55,17 +55,72 @@ const KEPT: &[&str] = &[
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().context("usage: generate_schema FOLDER [OUTPUT]")?;
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/kubernetes.json");
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/schema");
     let output = arguments.next().unwrap_or_else(|| default.to_owned());
-    let table = table(Path::new(&folder))?;
-    std::fs::write(&output, table).with_context(|| format!("cannot write {output}"))
+    let folder = Path::new(&folder);
+    for (name, text) in [("kubernetes.json", table(folder)?), ("protobuf.json", protobuf_table(folder)?)] {
+        let path = Path::new(&output).join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
-/// The text of the table.
+/// The text of the table of schemas.
 pub(crate) fn table(folder: &Path) -> Result<String> {
-    let path = folder.join(SOURCE);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let source: Value = serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+    Ok(text_of(&kept(folder)?))
+}
+
+/// The text of the table of protobuf fields: number to the field's name in JSON, or `>` and the message whose fields stand in
+/// JSON where this one is (Go's embedded structs).
+pub(crate) fn protobuf_table(folder: &Path) -> Result<String> {
+    let schemas = kept(folder)?;
+    let source = read(&folder.join(PROTOBUF))?;
+    let mut wanted: BTreeSet<String> = schemas.keys().cloned().collect();
+    let mut rows: BTreeMap<String, Value> = BTreeMap::new();
+    while let Some(name) = wanted.pop_first() {
+        let message = name.replacen("io.k8s.", "k8s.io.", 1);
+        let Some(fields) = source["messages"][message.as_str()]["fields"].as_object() else { continue };
+        let known = |field: &str| schemas.get(&name).is_none_or(|schema| schema["properties"].get(field).is_some());
+        let mut row: BTreeMap<u64, String> = BTreeMap::new();
+        for (number, field) in fields {
+            let (stated, kind) = (field[0].as_str().unwrap_or(""), field[1].as_str().unwrap_or(""));
+            let properties = schemas.get(&name).and_then(|schema| schema["properties"].as_object());
+            let alike = properties.and_then(|map| map.keys().find(|known| known.eq_ignore_ascii_case(stated)));
+            let text = match alike {
+                _ if known(stated) => stated.to_owned(),
+                Some(alike) => alike.clone(),
+                None if kind.contains('.') => {
+                    let embedded = kind.replacen("k8s.io.", "io.k8s.", 1);
+                    if !rows.contains_key(&embedded) {
+                        wanted.insert(embedded.clone());
+                    }
+                    format!(">{embedded}")
+                }
+                // The wire form of a special type, such as the seconds of a Time.
+                None => continue,
+            };
+            row.insert(number.parse().context("a field without a number")?, text);
+        }
+        if !row.is_empty() {
+            rows.insert(name, json!(row));
+        }
+    }
+    Ok(text_of(&rows))
+}
+
+fn text_of(rows: &BTreeMap<String, Value>) -> String {
+    let lines: Vec<String> = rows.iter().map(|(name, row)| format!("{}:{row}", json!(name))).collect();
+    format!("{{\n{}\n}}\n", lines.join(",\n"))
+}
+
+fn read(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
+}
+
+/// The schemas that served kinds reach.
+fn kept(folder: &Path) -> Result<BTreeMap<String, Value>> {
+    let source = read(&folder.join(SOURCE))?;
     let definitions = source["definitions"].as_object().context("the source has no `definitions`")?;
     let mut kept: BTreeMap<String, Value> = BTreeMap::new();
     let mut wanted: BTreeSet<String> = roots();
@@ -82,13 +137,7 @@ pub(crate) fn table(folder: &Path) -> Result<String> {
         }
         kept.insert(name, schema);
     }
-    let mut out = String::from("{\n");
-    for (index, (name, schema)) in kept.iter().enumerate() {
-        let comma = if index + 1 == kept.len() { "" } else { "," };
-        writeln!(out, "{}:{schema}{comma}", json!(name))?;
-    }
-    out.push_str("}\n");
-    Ok(out)
+    Ok(kept)
 }
 
 fn roots() -> BTreeSet<String> {

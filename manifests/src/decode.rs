@@ -1,4 +1,4 @@
-//! Bytes to objects: JSON and YAML, with limits checked before parsing and duplicate keys reported.
+//! Bytes to objects: JSON and YAML (protobuf in [`protobuf`]), with limits checked before parsing and duplicate keys reported.
 //!
 //! Owns the syntax of bodies and manifest files. Refuses meaning: defaults and rules are `defaults` and `validate`; unknown fields and
 //! wrong types are `schema`. Start at [`object`] for one body, [`documents`] for a manifest file.
@@ -9,6 +9,7 @@ use crate::object::{Object, ObjectError};
 use crate::schema;
 
 mod json;
+pub mod protobuf;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;
@@ -62,6 +63,8 @@ pub enum DecodeError {
     NotOne,
     #[error("{what} at line {line} column {column}")]
     Syntax { what: String, line: usize, column: usize },
+    #[error("the body is no protobuf of Kubernetes: {what}")]
+    Protobuf { what: String },
     #[error(transparent)]
     NoObject(#[from] ObjectError),
 }

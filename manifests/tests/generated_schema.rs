@@ -21,9 +21,13 @@ fn the_table_in_the_repository_is_generated() {
         .unwrap();
         return;
     };
-    let generated = generate_schema::table(std::path::Path::new(&folder)).unwrap();
-    let committed = include_str!("../schema/kubernetes.json");
-    let first = generated.lines().zip(committed.lines()).find(|(generated, committed)| generated != committed);
-    assert_eq!(first, None, "run the generator again");
-    assert_eq!(generated.len(), committed.len(), "run the generator again");
+    let folder = std::path::Path::new(&folder);
+    for (generated, committed) in [
+        (generate_schema::table(folder).unwrap(), include_str!("../schema/kubernetes.json")),
+        (generate_schema::protobuf_table(folder).unwrap(), include_str!("../schema/protobuf.json")),
+    ] {
+        let first = generated.lines().zip(committed.lines()).find(|(generated, committed)| generated != committed);
+        assert_eq!(first, None, "run the generator again");
+        assert_eq!(generated.len(), committed.len(), "run the generator again");
+    }
 }
