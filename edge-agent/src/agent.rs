@@ -31,8 +31,8 @@ use crate::knowledge::{Knowledge, Read};
 use crate::probe::{ProbeReport, ProbeRunner};
 use crate::reconcile::{self, Observed, Place};
 use crate::replica::{DeviceReplica, OpenedStream};
-use crate::runtime::process::ProcessRuntime;
-use crate::runtime::{Runtime as _, RuntimeEvent};
+use crate::runtime::shims::ShimRuntime;
+use crate::runtime::{Facilities, Runtime as _, RuntimeEvent};
 use crate::store::{Store, StoreError};
 use crate::uplink::Link;
 
@@ -53,10 +53,11 @@ pub struct Agent {
     pub(crate) clock: Arc<Clock>,
     pub(crate) replica: Arc<DeviceReplica>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) backend: Arc<LocalBackend<ProcessRuntime>>,
-    pub(crate) runtime: Arc<ProcessRuntime>,
-    pub(crate) executor: Executor<ProcessRuntime>,
-    pub(crate) probes: ProbeRunner<ProcessRuntime>,
+    pub(crate) backend: Arc<LocalBackend<ShimRuntime>>,
+    pub(crate) runtime: Arc<ShimRuntime>,
+    pub(crate) facilities: Arc<Facilities>,
+    pub(crate) executor: Executor<ShimRuntime>,
+    pub(crate) probes: ProbeRunner<ShimRuntime>,
     pub(crate) host: Host,
     pub(crate) knowledge: Knowledge,
     pub(crate) memory: Memory,
@@ -263,7 +264,7 @@ impl Agent {
             boot_id: self.host.boot_id.clone(),
             host_ip: self.host.ip.clone(),
             node_name: self.node.name.clone(),
-            handler: self.runtime.handler().to_owned(),
+            facilities: self.facilities.clone(),
             now: self.clock.now(),
         }
     }

@@ -320,10 +320,9 @@ fn next_attempt(uid: &str, mut attempt: u64, ended: impl Fn(u64) -> bool, result
 fn run(mut pod: Object, origin: Origin, deletion: Option<Deletion>, result: &mut Effective) {
     defaults::apply(&mut pod);
     let uid = pod.uid().to_owned();
-    let refusal = pod.spec().and_then(crate::runtime::process::refusal);
     result.objects.insert(pod.key(), pod.clone());
     result.origins.insert(uid.clone(), origin);
-    result.pods.pods.insert(uid, DesiredPod { object: Arc::new(pod), refusal, deletion });
+    result.pods.pods.insert(uid, DesiredPod { object: Arc::new(pod), deletion });
 }
 
 fn overridden(base: &Object, live: &[OverrideRecord], result: &mut Effective) -> Object {

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use flotilla_manifests::time::Timestamp;
 use serde_json::{Value, json};
 
+use crate::runtime::{Facilities, admission};
+
 /// Kubernetes' version this agent behaves as.
 const KUBELET: &str = "v1.33.0";
 /// kubelet's default for `maxPods`.
@@ -90,11 +92,11 @@ impl Host {
     }
 
     /// NodeStatus: capacity, allocatable, nodeInfo, addresses, conditions. `previous` keeps `lastTransitionTime` of conditions
-    /// that did not change. `runtime_version` is [`Runtime::version`](crate::runtime::Runtime::version).
+    /// that did not change.
     pub fn node_status(
         &self,
         node_name: &str,
-        runtime_version: &str,
+        facilities: &Facilities,
         pressure: &Pressure,
         previous: Option<&Value>,
         now: Timestamp,
@@ -109,18 +111,19 @@ impl Host {
         json!({
             "capacity": amounts,
             "allocatable": amounts,
-            "conditions": conditions(runtime_version, pressure, previous, now),
+            "conditions": conditions(facilities, pressure, previous, now),
             "addresses": [
                 {"type": "InternalIP", "address": self.ip},
                 {"type": "Hostname", "address": hostname},
             ],
+            "runtimeHandlers": facilities.handlers().iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
             "nodeInfo": {
                 "machineID": self.machine_id,
                 "systemUUID": self.system_uuid,
                 "bootID": self.boot_id,
                 "kernelVersion": self.kernel_version,
                 "osImage": self.os_image,
-                "containerRuntimeVersion": runtime_version,
+                "containerRuntimeVersion": facilities.version(),
                 "kubeletVersion": format!("{KUBELET}-flotilla.{}", env!("CARGO_PKG_VERSION")),
                 "kubeProxyVersion": "",
                 "operatingSystem": "linux",
@@ -140,7 +143,7 @@ fn cpu(milli: u64) -> String {
     if milli.is_multiple_of(1000) { (milli / 1000).to_string() } else { format!("{milli}m") }
 }
 
-fn conditions(runtime_version: &str, pressure: &Pressure, previous: Option<&Value>, now: Timestamp) -> Value {
+fn conditions(facilities: &Facilities, pressure: &Pressure, previous: Option<&Value>, now: Timestamp) -> Value {
     let percent = |part: u64, whole: u64| part.saturating_mul(100).checked_div(whole).unwrap_or(0);
     // A size that could not be read is no pressure.
     let memory = pressure.memory_available_bytes > 0 && pressure.memory_available_bytes < MEMORY_AVAILABLE_BYTES_MIN;
@@ -159,9 +162,12 @@ fn conditions(runtime_version: &str, pressure: &Pressure, previous: Option<&Valu
             condition(kind, bad, reasons[usize::from(bad)], &message, previous, now)
         })
         .collect();
-    if runtime_version.starts_with("process://") {
-        let not_isolated = crate::runtime::process::NOT_ISOLATED;
-        told.push(condition("IsolationUnavailable", true, "ProcessBackend", not_isolated, previous, now));
+    if facilities.oci.is_err() {
+        told.push(condition("IsolationUnavailable", true, "ProcessBackend", admission::NOT_ISOLATED, previous, now));
+    }
+    if !facilities.limits.why.is_empty() {
+        let why = format!("resource limits of containers are not kept on this device: {}", facilities.limits.why);
+        told.push(condition("LimitsUnavailable", true, "CgroupsUnavailable", &why, previous, now));
     }
     told.push(condition("Ready", true, "KubeletReady", "agent is posting ready status", previous, now));
     told.into()
@@ -253,12 +259,12 @@ mod tests {
     #[test]
     fn pressure_becomes_a_condition_and_keeps_its_date_while_it_lasts() {
         let host = Host::read(Path::new("/"));
-        let first = host.node_status("edge-1", "process://1", &GOOD, None, Timestamp(1_000));
+        let first = host.node_status("edge-1", &Facilities::default(), &GOOD, None, Timestamp(1_000));
         assert_eq!(status_of(&first, "DiskPressure")["status"], "False");
         let isolation = status_of(&first, "IsolationUnavailable");
         assert!(isolation["status"] == "True" && isolation["message"].as_str().unwrap().contains("no isolation"));
         let full = Pressure { disk_available_bytes: 9 << 30, memory_available_bytes: 1 << 20, pids: 32000, ..GOOD };
-        let second = host.node_status("edge-1", "process://1", &full, Some(&first), Timestamp(60_000));
+        let second = host.node_status("edge-1", &Facilities::default(), &full, Some(&first), Timestamp(60_000));
         for kind in ["DiskPressure", "MemoryPressure", "PIDPressure"] {
             assert_eq!(status_of(&second, kind)["status"], "True", "{kind}");
             assert_eq!(status_of(&second, kind)["lastTransitionTime"], "1970-01-01T00:01:00Z");

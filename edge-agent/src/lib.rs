@@ -9,6 +9,7 @@ pub mod probe;
 pub mod reconcile;
 pub mod runtime;
 pub mod shim;
+pub mod stage;
 
 pub mod agent;
 pub mod args;

@@ -11,11 +11,12 @@ use flotilla_manifests::object::Object;
 use flotilla_manifests::time::Timestamp;
 use serde_json::Value;
 
-use crate::runtime::{ContainerConfig, SandboxConfig, SandboxStatus};
+use crate::runtime::{ContainerConfig, Facilities, SandboxConfig, SandboxStatus};
 
 mod environment;
 pub mod history;
 mod lifecycle;
+mod limits;
 pub mod pod;
 mod restart;
 mod status;
@@ -40,8 +41,6 @@ pub struct DesiredPods {
 pub struct DesiredPod {
     /// The Pod with metadata (name, namespace, uid, creationTimestamp) and spec; its status is not read.
     pub object: Arc<Object>,
-    /// Why this pod may not run here, if so: its status says this.
-    pub refusal: Option<Refusal>,
     /// `Some`: end it, with this many seconds of grace (`None` inside: the manifest's own).
     pub deletion: Option<Deletion>,
 }
@@ -121,8 +120,8 @@ pub struct Place {
     /// The address pods are reached at (the process backend has no network namespaces).
     pub host_ip: String,
     pub node_name: String,
-    /// The runtime's handler, `process`.
-    pub handler: String,
+    /// What the runtime can do here.
+    pub facilities: Arc<Facilities>,
     pub now: Timestamp,
 }
 

@@ -1,7 +1,7 @@
 //! What runs pods, in the vocabulary of Kubernetes' Container Runtime Interface (CRI).
 //!
 //! Owns the seam between plans and processes: sandboxes (one per pod), containers, their exits. Refuses policy: when to restart,
-//! how long to wait and what is healthy are decided by [`crate::reconcile`]. Start reading at [`Runtime`], then [`process`].
+//! how long to wait and what is healthy are decided by [`crate::reconcile`]. Start reading at [`Runtime`], then [`shims`].
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -12,7 +12,11 @@ use flotilla_manifests::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-pub mod process;
+pub mod admission;
+pub mod facilities;
+pub mod shims;
+
+pub use facilities::{Facilities, Limits, OciRuntime};
 
 /// Runs sandboxes and containers. Cheap to clone behind an `Arc`; every method may be called from any task.
 ///
@@ -20,11 +24,8 @@ pub mod process;
 /// normal start, not a special case. CRI's CreateContainer and StartContainer are one call here, so that there is no state
 /// between them that would have to be adopted.
 pub trait Runtime: Send + Sync + 'static {
-    /// `process`, as a pod's `runtimeClassName` names it.
-    fn handler(&self) -> &'static str;
-
-    /// `process://0.1.0`: `nodeInfo.containerRuntimeVersion`.
-    fn version(&self) -> String;
+    /// What this device can run, found once when the runtime was opened.
+    fn facilities(&self) -> &Facilities;
 
     /// Makes the pod's sandbox. One that is lost ([`SandboxState::Lost`]) is cleaned up first: nothing of it survives.
     fn run_sandbox(&self, config: &SandboxConfig) -> impl Future<Output = Result<(), RuntimeError>> + Send;
@@ -83,6 +84,18 @@ pub struct SandboxConfig {
     pub attempt: u32,
     /// For a stop when nobody knows the pod's manifest any more.
     pub grace_seconds: u32,
+    /// Its containers are OCI containers with a root of their own ([`ContainerConfig::root`]); otherwise processes of the host.
+    #[serde(default)]
+    pub isolated: bool,
+    /// The pod's host name; used when it is isolated.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
+    /// The pod sees the host's processes (`hostPID`).
+    #[serde(default)]
+    pub host_pid: bool,
+    /// The pod shares the host's System V and POSIX queues (`hostIPC`).
+    #[serde(default)]
+    pub host_ipc: bool,
 }
 
 /// CRI's ContainerConfig, as far as it is used. Everything is resolved: no reference to another object is left.
@@ -109,6 +122,71 @@ pub struct ContainerConfig {
     /// Outer mounts before those inside them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// `None`: the host's own root, so a process of the host. `Some` only in an isolated sandbox, and always there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Rootfs>,
+    /// `SIGQUIT` or `3`, as an image names it; TERM when absent or unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+    #[serde(default, skip_serializing_if = "Resources::is_unlimited")]
+    pub resources: Resources,
+    #[serde(default)]
+    pub security: Security,
+}
+
+/// What a container's root directory is made of: an image's layers, and a layer of its own that ends with the attempt.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rootfs {
+    /// The reference the manifest gives; shown, not used.
+    pub image: String,
+    pub image_digest: String,
+    /// Absolute, the top one first, at least one; unpacked as overlayfs has it (whiteouts are 0:0 devices, opaque directories marked).
+    pub lower_dirs: Vec<PathBuf>,
+    /// `readOnlyRootFilesystem`.
+    pub read_only: bool,
+}
+
+/// Limits of a container; absent is unlimited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resources {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_max: Option<u64>,
+    /// Weight against others when the processor is short, 2 to 262144; 1024 is one processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u64>,
+    /// Processor time in each period of [`Resources::CPU_PERIOD_US`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_quota_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_max: Option<u32>,
+}
+
+impl Resources {
+    /// Kubelet's, and the kernel's default.
+    pub const CPU_PERIOD_US: u64 = 100_000;
+
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a container may do beyond or below the default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Security {
+    /// All capabilities, all devices, nothing masked.
+    pub privileged: bool,
+    /// `allowPrivilegeEscalation: false`.
+    pub no_new_privileges: bool,
+    /// Without `CAP_`; `ALL` is all that the agent itself has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub added_capabilities: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dropped_capabilities: Vec<String>,
+    /// `seccompProfile.type: RuntimeDefault`; otherwise no system call is filtered, as in Kubernetes.
+    pub seccomp_default: bool,
 }
 
 /// A file or directory of this device that a container sees: a bind mount, private to it.
@@ -131,6 +209,8 @@ pub struct SandboxStatus {
     pub attempt: u32,
     pub grace_seconds: u32,
     pub state: SandboxState,
+    /// As in [`SandboxConfig`].
+    pub isolated: bool,
     pub created_at: Timestamp,
     /// The newest attempt of each container started in this sandbox.
     pub containers: BTreeMap<String, ContainerStatus>,
@@ -165,7 +245,7 @@ pub struct Exit {
     pub code: i32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// `Completed`, `Error`, `StartError`, or `Unknown` when nobody saw the end.
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`, or `Unknown` when nobody saw the end.
     pub reason: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -192,6 +272,9 @@ impl Exit {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecRequest {
+    pub pod_uid: String,
+    /// It runs where this container does: as its user, among its files.
+    pub container: String,
     pub argv: Vec<String>,
     pub env: BTreeMap<String, String>,
     pub working_dir: String,

@@ -31,9 +31,12 @@ pub const ARGUMENT: &str = "shim";
 /// What the shim prints on stdout once it can be talked to; anything else it prints there says why it cannot.
 pub const READY: &str = "ready";
 
-/// Runs the shim when that is what this process was started as; call it first in `main`, before anything starts a thread.
+/// Runs the shim, or the [stage](crate::stage), when that is what this process was started as; call it first in `main`, before anything starts a thread.
 /// `arguments` are the process's own, program name first. `None`: this is no shim.
 pub fn main(arguments: &[OsString]) -> Option<ExitCode> {
+    if arguments.get(1).is_some_and(|word| word == crate::stage::ARGUMENT) {
+        return Some(crate::stage::main(arguments));
+    }
     if arguments.get(1).is_none_or(|word| word != ARGUMENT) {
         return None;
     }

@@ -28,7 +28,7 @@ use crate::probe::ProbeRunner;
 use crate::reconcile::History;
 use crate::replica::{DeviceReplica, Life};
 use crate::runtime::Runtime as _;
-use crate::runtime::process::ProcessRuntime;
+use crate::runtime::shims::ShimRuntime;
 use crate::store::{Loaded, Store};
 use crate::uplink::{Link, Uplink};
 use crate::view::LocalView;
@@ -56,7 +56,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let (replica, streams) = DeviceReplica::take_up(store.clone(), &loaded, life, clock.clone(), trust.clone())?;
     let replica = Arc::new(replica);
     let executable = std::env::current_exe().context("finding the running program")?;
-    let runtime = Arc::new(ProcessRuntime::open(&folder, &executable).await?);
+    let runtime = Arc::new(ShimRuntime::open(&folder, &executable).await?);
     let shared = Arc::new(Shared::over(view(&store, &loaded, identity.enrolment.incarnation).await));
     *shared.history() = histories(&loaded);
     let (writes, write_queue) = mpsc::channel(WRITES_LEN_MAX);
@@ -87,6 +87,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         replica: replica.clone(),
         shared,
         backend,
+        facilities: Arc::new(runtime.facilities().clone()),
         runtime,
         executor,
         probes,
@@ -201,7 +202,7 @@ async fn serve(
     loaded: &Loaded,
     arguments: &RunArguments,
     identity: &Identity,
-    backend: &Arc<LocalBackend<ProcessRuntime>>,
+    backend: &Arc<LocalBackend<ShimRuntime>>,
     clock: &Arc<Clock>,
     ended: &watch::Receiver<bool>,
 ) -> Result<Vec<tokio::task::JoinHandle<std::io::Result<()>>>> {

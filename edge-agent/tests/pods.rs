@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flotilla_agent::runtime::process::ProcessRuntime;
+use flotilla_agent::runtime::shims::ShimRuntime;
 use flotilla_agent::runtime::{
-    ContainerConfig, ContainerState, ContainerStatus, ExecOutcome, ExecRequest, Exit, Runtime, RuntimeEvent,
+    ContainerConfig, ContainerState, ContainerStatus, ExecOutcome, ExecRequest, Exit, Resources, Runtime, RuntimeEvent, Security,
     SandboxConfig, SandboxState,
 };
 use flotilla_agent::shim::files::{self, ShimFile};
@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// A device's folder and its pods; whatever still runs when it goes is killed.
 struct Device {
     folder: tempfile::TempDir,
-    runtime: ProcessRuntime,
+    runtime: ShimRuntime,
     events: mpsc::Receiver<RuntimeEvent>,
     uid: String,
 }
@@ -119,8 +119,8 @@ impl Drop for Device {
     }
 }
 
-async fn open(folder: &Path) -> (ProcessRuntime, mpsc::Receiver<RuntimeEvent>) {
-    let runtime = ProcessRuntime::open(folder, Path::new(env!("CARGO_BIN_EXE_flotilla-agent"))).await.unwrap();
+async fn open(folder: &Path) -> (ShimRuntime, mpsc::Receiver<RuntimeEvent>) {
+    let runtime = ShimRuntime::open(folder, Path::new(env!("CARGO_BIN_EXE_flotilla-agent"))).await.unwrap();
     let events = runtime.events().unwrap();
     (runtime, events)
 }
@@ -130,7 +130,7 @@ fn kill(pid: i32) {
 }
 
 fn sandbox(uid: &str, attempt: u32) -> SandboxConfig {
-    SandboxConfig { uid: uid.into(), namespace: "default".into(), name: "web".into(), attempt, grace_seconds: 30 }
+    SandboxConfig { uid: uid.into(), namespace: "default".into(), name: "web".into(), attempt, grace_seconds: 30, isolated: false, hostname: String::new(), host_pid: false, host_ipc: false }
 }
 
 fn shell(name: &str, script: &str) -> ContainerConfig {
@@ -148,6 +148,10 @@ fn shell(name: &str, script: &str) -> ContainerConfig {
         run_as_group: None,
         supplemental_groups: Vec::new(),
         mounts: Vec::new(),
+        root: None,
+        stop_signal: None,
+        resources: Resources::default(),
+        security: Security::default(),
     }
 }
 
@@ -421,7 +425,7 @@ async fn commands_beside_a_container_have_a_deadline() {
     let device = Device::boot().await;
     let run = |script: &str, timeout: Duration| {
         let config = shell("x", script);
-        ExecRequest { argv: config.argv, env: config.env, working_dir: "/".into(), timeout }
+        ExecRequest { pod_uid: device.uid.clone(), container: "x".into(), argv: config.argv, env: config.env, working_dir: "/".into(), timeout }
     };
     let outcome = device.runtime.exec(&run("echo $COLOUR; exit 3", LIMIT)).await.unwrap();
     assert_eq!(outcome, ExecOutcome::Exited { code: 3, output: "green\n".into() });

@@ -10,7 +10,7 @@ use flotilla_agent::executor::{Done, Executor};
 use flotilla_agent::logs;
 use flotilla_agent::probe::{ProbeReport, ProbeRunner};
 use flotilla_agent::reconcile::{Deletion, DesiredPod, DesiredPods, History, Observed, Place, Plan, plan};
-use flotilla_agent::runtime::process::{ProcessRuntime, refusal};
+use flotilla_agent::runtime::shims::ShimRuntime;
 use flotilla_agent::runtime::{Runtime, RuntimeEvent};
 use flotilla_agent::shim::files;
 use flotilla_agent::shim::proc_table::{self, Family};
@@ -28,9 +28,9 @@ struct Device {
     uid: String,
     desired: DesiredPods,
     history: History,
-    runtime: Arc<ProcessRuntime>,
-    executor: Executor<ProcessRuntime>,
-    probes: ProbeRunner<ProcessRuntime>,
+    runtime: Arc<ShimRuntime>,
+    executor: Executor<ShimRuntime>,
+    probes: ProbeRunner<ShimRuntime>,
     events: mpsc::Receiver<RuntimeEvent>,
     done: mpsc::Receiver<Done>,
     reports: mpsc::Receiver<ProbeReport>,
@@ -41,7 +41,7 @@ impl Device {
         let folder = tempfile::tempdir().unwrap();
         let uid = format!("loop-{}", folder.path().file_name().unwrap().to_str().unwrap().replace(['.', '_'], "x"));
         let exe = Path::new(env!("CARGO_BIN_EXE_flotilla-agent"));
-        let runtime = Arc::new(ProcessRuntime::open(folder.path(), exe).await.unwrap());
+        let runtime = Arc::new(ShimRuntime::open(folder.path(), exe).await.unwrap());
         let events = runtime.events().unwrap();
         let (executor, done) = Executor::over(runtime.clone());
         let (probes, reports) = ProbeRunner::over(runtime.clone(), "127.0.0.1".into());
@@ -54,7 +54,7 @@ impl Device {
         let mut object = Object::empty(kind::find("", "Pod").unwrap(), "default", "web");
         object.metadata_mut().insert("uid".into(), self.uid.clone().into());
         object.value_mut()["spec"] = spec.clone();
-        let pod = DesiredPod { object: Arc::new(object), refusal: refusal(&spec), deletion: None };
+        let pod = DesiredPod { object: Arc::new(object), deletion: None };
         self.desired.pods.insert(self.uid.clone(), pod);
     }
 
@@ -69,7 +69,7 @@ impl Device {
             boot_id: proc_table::boot_id(),
             host_ip: "127.0.0.1".into(),
             node_name: "edge-1".into(),
-            handler: "process".into(),
+            facilities: Arc::new(self.runtime.facilities().clone()),
             now: now(),
         };
         let plan = plan(&self.desired, &observed, &self.history, &place);

@@ -11,7 +11,6 @@ use super::{Agent, PassError, local};
 use crate::knowledge::Read;
 use crate::local_write::LAST_APPLIED_ANNOTATION;
 use crate::reconcile::Observed;
-use crate::runtime::Runtime as _;
 use crate::uplink::Link;
 
 /// What was put into the outbox last, by subject: only changes are put there again.
@@ -142,8 +141,8 @@ impl Agent {
     fn node_status(&mut self) -> Value {
         let pressure = self.host.pressure();
         let previous = self.state.reports.node_status.clone();
-        let version = self.runtime.version();
-        let status = self.host.node_status(&self.node.name, &version, &pressure, previous.as_ref(), self.clock.now());
+        let (facilities, now) = (&self.facilities, self.clock.now());
+        let status = self.host.node_status(&self.node.name, facilities, &pressure, previous.as_ref(), now);
         if let Some(previous) = previous
             && without_heartbeats(previous.clone()) == without_heartbeats(status.clone())
         {

@@ -195,6 +195,8 @@ impl<R: Runtime> Watch<R> {
 
     async fn exec(&self, argv: Vec<String>, limit: Duration) -> Result<(), String> {
         let request = ExecRequest {
+            pod_uid: self.key.pod_uid.clone(),
+            container: self.key.container.clone(),
             argv,
             env: self.target.env.clone(),
             working_dir: self.target.working_dir.clone(),

@@ -9,10 +9,10 @@ use super::pod::{ContainerSpec, PodSpec, Role};
 use super::restart::restarts;
 use super::{
     Action, DesiredPod, DesiredPods, History, Notice, Observed, Place, Plan, PodHistory, ProbeKey, ProbeStatus,
-    ProbeTarget, Severity, status,
+    ProbeTarget, Severity, limits, status,
 };
 use crate::runtime::{
-    ContainerConfig, ContainerState, ContainerStatus, Exit, SandboxConfig, SandboxState, SandboxStatus,
+    ContainerConfig, ContainerState, ContainerStatus, Exit, SandboxConfig, SandboxState, SandboxStatus, admission,
 };
 
 /// After a failed step of a pod: 1 s, doubling to 60 s.
@@ -103,6 +103,8 @@ pub(super) struct Planner<'a> {
     actions: Vec<Action>,
     probes: BTreeMap<ProbeKey, ProbeTarget>,
     notices: BTreeSet<Notice>,
+    /// Limits of the manifest that nobody keeps.
+    pub(super) unlimited: Vec<String>,
     wake_at: Option<Timestamp>,
     ended: bool,
 }
@@ -133,6 +135,7 @@ impl<'a> Planner<'a> {
             actions: Vec::new(),
             probes: BTreeMap::new(),
             notices: BTreeSet::new(),
+            unlimited: Vec::new(),
             wake_at: None,
             ended: false,
         }
@@ -143,15 +146,19 @@ impl<'a> Planner<'a> {
         self.take_in_probes();
         if let Some(deletion) = self.pod.deletion {
             self.end(deletion.grace_seconds.unwrap_or(self.spec.grace_seconds));
-        } else if let Some(refusal) = &self.pod.refusal {
+        } else if let Some(refusal) = admission::refusal(self.spec.value, &self.place.facilities) {
             let waiting = (refusal.reason.clone(), refusal.message.clone());
             for container in &self.spec.containers {
                 self.waiting.insert(container.name.to_owned(), waiting.clone());
             }
             self.note(Severity::Warning, &refusal.reason, &refusal.message);
-            if self.sandbox.is_some_and(|sandbox| running(sandbox).next().is_some()) {
+            // A runtime that has gone from the device starts nothing; what it started goes on.
+            let stays = refusal.reason == admission::NO_HANDLER && self.fits();
+            if !stays && self.sandbox.is_some_and(|sandbox| running(sandbox).next().is_some()) {
                 self.stop_in_order(self.spec.grace_seconds, &refusal.message);
             }
+        } else if !self.fits() && self.sandbox.is_some_and(|sandbox| running(sandbox).next().is_some()) {
+            self.stop_in_order(self.spec.grace_seconds, "the pod's runtimeClassName changed");
         } else if self.history.terminal_phase.is_some() {
             self.initialized = true;
             self.close();
@@ -203,15 +210,20 @@ impl<'a> Planner<'a> {
         self.notices.insert(Notice { severity, reason: reason.to_owned(), message: message.to_owned() });
     }
 
+    /// Whether the sandbox, if there is one, is of the kind the manifest wants.
+    fn fits(&self) -> bool {
+        self.sandbox.is_none_or(|sandbox| sandbox.isolated == self.spec.isolated())
+    }
+
     fn sandbox_is_ready(&self) -> bool {
-        self.sandbox.is_some_and(|sandbox| sandbox.state == SandboxState::Ready)
+        self.sandbox.is_some_and(|sandbox| sandbox.state == SandboxState::Ready) && self.fits()
     }
 
     /// The sandbox that containers are started in: the ready one, or the one that is about to be made.
     fn sandbox_attempt(&self) -> u32 {
         let newest = self.history.sandbox_attempt;
         match self.sandbox {
-            Some(sandbox) if sandbox.state == SandboxState::Ready => sandbox.attempt,
+            Some(sandbox) if self.sandbox_is_ready() => sandbox.attempt,
             Some(sandbox) => {
                 newest.map_or(sandbox.attempt, |newest| newest.max(sandbox.attempt + 1)).max(sandbox.attempt + 1)
             }
@@ -247,6 +259,7 @@ impl<'a> Planner<'a> {
     }
 
     fn run(&mut self) {
+        self.note_limits();
         let containers = self.spec.containers.clone();
         let attempt = self.sandbox_attempt();
         self.initialized = true;
@@ -308,6 +321,10 @@ impl<'a> Planner<'a> {
             name: self.history.name.clone(),
             attempt,
             grace_seconds: self.spec.grace_seconds,
+            isolated: self.spec.isolated(),
+            hostname: self.spec.hostname(self.pod.object.name()).to_owned(),
+            host_pid: self.spec.flag("hostPID"),
+            host_ipc: self.spec.flag("hostIPC"),
         };
         self.actions.insert(0, Action::RunSandbox(config));
     }
@@ -424,7 +441,24 @@ impl<'a> Planner<'a> {
             run_as_group: number("runAsGroup"),
             supplemental_groups: Vec::new(),
             mounts: Vec::new(),
+            root: None,
+            stop_signal: None,
+            resources: limits::resources(container.value, &self.place.facilities).resources,
+            security: limits::security(self.spec.value, container.value),
         })
+    }
+
+    /// Tells of limits that are not what the manifest says; the pod runs all the same.
+    fn note_limits(&mut self) {
+        for container in self.spec.containers.clone() {
+            let wish = limits::resources(container.value, &self.place.facilities);
+            for message in wish.clamped {
+                self.note(Severity::Warning, "LimitClamped", &message);
+            }
+            if !wish.unenforced.is_empty() {
+                self.unlimited.push(format!("{} of container {}", wish.unenforced.join(" and "), container.name));
+            }
+        }
     }
 
     /// A pod whose containers have all ended for good has come to its end.

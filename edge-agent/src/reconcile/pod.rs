@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::DesiredPod;
+use super::{DesiredPod, limits};
+use crate::runtime::admission;
 
 /// kubelet's terminationGracePeriodSeconds default.
 const GRACE_SECONDS: u32 = 30;
@@ -58,6 +59,22 @@ impl<'a> PodSpec<'a> {
         Self { restart_policy, grace_seconds, containers: containers.collect(), value }
     }
 
+    /// Whether its containers are OCI containers.
+    pub(super) fn isolated(&self) -> bool {
+        admission::isolated(self.value)
+    }
+
+    pub(super) fn hostname<'b>(&'b self, pod_name: &'b str) -> &'b str {
+        match text(self.value, "hostname") {
+            "" => pod_name,
+            hostname => hostname,
+        }
+    }
+
+    pub(super) fn flag(&self, field: &str) -> bool {
+        self.value.get(field).and_then(Value::as_bool).unwrap_or(false)
+    }
+
     pub(super) fn main(&self) -> impl Iterator<Item = &ContainerSpec<'a>> {
         self.containers.iter().filter(|container| container.role == Role::Main)
     }
@@ -98,7 +115,7 @@ pub(super) fn list<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'
 
 /// Names what a running container was made from: a different digest means it has to be replaced.
 ///
-/// Covers exactly what the process backend uses, in a form of its own: a later version that fills in more defaults, or a field
+/// Covers exactly what the runtime uses, in a form of its own: a later version that fills in more defaults, or a field
 /// that changes nothing here, restarts nobody. Changing the form restarts every container of every device: do not.
 pub fn container_digest(pod_spec: &Value, container: &Value) -> String {
     let words = |field: &str| -> Vec<Value> { list(container, field).cloned().collect() };
@@ -113,7 +130,7 @@ pub fn container_digest(pod_spec: &Value, container: &Value) -> String {
         })
         .collect();
     let identity = json!([security(pod_spec, container, "runAsUser"), security(pod_spec, container, "runAsGroup")]);
-    let form = json!([
+    let mut form = json!([
         text(container, "image"),
         words("command"),
         words("args"),
@@ -123,6 +140,10 @@ pub fn container_digest(pod_spec: &Value, container: &Value) -> String {
         identity,
         text(pod_spec, "hostname"),
     ]);
+    // Processes of the host keep the first form: they ran before there was any other.
+    if let (true, Some(parts)) = (admission::isolated(pod_spec), form.as_array_mut()) {
+        parts.push(limits::digest_form(pod_spec, container));
+    }
     let hash = ring::digest::digest(&ring::digest::SHA256, form.to_string().as_bytes());
     let mut digest = String::from("1:");
     for byte in &hash.as_ref()[..12] {

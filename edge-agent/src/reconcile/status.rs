@@ -153,6 +153,10 @@ fn conditions(planner: &mut Planner<'_>, containers: &[Told], phase: &str) -> Va
         Some(("ContainersNotInitialized", format!("containers with incomplete status: [{}]", named(unfinished))))
     };
     let sandbox = planner.sandbox.is_some_and(|sandbox| sandbox.state == SandboxState::Ready) && !terminal;
+    let unlimited = (!planner.unlimited.is_empty()).then(|| {
+        let why = &planner.place.facilities.limits.why;
+        ("CgroupsUnavailable", format!("not limited on this device: {}: {why}", planner.unlimited.join(", ")))
+    });
     let facts = [
         ("PodReadyToStartContainers", (!sandbox).then(|| ("", String::new()))),
         ("Initialized", not_initialized),
@@ -161,7 +165,11 @@ fn conditions(planner: &mut Planner<'_>, containers: &[Told], phase: &str) -> Va
         ("PodScheduled", None),
     ];
     let now = planner.place.now;
-    let told = facts.into_iter().map(|(kind, fault)| {
+    if unlimited.is_none() {
+        planner.history.conditions.remove("LimitsEnforced");
+    }
+    let limits = unlimited.map(|fault| ("LimitsEnforced", Some(fault)));
+    let told = facts.into_iter().chain(limits).map(|(kind, fault)| {
         let good = fault.is_none();
         let since = planner.history.conditions.entry(kind.to_owned()).or_insert((good, now));
         if since.0 != good {

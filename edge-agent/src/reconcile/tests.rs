@@ -14,7 +14,7 @@ fn place(now: u64) -> Place {
         boot_id: "boot-1".into(),
         host_ip: "10.0.0.7".into(),
         node_name: "edge-1".into(),
-        handler: "process".into(),
+        facilities: Arc::default(),
         now: Timestamp(now),
     }
 }
@@ -24,7 +24,10 @@ fn pod(spec: Value) -> DesiredPod {
     let mut object = Object::empty(kind, "default", "web");
     object.metadata_mut().insert("uid".into(), UID.into());
     object.value_mut()["spec"] = spec;
-    DesiredPod { object: Arc::new(object), refusal: None, deletion: None }
+    if object.value()["spec"].get("runtimeClassName").is_none() {
+        object.value_mut()["spec"]["runtimeClassName"] = "process".into();
+    }
+    DesiredPod { object: Arc::new(object), deletion: None }
 }
 
 fn container(name: &str) -> Value {
@@ -96,6 +99,7 @@ impl World {
                     attempt: config.attempt,
                     grace_seconds: config.grace_seconds,
                     state: SandboxState::Ready,
+                    isolated: config.isolated,
                     created_at: now,
                     containers: BTreeMap::new(),
                 };
@@ -519,14 +523,12 @@ fn probes_gate_readiness_and_kill() {
 
 #[test]
 fn what_cannot_run_here_says_why_and_what_to_do() {
-    let spec = json!({"containers": [container("a")]});
-    let mut refused = pod(spec.clone());
-    refused.refusal = crate::runtime::process::refusal(&spec);
-    let (done, plan) = World::default().settle(&desired(refused), &place(0));
+    let spec = json!({"runtimeClassName": "", "containers": [container("a")]});
+    let (done, plan) = World::default().settle(&one(spec), &place(0));
     assert!(done.is_empty());
     let waiting = &state(&plan, 0)["state"]["waiting"];
     assert_eq!(waiting["reason"], "RuntimeHandlerNotFound");
-    assert!(waiting["message"].as_str().unwrap().contains("set spec.runtimeClassName to process"));
+    assert!(waiting["message"].as_str().unwrap().contains("spec.runtimeClassName to process"));
     assert_eq!(plan.statuses[UID]["phase"], "Pending");
 }
 

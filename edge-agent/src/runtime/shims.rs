@@ -1,7 +1,7 @@
-//! The process backend: containers are plain supervised processes of this machine, and nothing isolates them.
+//! The runtime that needs no daemon: a re-executed shim per pod runs its containers, as OCI containers or as plain processes.
 //!
-//! Owns the shims' directories `DIR/pods/<uid>/` and the connections to the shims. Refuses images other than `host` and volumes
-//! (see [`refusal`]). Start reading at [`ProcessRuntime::open`], then [`link`].
+//! Owns the shims' directories `DIR/pods/<uid>/` and the connections to the shims. Refuses to decide what may run
+//! ([`super::admission`]). Start reading at [`ShimRuntime::open`], then [`link`].
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,18 +12,16 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{
-    ContainerConfig, ContainerState, ContainerStatus, ExecOutcome, ExecRequest, Exit, Runtime, RuntimeError,
-    RuntimeEvent, SandboxConfig, SandboxState, SandboxStatus,
+    ContainerConfig, ContainerState, ContainerStatus, ExecOutcome, ExecRequest, Exit, Facilities, Runtime,
+    RuntimeError, RuntimeEvent, SandboxConfig, SandboxState, SandboxStatus,
 };
 use crate::shim::files::{self, ShimFile};
 use crate::shim::proc_table::{self, Family};
 use crate::shim::protocol::Request;
 
-mod admission;
 mod exec;
 mod link;
 
-pub use admission::{NOT_ISOLATED, refusal};
 use link::Link;
 
 /// Hints waiting for the agent's loop; see [`Runtime::events`].
@@ -31,11 +29,12 @@ const EVENTS_LEN_MAX: usize = 1024;
 /// A pod's directory and its environment may hold secrets.
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// Runs pods as processes below shims.
+/// Runs pods below shims.
 #[derive(Debug)]
-pub struct ProcessRuntime {
+pub struct ShimRuntime {
     pods: PathBuf,
     shim_exe: PathBuf,
+    facilities: Facilities,
     entries: Arc<Entries>,
     receiver: Mutex<Option<mpsc::Receiver<RuntimeEvent>>>,
 }
@@ -87,7 +86,7 @@ impl Entries {
     }
 }
 
-impl ProcessRuntime {
+impl ShimRuntime {
     /// Opens `data/pods` and adopts every shim that still runs. `shim_exe` is `/proc/self/exe` outside tests. One pod's directory that
     /// cannot be read is set aside with a warning; it never stops the others.
     pub async fn open(data: &Path, shim_exe: &Path) -> Result<Self, RuntimeError> {
@@ -95,7 +94,9 @@ impl ProcessRuntime {
         make_directory(&pods).map_err(at("create", &pods))?;
         let (events, receiver) = mpsc::channel(EVENTS_LEN_MAX);
         let entries = Arc::new(Entries { by_uid: Mutex::new(BTreeMap::new()), events });
-        let runtime = Self { pods, shim_exe: shim_exe.to_owned(), entries, receiver: Mutex::new(Some(receiver)) };
+        let facilities = Facilities::default();
+        let runtime =
+            Self { pods, shim_exe: shim_exe.to_owned(), facilities, entries, receiver: Mutex::new(Some(receiver)) };
         let names = fs::read_dir(&runtime.pods).map_err(at("list", &runtime.pods))?;
         let names = names.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         for uid in names.filter(|name| files::is_directory_name(name)) {
@@ -191,13 +192,9 @@ impl ProcessRuntime {
     }
 }
 
-impl Runtime for ProcessRuntime {
-    fn handler(&self) -> &'static str {
-        "process"
-    }
-
-    fn version(&self) -> String {
-        format!("process://{}", env!("CARGO_PKG_VERSION"))
+impl Runtime for ShimRuntime {
+    fn facilities(&self) -> &Facilities {
+        &self.facilities
     }
 
     async fn run_sandbox(&self, config: &SandboxConfig) -> Result<(), RuntimeError> {
@@ -297,6 +294,7 @@ fn status_of(entry: &Entry) -> SandboxStatus {
         attempt: state.sandbox.attempt,
         grace_seconds: state.sandbox.grace_seconds,
         state: if entry.link.is_some() { SandboxState::Ready } else { SandboxState::Lost },
+        isolated: state.sandbox.isolated,
         created_at: state.created_at,
         containers: containers.collect(),
     }
