@@ -23,7 +23,7 @@ enum Role {
     Ephemeral,
 }
 
-/// Every container of a Pod's spec. `volumes` maps the names of its volumes to whether they are block devices' claims.
+/// Every container of a Pod's spec. `volumes` are the names of its volumes.
 pub(super) fn all(spec: &At<'_>, volumes: &BTreeSet<&str>, faults: &mut Faults) {
     let containers = spec.field("containers");
     if containers.items().next().is_none() {
@@ -61,14 +61,8 @@ fn one(container: &At<'_>, role: Role, volumes: &BTreeSet<&str>, faults: &mut Fa
     faults.one_of(&container.field("imagePullPolicy"), &["Always", "IfNotPresent", "Never"]);
     faults.one_of(&container.field("terminationMessagePolicy"), &["FallbackToLogsOnError", "File"]);
     environment::variables(container, faults);
-    mounts(&container.field("volumeMounts"), volumes, faults);
-    for device in container.field("volumeDevices").items() {
-        let name = device.field("name");
-        if name.is_said() && !volumes.contains(name.text()) {
-            faults.not_found(&name);
-        }
-        faults.syntax(&device.field("devicePath"), text::no_step_back);
-    }
+    mounts(container, volumes, faults);
+    devices(container, volumes, faults);
     resources(&container.field("resources"), faults);
     security(&container.field("securityContext"), faults);
     lifecycle(container, role, faults);
@@ -108,9 +102,12 @@ fn ports(ports: &At<'_>, host_network: bool, host_ports: &mut BTreeSet<(String, 
     }
 }
 
-fn mounts(mounts: &At<'_>, volumes: &BTreeSet<&str>, faults: &mut Faults) {
+fn mounts(container: &At<'_>, volumes: &BTreeSet<&str>, faults: &mut Faults) {
+    let privileged = container.value.pointer("/securityContext/privileged").and_then(Value::as_bool).unwrap_or(false);
+    let devices = container.value["volumeDevices"].as_array().map_or(&[][..], Vec::as_slice);
+    let of_devices = |field: &str, said: &At<'_>| said.is_said() && devices.iter().any(|one| &one[field] == said.value);
     let mut paths = BTreeSet::new();
-    for mount in mounts.items() {
+    for mount in container.field("volumeMounts").items() {
         let name = mount.field("name");
         if !name.is_said() {
             faults.required(&name, "");
@@ -123,14 +120,64 @@ fn mounts(mounts: &At<'_>, volumes: &BTreeSet<&str>, faults: &mut Faults) {
         } else if !paths.insert(path.text().to_owned()) {
             faults.invalid(&path, "must be unique");
         }
+        if of_devices("name", &name) {
+            faults.invalid(&name, "must not already exist in volumeDevices");
+        }
+        if of_devices("devicePath", &path) {
+            faults.invalid(&path, "must not already exist as a path in volumeDevices");
+        }
         let (sub_path, expression) = (mount.field("subPath"), mount.field("subPathExpr"));
         faults.syntax(&sub_path, text::relative_path);
         faults.syntax(&expression, text::relative_path);
         if sub_path.is_said() && expression.is_said() {
             faults.invalid(&expression, "subPathExpr and subPath are mutually exclusive");
         }
-        faults.one_of(&mount.field("mountPropagation"), &["Bidirectional", "HostToContainer", "None"]);
-        faults.one_of(&mount.field("recursiveReadOnly"), &["Disabled", "Enabled", "IfPossible"]);
+        let propagation = mount.field("mountPropagation");
+        faults.one_of(&propagation, &["Bidirectional", "HostToContainer", "None"]);
+        if propagation.text() == "Bidirectional" && !privileged {
+            faults
+                .forbidden(&propagation, "Bidirectional mount propagation is available only to privileged containers");
+        }
+        recursive_read_only(&mount, faults);
+    }
+}
+
+fn recursive_read_only(mount: &At<'_>, faults: &mut Faults) {
+    let recursive = mount.field("recursiveReadOnly");
+    faults.one_of(&recursive, &["Disabled", "Enabled", "IfPossible"]);
+    if !matches!(recursive.text(), "Enabled" | "IfPossible") {
+        return;
+    }
+    if !mount.field("readOnly").is_true() {
+        faults.forbidden(&recursive, "may only be specified when readOnly is true");
+    }
+    if !matches!(mount.field("mountPropagation").text(), "" | "None") {
+        faults.forbidden(&recursive, "may only be specified when mountPropagation is None or not specified");
+    }
+}
+
+/// Block devices: only claims have them, and a path or a name means one thing.
+fn devices(container: &At<'_>, volumes: &BTreeSet<&str>, faults: &mut Faults) {
+    let (mut names, mut paths) = (BTreeSet::new(), BTreeSet::new());
+    for device in container.field("volumeDevices").items() {
+        let name = device.field("name");
+        if !name.is_said() {
+            faults.required(&name, "");
+        } else if !volumes.contains(name.text()) {
+            faults.not_found(&name);
+        } else if !names.insert(name.text().to_owned()) {
+            faults.invalid(&name, "must be unique");
+        }
+        let path = device.field("devicePath");
+        if !path.is_said() {
+            faults.required(&path, "");
+        } else if !paths.insert(path.text().to_owned()) {
+            faults.invalid(&path, "must be unique");
+        }
+        faults.syntax(&path, |text| match text::no_step_back(text) {
+            Ok(()) => Ok(()),
+            Err(_) => Err("can not contain backsteps ('..')"),
+        });
     }
 }
 

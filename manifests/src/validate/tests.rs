@@ -11,6 +11,7 @@ use crate::{defaults, kind};
 
 mod pods;
 mod updates;
+mod volumes;
 
 /// The defaulted object of a YAML manifest; the namespace is filled in as a request's path does.
 fn manifest(yaml: &str) -> Object {

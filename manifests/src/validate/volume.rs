@@ -12,7 +12,9 @@ use crate::quantity::Quantity;
 
 const MODE_MAX: i64 = 0o777;
 const HOST_PATH_TYPES: &[&str] =
-    &["BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+    &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+const TOKEN_SECONDS_MIN: i64 = 600;
+const TOKEN_SECONDS_MAX: i64 = 1 << 32;
 
 /// Checks the volumes; gives their names.
 pub(super) fn all<'a>(volumes: &'a At<'a>, faults: &mut Faults) -> BTreeSet<&'a str> {
@@ -47,12 +49,12 @@ pub(super) fn all<'a>(volumes: &'a At<'a>, faults: &mut Faults) -> BTreeSet<&'a 
 fn source(name: &str, source: &At<'_>, faults: &mut Faults) {
     match name {
         "configMap" => {
-            faults.required_syntax(&source.field("name"), syntax::dns_subdomain);
+            named(&source.field("name"), faults);
             mode(&source.field("defaultMode"), faults);
             files(&source.field("items"), faults);
         }
         "secret" => {
-            faults.required_syntax(&source.field("secretName"), syntax::dns_subdomain);
+            named(&source.field("secretName"), faults);
             mode(&source.field("defaultMode"), faults);
             files(&source.field("items"), faults);
         }
@@ -64,11 +66,7 @@ fn source(name: &str, source: &At<'_>, faults: &mut Faults) {
         "emptyDir" => {
             let limit = source.field("sizeLimit");
             if Quantity::of_json(limit.value).is_ok_and(Quantity::is_negative) {
-                faults.invalid(&limit, "must be greater than or equal to 0");
-            }
-            let medium = source.field("medium");
-            if medium.is_said() && !medium.text().starts_with("HugePages") {
-                faults.one_of(&medium, &["Memory"]);
+                faults.forbidden(&limit, "SizeLimit field must be a valid resource quantity");
             }
         }
         "downwardAPI" => {
@@ -77,7 +75,8 @@ fn source(name: &str, source: &At<'_>, faults: &mut Faults) {
         }
         "projected" => {
             mode(&source.field("defaultMode"), faults);
-            source.field("sources").items().for_each(|part| projection(&part, faults));
+            let mut paths = BTreeSet::new();
+            source.field("sources").items().for_each(|part| projection(source, &part, &mut paths, faults));
         }
         "nfs" => {
             let path = source.field("path");
@@ -85,8 +84,15 @@ fn source(name: &str, source: &At<'_>, faults: &mut Faults) {
                 faults.invalid(&path, "must be an absolute path");
             }
         }
-        "persistentVolumeClaim" => faults.required_syntax(&source.field("claimName"), syntax::dns_subdomain),
+        "persistentVolumeClaim" => named(&source.field("claimName"), faults),
         _ => {}
+    }
+}
+
+/// The name of another object: that it must be there is all the API says of it.
+fn named(name: &At<'_>, faults: &mut Faults) {
+    if !name.is_said() {
+        faults.required(name, "");
     }
 }
 
@@ -116,20 +122,15 @@ fn file_path(path: &At<'_>, faults: &mut Faults) {
 }
 
 fn downward(items: &At<'_>, faults: &mut Faults) {
-    let mut paths = BTreeSet::new();
     for item in items.items() {
-        let path = item.field("path");
-        file_path(&path, faults);
-        if !paths.insert(item.value["path"].as_str().unwrap_or("")) {
-            faults.duplicate(&path, path.value);
-        }
+        file_path(&item.field("path"), faults);
         mode(&item.field("mode"), faults);
         let (field, resource) = (item.field("fieldRef"), item.field("resourceFieldRef"));
         match (field.is_said(), resource.is_said()) {
             (true, true) => {
                 faults.invalid_as(
                     &item,
-                    &Value::from(""),
+                    &Value::from("resource"),
                     "fieldRef and resourceFieldRef can not be specified simultaneously",
                 );
             }
@@ -144,7 +145,13 @@ fn downward(items: &At<'_>, faults: &mut Faults) {
     }
 }
 
-fn projection(part: &At<'_>, faults: &mut Faults) {
+/// One source of a projection. `paths` are those of the sources before it: no two may claim one.
+fn projection<'a>(projected: &At<'_>, part: &At<'a>, paths: &mut BTreeSet<&'a str>, faults: &mut Faults) {
+    let mut claim = |path: &'a str, said_of: &str, faults: &mut Faults| {
+        if !path.is_empty() && !paths.insert(path) {
+            faults.invalid_as(projected, &Value::from(said_of), "conflicting duplicate paths");
+        }
+    };
     let mut said = 0;
     for name in ["configMap", "secret", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"] {
         let source = part.field(name);
@@ -152,27 +159,39 @@ fn projection(part: &At<'_>, faults: &mut Faults) {
             continue;
         }
         said += 1;
-        if said > 1 {
-            faults.forbidden(&source, "may not specify more than 1 volume type");
-            continue;
-        }
+        let items = part.value[name]["items"].as_array().into_iter().flatten();
+        let claimed = items.filter_map(|item| item["path"].as_str());
         match name {
             "configMap" | "secret" => {
-                faults.required_syntax(&source.field("name"), syntax::dns_subdomain);
+                named(&source.field("name"), faults);
                 files(&source.field("items"), faults);
+                claimed.for_each(|path| claim(path, source.value["name"].as_str().unwrap_or(""), faults));
             }
-            "downwardAPI" => downward(&source.field("items"), faults),
-            "serviceAccountToken" => {
-                file_path(&source.field("path"), faults);
-                let expiry = source.field("expirationSeconds");
-                if expiry.number().is_some_and(|seconds| seconds < 600) {
-                    faults.invalid(&expiry, "may not specify a duration less than 10 minutes");
-                }
+            "downwardAPI" => {
+                downward(&source.field("items"), faults);
+                claimed.for_each(|path| claim(path, path, faults));
             }
+            "serviceAccountToken" => token(&source, faults),
             _ => {}
         }
     }
-    if said == 0 {
-        faults.required(part, "must specify a volume type");
+    match said {
+        0 => faults.required(part, "must specify a volume type"),
+        1 => {}
+        _ => faults.forbidden(part, "may not specify more than 1 volume type"),
+    }
+}
+
+fn token(source: &At<'_>, faults: &mut Faults) {
+    file_path(&source.field("path"), faults);
+    let expiry = source.field("expirationSeconds");
+    match expiry.number() {
+        Some(seconds) if seconds < TOKEN_SECONDS_MIN => {
+            faults.invalid(&expiry, "may not specify a duration less than 10 minutes");
+        }
+        Some(seconds) if seconds > TOKEN_SECONDS_MAX => {
+            faults.invalid(&expiry, "may not specify a duration larger than 2^32 seconds");
+        }
+        _ => {}
     }
 }

@@ -38,24 +38,6 @@ fn pod_rules() {
             "spec.securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive",
         ),
         (
-            json!({"volumes": [{"name": "a", "emptyDir": {}, "hostPath": {"path": "/"}}]}),
-            "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
-        ),
-        (json!({"volumes": [{"name": "a"}, {"name": "a"}]}), "spec.volumes[1].name: Duplicate value: \"a\""),
-        (json!({"volumes": [{"name": "a", "secret": {}}]}), "spec.volumes[0].secret.secretName: Required value"),
-        (
-            json!({"volumes": [{"name": "a", "configMap": {"name": "a", "defaultMode": 512}}]}),
-            "spec.volumes[0].configMap.defaultMode: Invalid value: 512: must be a number between 0 and 0777 (octal), both inclusive",
-        ),
-        (
-            json!({"volumes": [{"name": "a", "configMap": {"name": "a", "items": [{"key": "k", "path": "../x"}]}}]}),
-            "spec.volumes[0].configMap.items[0].path: Invalid value: \"../x\": must not contain '..'",
-        ),
-        (
-            json!({"volumes": [{"name": "a", "emptyDir": {"sizeLimit": "1Q"}}]}),
-            "spec.volumes[0].emptyDir.sizeLimit: Invalid value: \"1Q\": ",
-        ),
-        (
             json!({"hostAliases": [{"ip": "1.2.3"}]}),
             "spec.hostAliases[0].ip: Invalid value: \"1.2.3\": must be a valid IP address",
         ),
