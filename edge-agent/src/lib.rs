@@ -2,8 +2,10 @@
 //!
 //! Start reading at [`reconcile`] (what to do, pure), then [`runtime`] (how it is done).
 
+pub mod cgroup;
 pub mod executor;
 pub mod host;
+pub mod image;
 pub mod logs;
 pub mod probe;
 pub mod reconcile;
