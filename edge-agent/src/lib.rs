@@ -26,6 +26,7 @@ pub mod start;
 pub mod store;
 pub mod uplink;
 pub mod view;
+pub mod volume;
 
 use anyhow::Context as _;
 

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 pub mod admission;
 pub mod facilities;
+pub mod oci;
 pub mod shims;
 
 pub use facilities::{Facilities, Limits, OciRuntime};
