@@ -10,6 +10,7 @@ use flotilla_manifests::kind::{self, KindRef};
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_rest::Backend;
 use flotilla_rest::backend::{Listing, LogRequest, WatchEvent, WriteRequest, Written};
+use flotilla_rest::page::rewound;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
@@ -109,6 +110,19 @@ impl<R: Runtime> Backend for LocalBackend<R> {
         Ok(Listing { resource_version: view.version(), items: view.list(kind, namespace) })
     }
 
+    async fn list_at(&self, kind: KindRef, namespace: Option<&str>, version: u64) -> Result<Listing, ApiError> {
+        let view = self.shared.view();
+        let Some(changes) = view.since(version) else {
+            let message = format!("The provided resource version is not kept any more: {version}");
+            return Err(ApiError::of(Reason::Expired, message));
+        };
+        let mine = |change: &&Arc<Change>| {
+            change.kind == kind && namespace.is_none_or(|namespace| change.namespace == namespace)
+        };
+        let undone = changes.iter().rev().filter(mine).map(|change| (change.key(), change.previous.clone()));
+        Ok(Listing { resource_version: version, items: rewound(view.list(kind, namespace), undone) })
+    }
+
     async fn watch(
         &self,
         kind: KindRef,
@@ -190,7 +204,12 @@ fn event_of(change: &Arc<Change>) -> Option<WatchEvent> {
     match (change.previous.clone(), change.current.clone()) {
         (None, Some(object)) => Some(WatchEvent::Added(object)),
         (Some(previous), Some(object)) => Some(WatchEvent::Modified { previous, object }),
-        (Some(last), None) => Some(WatchEvent::Deleted(last)),
+        (Some(last), None) => {
+            // A deletion carries the version it happened at.
+            let mut last = (*last).clone();
+            last.set_resource_version(change.version);
+            Some(WatchEvent::Deleted(Arc::new(last)))
+        }
         (None, None) => None,
     }
 }

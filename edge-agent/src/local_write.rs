@@ -51,6 +51,14 @@ pub fn decide(
     id: &str,
     author: &str,
 ) -> Decided {
+    if let Mutation::Evict(_) = mutation {
+        let message = format!(
+            "pods {:?} cannot be evicted at its device: only the hub can place it elsewhere (kubectl drain there). Here, deleting \
+             the Pod restarts it, and deleting its workload holds it back on this device",
+            key.name
+        );
+        return Err(ApiError::of(Reason::Forbidden, message).about(key));
+    }
     match key.kind {
         k if k == &kind::OVERRIDE => end_override(key, subject, mutation, context),
         k if k == &kind::POD && matches!(mutation, Mutation::Delete(_)) => restart(key, subject, mutation, context),
@@ -67,7 +75,7 @@ pub fn decide(
 fn refuse_status(key: &ObjectKey, mutation: &Mutation) -> Result<(), ApiError> {
     let part = match mutation {
         Mutation::Replace { part, .. } | Mutation::Patch { part, .. } => *part,
-        Mutation::Create { .. } | Mutation::Delete(_) => Part::Main,
+        Mutation::Create { .. } | Mutation::Delete(_) | Mutation::Evict(_) => Part::Main,
     };
     if part == Part::Status {
         let message = format!("the status of {key} is what this device observes; it cannot be written");

@@ -22,6 +22,15 @@ pub struct Change {
     pub current: Option<Arc<Object>>,
 }
 
+impl Change {
+    /// The object it is about.
+    pub fn key(&self) -> ObjectKey {
+        let object = self.current.as_ref().or(self.previous.as_ref());
+        let name = object.map_or("", |object| object.name());
+        ObjectKey::of(self.kind, self.namespace.as_str(), name)
+    }
+}
+
 /// Current objects with the newest changes.
 #[derive(Debug)]
 pub struct LocalView {
@@ -96,15 +105,10 @@ impl LocalView {
 
     fn record(&mut self, key: &ObjectKey, previous: Option<Arc<Object>>, current: Option<Object>) -> Arc<Change> {
         self.version += 1;
-        let stamped = |mut object: Object| {
+        let current = current.map(|mut object| {
             object.set_resource_version(self.version);
             Arc::new(object)
-        };
-        let (previous, current) = match (previous, current) {
-            // A deletion carries the version it happened at.
-            (Some(last), None) => (Some(stamped((*last).clone())), None),
-            (previous, current) => (previous, current.map(stamped)),
-        };
+        });
         let change = Arc::new(Change {
             version: self.version,
             kind: key.kind,

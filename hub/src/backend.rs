@@ -63,6 +63,14 @@ impl Backend for HubBackend {
         Ok(listing)
     }
 
+    async fn list_at(&self, kind: KindRef, namespace: Option<&str>, version: u64) -> Result<Listing, ApiError> {
+        let mut listing = self.store.list_at(kind, namespace, version)?;
+        if kind == &kind::NODE {
+            listing.items = listing.items.into_iter().map(|node| self.in_contact(node)).collect();
+        }
+        Ok(listing)
+    }
+
     async fn watch(
         &self,
         kind: KindRef,
@@ -116,6 +124,7 @@ fn write(batch: &mut Batch<'_>, request: &WriteRequest, audit_count_max: u64) ->
             Mutation::Replace { .. } => "update",
             Mutation::Patch { .. } => "patch",
             Mutation::Delete(_) => "delete",
+            Mutation::Evict(_) => "evict",
         },
         key: &object.key(),
         result,

@@ -5,11 +5,14 @@
 //! Start reading at [`Store`], then [`Batch`].
 
 mod batch;
+mod blobs;
 mod channels;
 pub(crate) mod devices;
 mod history;
 pub(crate) mod inbox;
 mod index;
+pub(crate) mod learned;
+pub(crate) mod life;
 mod load;
 pub(crate) mod logs;
 mod schema;
@@ -26,6 +29,7 @@ use flotilla_manifests::kind::KindRef;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::{Listing, WatchEvent};
+use flotilla_rest::page::rewound;
 use tokio::sync::{mpsc, watch};
 
 pub use batch::Batch;
@@ -101,13 +105,13 @@ struct Committed {
     index: Index,
     history: History,
     version: u64,
+    incarnation: u64,
 }
 
 struct Handle {
     shared: Arc<Shared>,
     queue: Option<mpsc::Sender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
-    incarnation: u64,
     path: PathBuf,
 }
 
@@ -129,7 +133,7 @@ impl Store {
         let incarnation = loaded.incarnation;
         let working = Working::starting(load::copy(&loaded.index), incarnation, loaded.version)?;
         let logs = logs::Logs::open(path, &connection)?;
-        let committed = Committed { index: loaded.index, history: loaded.history, version: loaded.version };
+        let committed = Committed { index: loaded.index, history: loaded.history, version: loaded.version, incarnation };
         let (revision, _) = watch::channel(committed.version);
         let shared = Arc::new(Shared { committed: RwLock::new(committed), revision, clock, logs });
         let (queue, jobs) = mpsc::channel(QUEUE_LEN_MAX);
@@ -138,7 +142,7 @@ impl Store {
             .name("store-writer".into())
             .spawn(move || writer::run(connection, working, &theirs, &retention, jobs))
             .map_err(StoreError::Thread)?;
-        let handle = Handle { shared, queue: Some(queue), thread: Some(thread), incarnation, path: path.to_owned() };
+        let handle = Handle { shared, queue: Some(queue), thread: Some(thread), path: path.to_owned() };
         Ok(Self { handle: Arc::new(handle) })
     }
 
@@ -169,6 +173,22 @@ impl Store {
         Listing { resource_version: committed.version, items }
     }
 
+    /// The list as it stood at an earlier version that the history still reaches back to.
+    ///
+    /// # Errors
+    /// 410 when it does not, or `version` is another server's.
+    pub fn list_at(&self, kind: KindRef, namespace: Option<&str>, version: u64) -> Result<Listing, ApiError> {
+        let committed = self.committed();
+        let undone = committed.history.since(kind, namespace, version, committed.version).ok_or_else(|| {
+            let floor = committed.history.floor();
+            ApiError::of(Reason::Expired, format!("The provided resource version is not kept any more: {version} ({floor})"))
+        })?;
+        let items: Vec<Arc<Object>> = committed.index.list(kind, namespace).cloned().collect();
+        let undone: Vec<_> = undone.map(|event| (event.key.clone(), event.previous.clone())).collect();
+        drop(committed);
+        Ok(Listing { resource_version: version, items: rewound(items, undone.into_iter()) })
+    }
+
     /// Looks at all committed objects at one version. `look` must be short: the next commit waits for it.
     pub fn view<T>(&self, look: impl FnOnce(&Index) -> T) -> T {
         look(&self.committed().index)
@@ -181,7 +201,7 @@ impl Store {
 
     /// Which life of the database this is; the upper part of every resource version.
     pub fn incarnation(&self) -> u64 {
-        self.handle.incarnation
+        self.committed().incarnation
     }
 
     /// Signals *that* something was committed: the newest version.
@@ -293,10 +313,15 @@ impl Shared {
     /// Makes a commit visible: state, history and version in one step.
     fn publish(&self, events: Vec<Event>, grown: &[Grown], working: &Working, retention: &Retention, now: Timestamp) {
         self.logs.grew(grown);
-        if events.is_empty() && working.rollouts_touched.is_empty() {
+        if events.is_empty() && working.rollouts_touched.is_empty() && !working.reborn {
             return;
         }
         let mut committed = self.committed.write().unwrap_or_else(PoisonError::into_inner);
+        if working.reborn {
+            // Watches of an earlier life start anew.
+            committed.incarnation = working.incarnation;
+            committed.history = History::starting_at(working.incarnation << load::SEQ_BITS);
+        }
         for event in events {
             let object = (event.change != Change::Deleted).then(|| Arc::clone(&event.object));
             committed.index.set(&event.key, object);
@@ -327,7 +352,6 @@ impl std::fmt::Debug for Handle {
         formatter
             .debug_struct("Handle")
             .field("path", &self.path)
-            .field("incarnation", &self.incarnation)
             .finish_non_exhaustive()
     }
 }

@@ -51,6 +51,8 @@ pub enum Mutation {
         patch: Patch,
     },
     Delete(DeleteOptions),
+    /// `pods/eviction`: a deletion that asks the Pod to go somewhere else.
+    Evict(DeleteOptions),
 }
 
 /// `metav1.DeleteOptions`, what of it is honoured.
@@ -129,7 +131,7 @@ pub fn admit(
         Mutation::Create { body } => create::create(key, current, body, context),
         Mutation::Replace { part, body } => update::replace(key, found()?, *part, body, context),
         Mutation::Patch { part, patch } => update::patch(key, found()?, *part, patch, context),
-        Mutation::Delete(options) => delete::delete(key, found()?, options, context),
+        Mutation::Delete(options) | Mutation::Evict(options) => delete::delete(key, found()?, options, context),
     }
 }
 

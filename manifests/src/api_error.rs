@@ -68,11 +68,14 @@ pub struct ApiError {
     pub key: Option<ObjectKey>,
     pub causes: Vec<Violation>,
     pub retry_after_seconds: Option<u32>,
+    /// With which an expired list may be gone on with.
+    pub continue_token: Option<String>,
 }
 
 impl ApiError {
     pub fn of(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), key: None, causes: Vec::new(), retry_after_seconds: None }
+        let message = message.into();
+        Self { reason, message, key: None, causes: Vec::new(), retry_after_seconds: None, continue_token: None }
     }
 
     pub fn about(mut self, key: &ObjectKey) -> Self {
@@ -137,8 +140,9 @@ impl ApiError {
         if let Some(seconds) = self.retry_after_seconds {
             details.insert("retryAfterSeconds".into(), seconds.into());
         }
+        let metadata = self.continue_token.as_ref().map_or_else(|| json!({}), |token| json!({"continue": token}));
         json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "kind": "Status", "apiVersion": "v1", "metadata": metadata, "status": "Failure",
             "message": self.message, "reason": format!("{:?}", self.reason), "details": details, "code": self.reason.code(),
         })
     }

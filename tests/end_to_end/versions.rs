@@ -74,17 +74,8 @@ fn every_kubectl_works() {
 
 fn namespace(turn: &Turn) {
     let space = &turn.space;
-    let created = turn.kubectl.attempt(&format!("create ns {space}"));
-    if turn.minor >= 32 {
-        // These write namespaces in protobuf.
-        let refusal = created.expect_err("protobuf was taken");
-        assert!(refusal.contains("UnsupportedMediaType") && refusal.contains("kubectl apply -f -"), "{refusal}");
-        let yaml = turn.kubectl.run(&format!("create ns {space} --dry-run=client -o yaml"));
-        let applied = turn.kubectl.feed("apply", &yaml).unwrap();
-        assert!(applied.contains("created"), "{applied}");
-    } else {
-        assert!(created.unwrap().contains("created"));
-    }
+    let created = turn.kubectl.run(&format!("create ns {space}"));
+    assert!(created.contains("created"), "{created}");
     turn.shows("get ns", &["kube-system", "default", space, "Active"]);
 }
 

@@ -108,6 +108,23 @@ impl History {
         }
     }
 
+    /// The events of this kind after `version`, newest first; `None` when they are not all known. `end` is the newest version.
+    pub(crate) fn since<'a>(
+        &'a self,
+        kind: KindRef,
+        namespace: Option<&'a str>,
+        version: u64,
+        end: u64,
+    ) -> Option<impl Iterator<Item = &'a Event>> {
+        if version < self.floor || version > end {
+            return None;
+        }
+        let start = self.events.partition_point(|event| event.version <= version);
+        let mine =
+            move |event: &&Event| event.key.kind == kind && namespace.is_none_or(|name| event.key.namespace == name);
+        Some(self.events.range(start..).rev().filter(mine))
+    }
+
     /// Up to `count_max` events of this kind after `from`; `end` is the newest committed version.
     pub(crate) fn read(&self, kind: KindRef, namespace: Option<&str>, from: u64, end: u64, count_max: usize) -> Read {
         if from < self.floor {

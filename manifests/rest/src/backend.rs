@@ -23,6 +23,16 @@ pub trait Backend: Send + Sync + 'static {
     /// All objects of a kind, in key order, with the resource version the list stands at. Selectors are applied by the front.
     fn list(&self, kind: KindRef, namespace: Option<&str>) -> impl Future<Output = Result<Listing, ApiError>> + Send;
 
+    /// The list as it stood at an earlier version, each object with the version it had then.
+    /// [`Expired`](flotilla_manifests::api_error::Reason) as for [`watch`](Self::watch). [`rewound`](crate::page::rewound) undoes
+    /// the changes since.
+    fn list_at(
+        &self,
+        kind: KindRef,
+        namespace: Option<&str>,
+        version: u64,
+    ) -> impl Future<Output = Result<Listing, ApiError>> + Send;
+
     /// Changes after `from`, in order. `Err` with [`Reason::Expired`](flotilla_manifests::api_error::Reason) when history
     /// no longer reaches back that far or `from` is another server's. The channel is bounded; a watcher that does not read
     /// is ended by the backend with [`WatchEvent::Expired`], never waited for.

@@ -9,9 +9,15 @@ use flotilla_manifests::kind::{KindRef, Scope};
 use serde_json::{Value, json};
 
 use crate::negotiate::DiscoveryForm;
+use crate::review;
 use crate::route::{Discovery, no_such_path};
 
 const OBJECT_VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+/// Reviews are created and never stored.
+fn verbs_of(kind: KindRef) -> &'static [&'static str] {
+    if review::KINDS.contains(kind) { &["create"] } else { &OBJECT_VERBS }
+}
 
 /// The document a discovery path names.
 ///
@@ -50,7 +56,7 @@ type Groups = BTreeMap<&'static str, BTreeMap<&'static str, Vec<KindRef>>>;
 
 fn groups(kinds: &[KindRef]) -> Groups {
     let mut groups = Groups::new();
-    for kind in kinds {
+    for kind in kinds.iter().copied().chain(&review::KINDS) {
         groups.entry(kind.group).or_default().entry(kind.version).or_default().push(kind);
     }
     groups
@@ -67,11 +73,12 @@ fn group(name: &str, versions: &BTreeMap<&'static str, Vec<KindRef>>) -> Value {
 /// `APIResourceList`.
 fn resources(group: &str, version: &str, kinds: &[KindRef]) -> Result<Value, ApiError> {
     let mut rows = Vec::new();
-    for kind in kinds.iter().filter(|kind| (kind.group, kind.version) == (group, version)) {
+    let all = kinds.iter().copied().chain(&review::KINDS);
+    for kind in all.filter(|kind| (kind.group, kind.version) == (group, version)) {
         let namespaced = kind.scope == Scope::Namespaced;
         let mut row = json!({
             "name": kind.plural, "singularName": kind.singular, "namespaced": namespaced,
-            "kind": kind.name, "verbs": OBJECT_VERBS,
+            "kind": kind.name, "verbs": verbs_of(kind),
         });
         if !kind.short_names.is_empty() {
             row["shortNames"] = kind.short_names.into();
@@ -85,7 +92,7 @@ fn resources(group: &str, version: &str, kinds: &[KindRef]) -> Result<Value, Api
             let (answer, verbs) = subresource_of(kind, subresource);
             let mut row =
                 json!({"name": name, "singularName": "", "namespaced": namespaced, "kind": answer.2, "verbs": verbs});
-            if *subresource == "scale" {
+            if matches!(*subresource, "scale" | "eviction") {
                 row["group"] = answer.0.into();
                 row["version"] = answer.1.into();
             }
@@ -107,6 +114,7 @@ fn subresource_of(
     match subresource {
         "scale" => (("autoscaling", "v1", "Scale"), &["get", "patch", "update"]),
         "log" => ((kind.group, kind.version, kind.name), &["get"]),
+        "eviction" => (("policy", "v1", "Eviction"), &["create"]),
         _ => ((kind.group, kind.version, kind.name), &["get", "patch", "update"]),
     }
 }
@@ -131,7 +139,7 @@ fn aggregated(form: DiscoveryForm, kinds: &[KindRef], wanted: impl Fn(&str) -> b
 fn aggregated_resource(kind: KindRef) -> Value {
     let scope = if kind.scope == Scope::Namespaced { "Namespaced" } else { "Cluster" };
     let mut row = json!({
-        "resource": kind.plural, "singularResource": kind.singular, "scope": scope, "verbs": OBJECT_VERBS,
+        "resource": kind.plural, "singularResource": kind.singular, "scope": scope, "verbs": verbs_of(kind),
         "responseKind": {"group": kind.group, "version": kind.version, "kind": kind.name},
     });
     if !kind.short_names.is_empty() {
@@ -167,13 +175,13 @@ mod tests {
         let plain = document(&Discovery::Groups, DiscoveryForm::Plain, SERVED).unwrap();
         let names: Vec<&str> =
             plain["groups"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["apps"]);
+        assert_eq!(names, ["apps", "authentication.k8s.io", "authorization.k8s.io"]);
         assert_eq!(plain["groups"][0]["preferredVersion"]["groupVersion"], "apps/v1");
         let path = Discovery::Resources { group: String::new(), version: "v1".into() };
         let core = document(&path, DiscoveryForm::Plain, SERVED).unwrap();
         let names: Vec<&str> =
             core["resources"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["pods", "pods/status", "pods/log", "nodes", "nodes/status"]);
+        assert_eq!(names, ["pods", "pods/status", "pods/log", "pods/eviction", "nodes", "nodes/status"]);
         for (group, version) in [("batch", "v1"), ("apps", "v1beta1"), ("", "v2")] {
             let path = Discovery::Resources { group: group.into(), version: version.into() };
             assert_eq!(document(&path, DiscoveryForm::Plain, SERVED).unwrap_err().reason.code(), 404);

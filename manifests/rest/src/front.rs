@@ -28,6 +28,7 @@ use crate::{SERVER_VERSION, discovery};
 mod body;
 mod object;
 mod read;
+mod review;
 mod stream;
 mod write;
 
@@ -201,6 +202,8 @@ impl<B: Backend> Front<B> {
             _ => plain,
         };
         match self.authorize.authorize(user, &attributes) {
+            // Whoever is known may ask who it is and what it may do.
+            _ if matches!(route, Some(Route::Review(_))) => Ok(()),
             Decision::Allow => Ok(()),
             Decision::Deny(reason) => Err(forbidden(user, &attributes, &reason)),
         }
@@ -221,6 +224,10 @@ impl<B: Backend> Front<B> {
                 Ok(Reply::bytes(StatusCode::OK, form.content_type(), bytes).with_header(header::VARY, "Accept"))
             }
             Route::OpenApi(path) => self.openapi(&path, call),
+            Route::Review(review) => {
+                let bytes = body::read(body, &call.parts.headers, self.limits).await?;
+                self.review(review, call, &bytes)
+            }
             Route::Resource(request) => self.resource(&request, call, body).await,
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Owns HTTP and the protocol; refuses storage and policy: those are the backend's. Start reading at [`backend`], then
 //! [`front`] (what a request does) and [`server`] (how it arrives). Pure: [`route`], [`query`], [`negotiate`], [`discovery`],
-//! [`openapi`], [`table`], [`watch`].
+//! [`openapi`], [`page`], [`table`], [`watch`].
 #![forbid(unsafe_code)]
 
 pub mod authorize;
@@ -12,8 +12,10 @@ pub mod front;
 pub mod kubeconfig;
 pub mod negotiate;
 pub mod openapi;
+pub mod page;
 pub mod query;
 mod reply;
+mod review;
 pub mod route;
 pub mod server;
 pub mod table;

@@ -1,6 +1,6 @@
 //! Content negotiation: what may be answered to an `Accept`, and what a `Content-Type` says of a body. Pure.
 //!
-//! Owns Kubernetes' media type parameters (`as`, `g`, `v`, `stream`); refuses protobuf and CBOR. Start at [`Form::of`],
+//! Owns Kubernetes' media type parameters (`as`, `g`, `v`, `stream`); reads protobuf, answers JSON; refuses CBOR. Start at [`Form::of`],
 //! [`DiscoveryForm::of`] and [`BodyType::of`].
 
 use flotilla_manifests::api_error::{ApiError, Reason};
@@ -139,19 +139,21 @@ impl DiscoveryForm {
 pub enum BodyType {
     Json,
     Yaml,
+    /// What typed clients send by default since client-go 0.32.
+    Protobuf,
 }
 
 impl BodyType {
     /// An absent header means JSON.
     ///
     /// # Errors
-    /// 415; for protobuf the message says how to get around it.
+    /// 415 naming what is served.
     pub fn of(content_type: Option<&str>) -> Result<Self, ApiError> {
         match media_type(content_type) {
             "" | "application/json" => Ok(Self::Json),
             "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(Self::Yaml),
-            "application/vnd.kubernetes.protobuf" => Err(no_protobuf()),
-            other => Err(unsupported(other, "application/json, application/yaml")),
+            "application/vnd.kubernetes.protobuf" => Ok(Self::Protobuf),
+            other => Err(unsupported(other, "application/json, application/yaml, application/vnd.kubernetes.protobuf")),
         }
     }
 }
@@ -192,15 +194,6 @@ fn unsupported(got: &str, served: &str) -> ApiError {
     let message =
         format!("the body of the request was in an unknown format ({got:?}) - accepted media types include: {served}");
     ApiError::of(Reason::UnsupportedMediaType, message)
-}
-
-fn no_protobuf() -> ApiError {
-    ApiError::of(
-        Reason::UnsupportedMediaType,
-        "this server reads JSON and YAML bodies, not protobuf, which `kubectl create` with a resource name sends from 1.32 on. \
-         Write the object down and apply it: `kubectl create ... --dry-run=client -o yaml | kubectl apply -f -`. \
-         Programs set the client's content type to application/json",
-    )
 }
 
 fn not_acceptable() -> ApiError {
@@ -311,9 +304,8 @@ mod tests {
         assert_eq!(BodyType::of(None).unwrap(), BodyType::Json);
         assert_eq!(BodyType::of(Some("application/json; charset=utf-8")).unwrap(), BodyType::Json);
         assert_eq!(BodyType::of(Some("application/yaml")).unwrap(), BodyType::Yaml);
-        let error = BodyType::of(Some("application/vnd.kubernetes.protobuf")).unwrap_err();
-        assert_eq!(error.reason, Reason::UnsupportedMediaType);
-        assert!(error.message.contains("--dry-run=client -o yaml | kubectl apply -f -"), "{error}");
+        assert_eq!(BodyType::of(Some("application/vnd.kubernetes.protobuf")).unwrap(), BodyType::Protobuf);
+        assert_eq!(BodyType::of(Some("application/cbor")).unwrap_err().reason, Reason::UnsupportedMediaType);
         assert_eq!(PatchType::of(Some("application/json-patch+json")).unwrap(), PatchType::Json);
         let apply = PatchType::of(Some("application/apply-patch+yaml")).unwrap_err();
         assert!(apply.message.contains("without --server-side"), "{apply}");

@@ -62,7 +62,7 @@ pub fn document(group: &str, version: &str, kinds: &[KindRef]) -> Result<Value, 
         let collection = format!("/{}/{scope}{}", path(group, version), kind.plural);
         paths.insert(format!("{collection}/{{name}}"), object_operations(kind));
         paths.insert(collection, collection_operations(kind));
-        for subresource in kind.subresources.iter().filter(|name| **name != "log") {
+        for subresource in kind.subresources.iter().filter(|name| !matches!(**name, "log" | "eviction")) {
             let path = format!("/{}/{scope}{}/{{name}}/{subresource}", path(group, version), kind.plural);
             paths.insert(path, subresource_operations(kind, subresource));
         }

@@ -10,6 +10,7 @@ use http::Method;
 
 use crate::backend::DryRun;
 use crate::query::Query;
+use crate::review::Review;
 
 /// A longer path or query is refused before it is looked at.
 pub const URL_BYTES_MAX: usize = 16 * 1024;
@@ -21,6 +22,8 @@ pub enum Route {
     Version,
     Discovery(Discovery),
     OpenApi(OpenApi),
+    /// A question about the caller: what may I do, who am I.
+    Review(Review),
     Resource(Box<ResourceRequest>),
 }
 
@@ -87,6 +90,7 @@ pub enum Subresource {
     Status,
     Scale,
     Log,
+    Eviction,
 }
 
 impl Subresource {
@@ -95,17 +99,19 @@ impl Subresource {
             Self::Status => "status",
             Self::Scale => "scale",
             Self::Log => "log",
+            Self::Eviction => "eviction",
         }
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [Self::Status, Self::Scale, Self::Log].into_iter().find(|one| one.as_str() == text)
+        [Self::Status, Self::Scale, Self::Log, Self::Eviction].into_iter().find(|one| one.as_str() == text)
     }
 
     fn verbs(self) -> &'static [Verb] {
         match self {
             Self::Status | Self::Scale => &[Verb::Get, Verb::Update, Verb::Patch],
             Self::Log => &[Verb::Get],
+            Self::Eviction => &[Verb::Create],
         }
     }
 }
@@ -201,6 +207,10 @@ impl Route {
             ["openapi", "v3"] => Self::OpenApi(OpenApi::Index),
             ["openapi", "v3", "api", version] => Self::OpenApi(document("", version)),
             ["openapi", "v3", "apis", group, version] => Self::OpenApi(document(group, version)),
+            ["apis", group, version, plural] if Review::of(group, version, plural).is_some() => {
+                let review = Review::of(group, version, plural).ok_or_else(no_such_path)?;
+                return if *method == Method::POST { Ok(Self::Review(review)) } else { Err(wrong_method(method)) };
+            }
             ["api", version, rest @ ..] => return resource(method, "", version, rest, query, kinds),
             ["apis", group, version, rest @ ..] => return resource(method, group, version, rest, query, kinds),
             _ => return Err(no_such_path()),
@@ -263,6 +273,7 @@ fn resource(
     }
     let subresource = match target.subresource {
         "" => None,
+        text if kind.name == "Pod" && STREAMED.contains(&text) => return Err(not_streamed(text)),
         text if kind.subresources.contains(&text) => Some(Subresource::parse(text).ok_or_else(no_such_path)?),
         _ => return Err(no_such_path()),
     };
@@ -294,7 +305,7 @@ fn verb(method: &Method, target: &Target<'_>, subresource: Option<Subresource>, 
         Method::GET | Method::HEAD if watching && subresource.is_none() => Verb::Watch,
         Method::GET | Method::HEAD if one => Verb::Get,
         Method::GET | Method::HEAD => Verb::List,
-        Method::POST if !one => Verb::Create,
+        Method::POST if !one || subresource == Some(Subresource::Eviction) => Verb::Create,
         Method::PUT if one => Verb::Update,
         Method::PATCH if one => Verb::Patch,
         Method::DELETE if one => Verb::Delete,
@@ -392,6 +403,21 @@ fn segments(path: &str) -> Result<Vec<String>, ApiError> {
 /// kube-apiserver's words; kubectl turns them into "the server doesn't have a resource type".
 pub(crate) fn no_such_path() -> ApiError {
     ApiError::of(Reason::NotFound, "the server could not find the requested resource")
+}
+
+/// What of a Pod Kubernetes serves over streams in both directions.
+const STREAMED: [&str; 4] = ["exec", "attach", "portforward", "proxy"];
+
+fn not_streamed(subresource: &str) -> ApiError {
+    let instead = match subresource {
+        "exec" | "attach" => {
+            "read what it says with `kubectl logs`, and run commands on the device itself; files come and go through ConfigMaps and volumes"
+        }
+        _ => "reach the Pod's port on the device itself",
+    };
+    let message =
+        format!("pods/{subresource} is not served here (kubectl exec, attach, cp and port-forward need it): {instead}");
+    ApiError::of(Reason::MethodNotAllowed, message)
 }
 
 fn wrong_method(method: &Method) -> ApiError {

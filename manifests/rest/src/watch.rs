@@ -32,6 +32,10 @@ impl Filter {
         Ok(Self { labels, fields: FieldSelector::parse(fields, kind)? })
     }
 
+    pub fn is_everything(&self) -> bool {
+        self.labels == Selector::everything() && self.fields.is_everything()
+    }
+
     pub fn matches(&self, object: &Object) -> bool {
         self.fields.matches(object) && self.labels.matches_object(object)
     }

@@ -102,6 +102,7 @@ fn supported(kind: KindRef, field: &str) -> Option<&'static str> {
             ("status.podIPs", ""),
             ("status.nominatedNodeName", ""),
         ],
+        ("apps", "ReplicaSet") => &[("status.replicas", "0")],
         ("", "Node") => &[("spec.unschedulable", "false")],
         ("", "Namespace") => &[("status.phase", "")],
         ("", "Secret") => &[("type", "")],

@@ -51,8 +51,13 @@ pub(super) struct Parsed {
 }
 
 /// Decodes a body; duplicate keys are refused, told or ignored as `fieldValidation` says.
-pub(super) fn parse(bytes: &[u8], format: Format, strictness: FieldValidation) -> Result<Parsed, ApiError> {
-    let Decoded { value, duplicates } = decode::value(bytes, format).map_err(|error| unreadable(&error))?;
+pub(super) fn parse(bytes: &[u8], body_type: BodyType, strictness: FieldValidation) -> Result<Parsed, ApiError> {
+    let decoded = match body_type {
+        BodyType::Json => decode::value(bytes, Format::Json),
+        BodyType::Yaml => decode::value(bytes, Format::Yaml),
+        BodyType::Protobuf => decode::protobuf::value(bytes).map(|value| Decoded { value, duplicates: Vec::new() }),
+    };
+    let Decoded { value, duplicates } = decoded.map_err(|error| unreadable(&error))?;
     match strictness {
         FieldValidation::Strict if !duplicates.is_empty() => {
             let message = format!("strict decoding error: {}", duplicates.join(", "));
@@ -69,13 +74,6 @@ fn unreadable(error: &DecodeError) -> ApiError {
         _ => Reason::BadRequest,
     };
     ApiError::of(reason, format!("the object provided is unrecognized: {error}"))
-}
-
-pub(super) fn format_of(body_type: BodyType) -> Format {
-    match body_type {
-        BodyType::Json => Format::Json,
-        BodyType::Yaml => Format::Yaml,
-    }
 }
 
 /// The object of a create or a replace: of the kind, namespace and name the URL names, where it names them.
@@ -170,6 +168,21 @@ fn fill(map: &mut Map<String, Value>, field: &str, text: &str) {
     if absent {
         map.insert(field.to_owned(), text.into());
     }
+}
+
+/// The body of `POST .../pods/NAME/eviction`: which Pod, and how it is to be deleted.
+pub(super) fn eviction(value: &Value, request: &ResourceRequest) -> Result<Deletion, ApiError> {
+    let (api_version, kind) = (value["apiVersion"].as_str().unwrap_or(""), value["kind"].as_str().unwrap_or(""));
+    if (api_version, kind) != ("policy/v1", "Eviction") {
+        let message = format!("a Pod is evicted with a policy/v1 Eviction, not {api_version:?} {kind:?}");
+        return Err(ApiError::of(Reason::BadRequest, message));
+    }
+    let given = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
+    if !given.is_empty() && given != request.name {
+        let message = format!("the name of the object ({given}) does not match the name on the URL ({})", request.name);
+        return Err(ApiError::of(Reason::BadRequest, message));
+    }
+    deletion(value.get("deleteOptions").filter(|options| !options.is_null()), request)
 }
 
 /// What a delete asks for, from its body (`DeleteOptions`) and the query; the body wins.

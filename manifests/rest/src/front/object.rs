@@ -31,16 +31,33 @@ pub(super) fn one(status: StatusCode, form: Form, include: IncludeObject, object
     }
 }
 
-/// A list at a version. Written item by item, so that a long list is never copied as a tree.
+/// `ListMeta`
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ListMeta {
+    pub(super) resource_version: String,
+    #[serde(rename = "continue", skip_serializing_if = "Option::is_none")]
+    pub(super) token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) remaining_item_count: Option<usize>,
+}
+
+impl ListMeta {
+    /// Of a whole list.
+    pub(super) fn at(version: u64) -> Self {
+        Self { resource_version: version.to_string(), token: None, remaining_item_count: None }
+    }
+}
+
+/// A list. Written item by item, so that a long list is never copied as a tree.
 pub(super) fn many(
     kind: KindRef,
     form: Form,
     include: IncludeObject,
-    version: u64,
+    metadata: &ListMeta,
     items: &[Arc<Object>],
     now: Timestamp,
 ) -> Reply {
-    let metadata = json!({"resourceVersion": version.to_string()});
     let columns = Columns::of(kind);
     let (head, field): (Value, &str) = match form.shape {
         Shape::Whole => {

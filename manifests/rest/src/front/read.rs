@@ -8,10 +8,12 @@ use flotilla_manifests::time::Timestamp;
 use http::{StatusCode, header};
 use tokio::sync::mpsc;
 
+use super::object::ListMeta;
 use super::stream::{Watching, forward};
 use super::{Call, Front, object};
 use crate::backend::{Backend, Listing, LogRequest};
 use crate::negotiate::{Count, Form};
+use crate::page::{self, Token};
 use crate::reply::Reply;
 use crate::route::{ResourceRequest, ResourceVersion, Subresource, VersionMatch};
 use crate::watch::{Filter, Lines};
@@ -31,24 +33,58 @@ impl<B: Backend> Front<B> {
 
     pub(super) async fn list(&self, request: &ResourceRequest, call: Call<'_>) -> Result<Reply, ApiError> {
         let form = Form::of(call.header(header::ACCEPT), Count::Many)?;
-        let listing = self.listing(request).await?;
-        let include = request.options.include_object;
-        Ok(object::many(request.kind, form, include, listing.resource_version, &listing.items, (self.clock)()))
+        let options = &request.options;
+        let filter = Filter::parse(&options.label_selector, &options.field_selector, request.kind)?;
+        let limit = options.query.number("limit")?.filter(|limit| *limit > 0);
+        let limit = limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let token = match options.query.text("continue") {
+            "" => None,
+            text => Some(Token::parse(text, request)?),
+        };
+        let listing = self.listing_of(request, token.as_ref()).await?;
+        let page = page::cut(listing.items, token.as_ref(), &filter, limit);
+        let next = |after| Token { version: Some(listing.resource_version), after }.text(request);
+        let metadata = ListMeta {
+            resource_version: listing.resource_version.to_string(),
+            token: page.more_after.map(next),
+            remaining_item_count: page.remaining,
+        };
+        Ok(object::many(request.kind, form, options.include_object, &metadata, &page.items, (self.clock)()))
     }
 
-    /// What a list or a deletion of a collection is about. Lists are always the most recent and whole: `limit` is a wish of the
-    /// client's that may be answered with more.
+    /// What a deletion of a collection is about.
     pub(super) async fn listing(&self, request: &ResourceRequest) -> Result<Listing, ApiError> {
         let options = &request.options;
         let filter = Filter::parse(&options.label_selector, &options.field_selector, request.kind)?;
-        if !options.query.text("continue").is_empty() {
-            let message = "continue key is not valid: this server's lists are whole and give no continue token";
-            return Err(ApiError::of(Reason::BadRequest, message));
-        }
-        let mut listing = self.backend.list(request.kind, request.namespace()).await?;
-        check_list_version(options.resource_version, options.resource_version_match, listing.resource_version)?;
+        let mut listing = self.listing_of(request, None).await?;
         listing.items.retain(|object| filter.matches(object));
         Ok(listing)
+    }
+
+    /// The whole list at the version the request (or the page before) demands, without its selectors.
+    async fn listing_of(&self, request: &ResourceRequest, token: Option<&Token>) -> Result<Listing, ApiError> {
+        let options = &request.options;
+        let (kind, namespace) = (request.kind, request.namespace());
+        if let Some(token) = token {
+            if matches!(options.resource_version, ResourceVersion::At(_))
+                || options.resource_version_match != VersionMatch::Unset
+            {
+                let message = "specifying resource version is not allowed when using continue";
+                return Err(ApiError::of(Reason::BadRequest, message));
+            }
+            let Some(version) = token.version else { return self.backend.list(kind, namespace).await };
+            let listed = self.backend.list_at(kind, namespace, version).await;
+            let expired = |error: &ApiError| error.reason == Reason::Expired;
+            return listed.map_err(|error| if expired(&error) { token.expired(request) } else { error });
+        }
+        let listing = self.backend.list(kind, namespace).await?;
+        let current = listing.resource_version;
+        match (options.resource_version, options.resource_version_match) {
+            (ResourceVersion::At(version), VersionMatch::Exact) if version < current => {
+                self.backend.list_at(kind, namespace, version).await
+            }
+            (wanted, matching) => check_list_version(wanted, matching, current).map(|()| listing),
+        }
     }
 
     pub(super) async fn watch(&self, request: &ResourceRequest, call: Call<'_>) -> Result<Reply, ApiError> {
@@ -169,12 +205,6 @@ fn check_list_version(wanted: ResourceVersion, matching: VersionMatch, current: 
             "resourceVersionMatch is forbidden unless resourceVersion is provided, and Exact needs one that is not 0",
         )),
         (ResourceVersion::Any, _) => Ok(()),
-        (ResourceVersion::At(version), VersionMatch::Exact) if version < current => Err(ApiError::of(
-            Reason::Expired,
-            format!(
-                "The provided resource version {version} is not kept any more (the newest is {current}): list the newest"
-            ),
-        )),
         (ResourceVersion::At(version), _) => check_not_too_new(version, current),
     }
 }

@@ -9,6 +9,7 @@ use flotilla_manifests::patch::Patch;
 use http::{StatusCode, header};
 use serde_json::{Map, Value, json};
 
+use super::object::ListMeta;
 use super::read::scale_reply;
 use super::{Call, Front, body, object};
 use crate::backend::{Backend, DryRun, User, WriteRequest, Written};
@@ -33,6 +34,10 @@ impl<B: Backend> Front<B> {
                 }
                 (Mutation::Delete(deletion.options), deletion.dry_run, Vec::new())
             }
+            Verb::Create if request.subresource == Some(Subresource::Eviction) => {
+                let deletion = eviction(request, call, bytes)?;
+                (Mutation::Evict(deletion.options), deletion.dry_run, Vec::new())
+            }
             _ => {
                 let (mutation, warnings) = mutation(request, call, bytes)?;
                 (mutation, request.options.dry_run.unwrap_or(DryRun::No), warnings)
@@ -49,6 +54,10 @@ impl<B: Backend> Front<B> {
 
     fn written(&self, request: &ResourceRequest, form: Form, written: Written) -> Result<Reply, ApiError> {
         let Written { outcome, warnings } = written;
+        if request.subresource == Some(Subresource::Eviction) {
+            let done = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+            return Ok(Reply::json(StatusCode::CREATED, form.encoding, &done).with_warnings(&warnings));
+        }
         let (status, object) = match outcome {
             Outcome::Created(object) => (StatusCode::CREATED, object),
             Outcome::Updated(object) | Outcome::Unchanged(object) => (StatusCode::OK, object),
@@ -95,7 +104,14 @@ impl<B: Backend> Front<B> {
             }
         }
         let include = request.options.include_object;
-        let reply = object::many(request.kind, form, include, listing.resource_version, &deleted, (self.clock)());
+        let reply = object::many(
+            request.kind,
+            form,
+            include,
+            &ListMeta::at(listing.resource_version),
+            &deleted,
+            (self.clock)(),
+        );
         Ok(reply.with_warnings(&warnings))
     }
 }
@@ -124,8 +140,7 @@ fn mutation(request: &ResourceRequest, call: Call<'_>, bytes: &[u8]) -> Result<(
     let content_type = call.header(header::CONTENT_TYPE);
     if request.verb == Verb::Patch {
         let patch_type = PatchType::of(content_type)?;
-        let body::Parsed { value, warnings } =
-            body::parse(bytes, flotilla_manifests::decode::Format::Json, strictness)?;
+        let body::Parsed { value, warnings } = body::parse(bytes, BodyType::Json, strictness)?;
         let patch = match patch_type {
             PatchType::JsonMerge => Patch::JsonMerge(value),
             PatchType::StrategicMerge => Patch::StrategicMerge(value),
@@ -133,8 +148,7 @@ fn mutation(request: &ResourceRequest, call: Call<'_>, bytes: &[u8]) -> Result<(
         };
         return Ok((Mutation::Patch { part: part(request), patch }, warnings));
     }
-    let format = body::format_of(BodyType::of(content_type)?);
-    let body::Parsed { value, warnings } = body::parse(bytes, format, strictness)?;
+    let body::Parsed { value, warnings } = body::parse(bytes, BodyType::of(content_type)?, strictness)?;
     let mutation = match (request.verb, part(request)) {
         (Verb::Create, _) => Mutation::Create { body: body::object(value, request)? },
         (_, Part::Scale) => Mutation::Replace { part: Part::Scale, body: body::scale(value, &request.key())? },
@@ -147,7 +161,7 @@ fn part(request: &ResourceRequest) -> Part {
     match request.subresource {
         Some(Subresource::Status) => Part::Status,
         Some(Subresource::Scale) => Part::Scale,
-        Some(Subresource::Log) | None => Part::Main,
+        Some(Subresource::Log | Subresource::Eviction) | None => Part::Main,
     }
 }
 
@@ -155,9 +169,15 @@ fn deletion(request: &ResourceRequest, call: Call<'_>, bytes: &[u8]) -> Result<b
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return body::deletion(None, request);
     }
-    let format = body::format_of(BodyType::of(call.header(header::CONTENT_TYPE))?);
-    let parsed = body::parse(bytes, format, request.options.field_validation)?;
+    let body_type = BodyType::of(call.header(header::CONTENT_TYPE))?;
+    let parsed = body::parse(bytes, body_type, request.options.field_validation)?;
     body::deletion(Some(&parsed.value), request)
+}
+
+fn eviction(request: &ResourceRequest, call: Call<'_>, bytes: &[u8]) -> Result<body::Deletion, ApiError> {
+    let body_type = BodyType::of(call.header(header::CONTENT_TYPE))?;
+    let parsed = body::parse(bytes, body_type, request.options.field_validation)?;
+    body::eviction(&parsed.value, request)
 }
 
 /// `Status` Success, from which kubectl takes the uid it waits for.

@@ -32,14 +32,6 @@ impl Kubectl {
         Self { program: program.to_owned(), kubeconfig, home: tempfile::tempdir().unwrap() }
     }
 
-    /// `Some(32)` of kubectl.1.32.
-    pub(crate) fn minor(&self) -> u32 {
-        let text = self.ok(&["version", "--client", "-o", "json"]);
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let minor = value["clientVersion"]["minor"].as_str().unwrap();
-        minor.trim_end_matches(|letter: char| !letter.is_ascii_digit()).parse().unwrap()
-    }
-
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
@@ -99,6 +91,22 @@ impl Kubectl {
         for word in words {
             assert!(text.contains(word), "{} {arguments:?} does not show {word:?}:\n{text}", self.program.display());
         }
+    }
+
+    /// As [`Self::shows`], with input.
+    pub(crate) fn shows_with(&self, arguments: &[&str], input: &str, words: &[&str]) {
+        let text = self.ok_with(arguments, input);
+        for word in words {
+            assert!(text.contains(word), "{} {arguments:?} does not show {word:?}:\n{text}", self.program.display());
+        }
+    }
+
+    /// Runs a command that opens an editor.
+    pub(crate) fn edits(&self, arguments: &[&str], editor: &str) -> String {
+        let output = self.command(arguments).env("KUBE_EDITOR", editor).output().unwrap();
+        let text = both(&output);
+        assert!(output.status.success(), "{} {arguments:?} failed:\n{text}", self.program.display());
+        text
     }
 
     /// A command that goes on, read line by line.

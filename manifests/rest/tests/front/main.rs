@@ -6,3 +6,4 @@ mod kubectl;
 mod memory;
 mod server;
 mod stories;
+mod verbs;

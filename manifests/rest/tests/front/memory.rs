@@ -11,6 +11,7 @@ use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::Backend;
 use flotilla_rest::backend::{DryRun, Listing, LogRequest, WatchEvent, WriteRequest, Written};
+use flotilla_rest::page::rewound;
 use tokio::sync::mpsc;
 
 /// Where versions begin: a client must not assume that they start at 1.
@@ -142,6 +143,24 @@ impl Backend for Memory {
         let wanted = |key: &ObjectKey| key.kind == kind && namespace.is_none_or(|namespace| namespace == key.namespace);
         let items = state.objects.iter().filter(|(key, _)| wanted(key)).map(|(_, object)| Arc::clone(object));
         Ok(Listing { resource_version: state.version, items: items.collect() })
+    }
+
+    async fn list_at(&self, kind: KindRef, namespace: Option<&str>, version: u64) -> Result<Listing, ApiError> {
+        let present = self.list(kind, namespace).await?;
+        let state = self.lock();
+        if version < FIRST_VERSION {
+            return Err(ApiError::of(Reason::Expired, "it is not kept any more"));
+        }
+        let undone = state.history.iter().rev().filter(|(at, key, _)| {
+            *at > version && key.kind == kind && namespace.is_none_or(|namespace| namespace == key.namespace)
+        });
+        let before = |event: &WatchEvent| match event {
+            WatchEvent::Modified { previous, .. } => Some(Arc::clone(previous)),
+            WatchEvent::Deleted(last) => Some(Arc::clone(last)),
+            _ => None,
+        };
+        let undone = undone.map(|(_, key, event)| (key.clone(), before(event)));
+        Ok(Listing { resource_version: version, items: rewound(present.items, undone) })
     }
 
     async fn watch(

@@ -64,6 +64,14 @@ impl Server {
         Self { backend, front, files, shutdown, serving, runtime }
     }
 
+    pub(crate) fn create_config_map(&self, name: &str) {
+        self.backend.create(flotilla_manifests::object::Object::empty(
+            &flotilla_manifests::kind::CONFIG_MAP,
+            "default",
+            name,
+        ));
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.files.path().join(name)
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::kubectl::{Kubectl, installed};
 use crate::server::Server;
 
-const WEB: &str = "
+pub(crate) const WEB: &str = "
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: web, labels: {app: web}}
@@ -28,7 +28,7 @@ spec:
         env: [{name: COLOUR, value: green}]
 ";
 
-const POD: &str = "
+pub(crate) const POD: &str = "
 apiVersion: v1
 kind: Pod
 metadata: {name: POD, labels: {app: POD}}
@@ -38,7 +38,7 @@ spec:
 ";
 
 /// Runs a story with each kubectl, each with a server of its own.
-fn with_each(story: impl Fn(&Kubectl, &Server)) {
+pub(crate) fn with_each(story: impl Fn(&Kubectl, &Server)) {
     let programs = installed();
     if programs.is_empty() {
         // Not eprintln: the test runner keeps that to itself when a test passes.
@@ -55,7 +55,7 @@ fn as_user(program: &Path, server: &Server, user: &str) -> Kubectl {
     Kubectl::of(program, server.path(&format!("{user}.kubeconfig")))
 }
 
-fn json(kubectl: &Kubectl, arguments: &[&str]) -> Value {
+pub(crate) fn json(kubectl: &Kubectl, arguments: &[&str]) -> Value {
     let mut arguments = arguments.to_vec();
     arguments.extend(["-o", "json"]);
     serde_json::from_str(&kubectl.ok(&arguments)).unwrap()
@@ -357,27 +357,6 @@ fn logs_nodes_and_events() {
         kubectl.shows(&["get", "events"], &["LAST SEEN", "BackOff", "pod/talker", "too loud"]);
         kubectl.shows(&["events", "--for", "pod/talker"], &["BackOff", "too loud"]);
         kubectl.shows(&["describe", "pod", "talker"], &["Events:", "BackOff", "too loud"]);
-    });
-}
-
-#[test]
-fn protobuf_and_server_side_apply_are_refused_with_a_way_out() {
-    with_each(|kubectl, _| {
-        let arguments = ["create", "deployment", "shop", "--image=example/shop:1"];
-        if kubectl.minor() >= 32 {
-            let refused = kubectl.fails(&arguments);
-            assert!(refused.contains("--dry-run=client -o yaml | kubectl apply -f -"), "{refused}");
-            let mut dry = arguments.to_vec();
-            dry.extend(["--dry-run=client", "-o", "yaml"]);
-            let yaml = kubectl.ok(&dry);
-            kubectl.ok_with(&["apply", "-f", "-"], &yaml);
-        } else {
-            kubectl.ok(&arguments);
-            kubectl.ok(&["create", "ns", "shops"]);
-        }
-        kubectl.shows(&["get", "deploy", "shop"], &["0/1"]);
-        let refused = kubectl.fails_with(&["apply", "--server-side", "-f", "-"], WEB);
-        assert!(refused.contains("without --server-side"), "{refused}");
     });
 }
 
