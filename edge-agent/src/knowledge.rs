@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_manifests::object::Object;
 use flotilla_manifests::overrides::OverrideRecord;
 use flotilla_manifests::schema;
+use flotilla_sync::blob::Blobs;
 use flotilla_sync::channel::{Item, ItemKind, Version};
 use flotilla_sync::document::Document;
 use flotilla_sync::identity::{SealingKey, open};
@@ -75,7 +76,7 @@ impl Knowledge {
         let mut seen = Vec::new();
         let meanings = replica.items(|_channel, id, item| {
             seen.push(id.as_str().to_owned());
-            self.meaning(id.as_str(), item, session_ms)
+            self.meaning(id.as_str(), item, session_ms, &|hash| replica.blob(hash))
         });
         self.manifests.retain(|id, _| seen.contains(id));
         self.secrets.retain(|id, _| seen.contains(id));
@@ -102,7 +103,7 @@ impl Knowledge {
         read
     }
 
-    fn meaning(&mut self, id: &str, item: &Item, session_ms: u64) -> Option<Meaning> {
+    fn meaning(&mut self, id: &str, item: &Item, session_ms: u64, blobs: Blobs<'_>) -> Option<Meaning> {
         match &item.kind {
             ItemKind::Document(document) => {
                 let cached = self.manifests.get(id).filter(|(version, _)| *version == document.newest);
@@ -110,7 +111,7 @@ impl Knowledge {
                     Some((_, manifest)) => manifest.clone(),
                     None => {
                         let last_good = self.manifests.get(id).and_then(|(_, manifest)| manifest.clone());
-                        let manifest = unpack(&document.saved).map_err(|why| warn(id, &why)).ok().or(last_good);
+                        let manifest = unpack(&document.saved, blobs).map_err(|why| warn(id, &why)).ok().or(last_good);
                         self.manifests.insert(id.to_owned(), (document.newest, manifest.clone()));
                         manifest
                     }
@@ -175,7 +176,7 @@ impl Knowledge {
     }
 }
 
-fn unpack(saved: &[u8]) -> Result<Manifest, String> {
+fn unpack(saved: &[u8], blobs: Blobs<'_>) -> Result<Manifest, String> {
     let document = Document::load(saved).map_err(|error| error.to_string())?;
     let parse = |value: Value| {
         let object = Object::parse(value).map_err(|error| error.to_string())?;
@@ -185,12 +186,12 @@ fn unpack(saved: &[u8]) -> Result<Manifest, String> {
             Some(fault) => Err(format!("{}: {}", fault.field, fault.message)),
         }
     };
-    let object = parse(document.object().map_err(|error| error.to_string())?)?;
+    let object = parse(document.object(blobs).map_err(|error| error.to_string())?)?;
     let mut manifest = Manifest { object, thresholds: BTreeMap::new(), at_number: BTreeMap::new() };
     for (text, threshold) in document.rollouts() {
         let Ok(number) = text.parse() else { continue };
         manifest.thresholds.insert(number, threshold);
-        if let Some(value) = document.object_at_number(&text).map_err(|error| error.to_string())? {
+        if let Some(value) = document.object_at_number(&text, blobs).map_err(|error| error.to_string())? {
             manifest.at_number.insert(number, parse(value)?);
         }
     }

@@ -22,6 +22,8 @@ use tokio::sync::{mpsc, watch};
 use crate::clock::Clock;
 use crate::store::{HeadRow, Ingest, ItemRow, Loaded, OutboxRow, Store};
 
+mod beside;
+mod evidence;
 mod own_log;
 mod peer;
 
@@ -75,6 +77,8 @@ struct State {
     log: LogWriter,
     writer: WriterMaterial,
     own_batches: Vec<Batch>,
+    evidence: evidence::Evidence,
+    beside: beside::Beside,
     outbox: BTreeMap<String, OutboxRow>,
     /// What the hub said this device reads; `None` until it has.
     subscribed: Option<Positions>,
@@ -153,6 +157,8 @@ impl DeviceReplica {
             log: LogWriter::new(identity, heads),
             writer: life.writer.clone(),
             own_batches,
+            evidence: evidence::Evidence::of(&loaded.evidence),
+            beside: beside::Beside::of(loaded),
             outbox: loaded.outbox.iter().map(|row| (row.subject.clone(), row.clone())).collect(),
             subscribed: None,
             greeting,
@@ -185,7 +191,7 @@ impl DeviceReplica {
         self.changed.subscribe()
     }
 
-    /// Live items of every channel this device reads, the device's own channel last. A fleet's channel that is left stays
+    /// Live items in force of every channel this device reads, the device's own channel last. A fleet's channel that is left stays
     /// until the new one is complete.
     pub fn items<T>(&self, mut visit: impl FnMut(&ChannelName, &ItemId, &Item) -> Option<T>) -> Vec<T> {
         let state = self.state();
@@ -198,7 +204,8 @@ impl DeviceReplica {
                 continue;
             }
             let live = channel.items.iter().filter(|(_, item)| item.is_live());
-            seen.extend(live.filter_map(|(id, item)| visit(name, id, item)));
+            let in_force = live.filter_map(|(id, item)| Some((id, state.beside.in_force(name, id, item)?)));
+            seen.extend(in_force.filter_map(|(id, item)| visit(name, id, item)));
         }
         seen
     }
@@ -352,7 +359,12 @@ impl DeviceReplica {
         }
         let rows = Ingest { left: left.iter().map(ToString::to_string).collect(), ..Ingest::default() };
         self.store.ingest(rows).await.map_err(|error| failed("leave a fleet", error))?;
-        self.state().channels.retain(|name, _| !left.contains(name));
+        {
+            let mut state = self.state();
+            state.channels.retain(|name, _| !left.contains(name));
+            state.evidence.leave(&left);
+        }
+        self.settle_beside().await?;
         self.bump(&self.changed);
         Ok(())
     }

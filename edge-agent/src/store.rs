@@ -4,14 +4,28 @@
 //! read at start; a transaction that returned is on the disk (WAL, `synchronous=FULL`). Start reading at [`Store::open`].
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::{mpsc, oneshot};
 
+mod blobs;
+mod damage;
+mod evidence;
+mod opening;
+mod pages;
+pub(crate) mod reserve;
 mod rows;
+pub(crate) mod salvage;
 
+pub use blobs::{BesideRows, BlobRow};
+pub use damage::{Damage, Entry};
+pub use evidence::{EvidenceRows, Kept, KeptRow, ListRow};
 pub use rows::{BatchRow, HeadRow, Ingest, ItemRow, Loaded, OutboxRow};
+pub use salvage::Salvage;
 
+/// A second copy of who this device is, beside the database; see [`crate::enrolment`].
+pub(crate) const IDENTITY_COPY: &str = "identity.json";
 /// Transactions waiting for the thread; a caller that finds it full waits.
 const JOBS_LEN_MAX: usize = 64;
 
@@ -25,7 +39,7 @@ const MIGRATIONS: &[&str] = &["
     CREATE TABLE history (pod TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE outbox (subject TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, boot INTEGER NOT NULL, seq INTEGER NOT NULL,
                          time_ms INTEGER NOT NULL, urgent INTEGER NOT NULL, body BLOB) WITHOUT ROWID;
-"];
+", evidence::MIGRATION, blobs::MIGRATION];
 
 /// The database could not be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +50,14 @@ pub enum StoreError {
         "the device's database {path} was written by a newer version ({found} > {known}); run that version or a newer one"
     )]
     Newer { path: PathBuf, found: usize, known: usize },
+    #[error("the device's database {path} is damaged: {found}")]
+    Corrupt { path: PathBuf, found: String },
+    #[error("the device's database {path} is empty, though this device has one")]
+    Emptied { path: PathBuf },
+    #[error("the device's database {path} is damaged and cannot be mended")]
+    Mend { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the device's disk is full: it cannot {what}; free some space, then try again")]
+    Full { what: &'static str },
     #[error("the device's database cannot {what}")]
     Write { what: &'static str, source: rusqlite::Error },
     #[error("the device's database is closed")]
@@ -48,24 +70,20 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 #[derive(Debug, Clone)]
 pub struct Store {
     jobs: mpsc::Sender<Job>,
+    reader: Arc<blobs::Reader>,
+    path: Arc<PathBuf>,
 }
 
 impl Store {
-    /// Opens or creates `folder/device.db` and reads all of it.
+    /// Opens or creates `folder/device.db` and reads all of it. A damaged one is mended: what could be read of it is there, and
+    /// [`Loaded::salvage`] says so.
     ///
     /// # Errors
-    /// When the file is no database of ours, is damaged, or belongs to a newer version.
+    /// When the file belongs to a newer version, cannot be read at all, or the disk has no room to mend it.
     pub fn open(folder: &Path) -> Result<(Self, Loaded), StoreError> {
-        let path = folder.join("device.db");
+        let path = opening::path(folder);
         let open = |source| StoreError::Open { path: path.clone(), source };
-        let mut connection = Connection::open(&path).map_err(open)?;
-        connection
-            .execute_batch(
-                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-256; PRAGMA mmap_size=0;",
-            )
-            .map_err(open)?;
-        migrate(&mut connection, &path)?;
-        let loaded = rows::load(&connection).map_err(open)?;
+        let (mut connection, loaded) = opening::open(folder)?;
         let (jobs, mut queue) = mpsc::channel::<Job>(JOBS_LEN_MAX);
         let thread = std::thread::Builder::new().name("store".into()).stack_size(512 * 1024);
         let started = thread.spawn(move || {
@@ -74,7 +92,7 @@ impl Store {
             }
         });
         started.map_err(|error| open(rusqlite::Error::ToSqlConversionFailure(Box::new(error))))?;
-        Ok((Self { jobs }, loaded))
+        Ok((Self { jobs, reader: Arc::default(), path: Arc::new(path) }, loaded))
     }
 
     /// Runs `work` in one transaction; durable when it returns. `what` completes "the device's database cannot ...".
@@ -84,20 +102,31 @@ impl Store {
     async fn transact<T, W>(&self, what: &'static str, work: W) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        W: FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        W: Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            let result = connection.transaction().and_then(|transaction| {
+            let attempt = |connection: &mut Connection| {
+                let transaction = connection.transaction()?;
                 let value = work(&transaction)?;
                 transaction.commit()?;
                 Ok(value)
-            });
+            };
+            let mut result = attempt(connection);
+            if result.as_ref().is_err_and(is_full) {
+                // The write-ahead log takes room that the database may have.
+                let written_back = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()));
+                if written_back.is_ok() {
+                    result = attempt(connection);
+                }
+            }
             // The caller may have been dropped; what was committed stays.
             drop(reply.send(result));
         });
         self.jobs.send(job).await.map_err(|_closed| StoreError::Closed)?;
-        answer.await.map_err(|_closed| StoreError::Closed)?.map_err(|source| StoreError::Write { what, source })
+        answer.await.map_err(|_closed| StoreError::Closed)?.map_err(|source| {
+            if is_full(&source) { StoreError::Full { what } } else { StoreError::Write { what, source } }
+        })
     }
 
     /// Sets one fact about this device.
@@ -155,6 +184,10 @@ impl Store {
         })
         .await
     }
+}
+
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {

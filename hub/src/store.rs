@@ -17,6 +17,7 @@ mod load;
 pub(crate) mod logs;
 mod schema;
 pub(crate) mod settings;
+pub(crate) mod sticks;
 pub(crate) mod tokens;
 mod writer;
 
@@ -237,6 +238,11 @@ impl Store {
         let namespace = namespace.map(str::to_owned);
         tokio::spawn(feed(shared, revision, kind, namespace, from, sender));
         Ok(receiver)
+    }
+
+    /// A setting as the database has it now: another process may have written it.
+    pub(crate) fn setting(&self, setting: settings::Setting) -> Result<Option<Vec<u8>>, StoreError> {
+        settings::read(&self.logs().reader(), setting)
     }
 
     /// The logs of the channels, for sessions.

@@ -194,7 +194,7 @@ fn shown(kind: ItemKind) -> Option<Value> {
     match kind {
         ItemKind::Document(document) => {
             let document = Document::load(&document.saved).unwrap();
-            Some(json!({"object": document.object().unwrap(), "rollouts": document.rollouts()}))
+            Some(json!({"object": document.object(&flotilla_sync::blob::no_blobs).unwrap(), "rollouts": document.rollouts()}))
         }
         ItemKind::Register(register) => Some(serde_json::from_slice(&register.value).unwrap()),
         ItemKind::Absent | ItemKind::Removed(_) => None,

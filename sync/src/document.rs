@@ -1,16 +1,17 @@
 //! Documents: the CRDT form of one manifest, and the only door of automerge.
 //!
-//! At the root stand `object` (the manifest), `rollout` (number -> threshold) and `epoch`. Maps are automerge maps. A list with
-//! merge keys is a map keyed by all its keys with a fractional order index; every other list is one atomic scalar. Refuses bytes
-//! above its limits, and turns what automerge would panic about into an error: callers verify signatures before they load.
+//! At the root stand `object` (the manifest), `rollout` (number -> threshold), and `epoch`, `keeper`, `follows` (`document/epoch.rs`). Maps are automerge maps. A list with
+//! merge keys is a map keyed by all its keys with a fractional order index; every other list is one atomic scalar. A value above
+//! 4 KiB is named by its digest, and its content is a [`Blob`] beside the document. Refuses bytes above its limits, and turns what automerge would panic about into an error: callers verify signatures before they load.
 //!
 //! Start at [`Document::create`], [`Document::edit`] and [`Document::apply`]; the mapping is in `document/mapping.rs`.
 
 mod conflict;
+mod epoch;
 mod mapping;
 mod order;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::transaction::{CommitOptions, Transactable};
@@ -19,10 +20,12 @@ use automerge::{
 };
 use serde_json::Value;
 
+use crate::blob::{BLOBS_MAX, Blob, BlobRef, Blobs};
 use crate::channel::Hash;
 
 pub use conflict::{Conflict, ConflictingValue};
-use mapping::{Node, View};
+pub use epoch::{Epoch, LateChange};
+use mapping::{Large, Node, View};
 
 /// Largest saved document, in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 960 * 1024;
@@ -42,6 +45,8 @@ pub type Rollouts = BTreeMap<String, u64>;
 #[derive(Debug)]
 pub struct Document {
     doc: AutoCommit,
+    /// What the last edit held that is too large for a document.
+    large: Vec<Blob>,
 }
 
 /// A wanted state of a document, and who wants it.
@@ -83,6 +88,12 @@ pub enum DocumentError {
     /// The bytes are no document, or no change.
     #[error("document: damaged: {0}")]
     Damaged(String),
+    /// A value is a blob that is not here yet.
+    #[error("document: a large value, {name}, is not here yet")]
+    MissingBlob {
+        /// Which.
+        name: BlobRef,
+    },
     /// The change builds on changes that are not here yet.
     #[error("document: {} changes that this one needs are missing", missing.len())]
     MissingChanges {
@@ -97,25 +108,41 @@ const THRESHOLD: &str = "threshold";
 const EPOCH: &str = "epoch";
 
 impl Document {
-    /// A new document, or a new epoch of one: all of it is one change. `actor`: fresh random bytes per boot and epoch.
+    /// A new document: all of it is one change. The epoch after it comes of [`Document::succeed`]. `actor`: fresh random bytes
+    /// per boot and epoch.
     ///
     /// # Errors
     /// The object is no object, or over a limit.
-    pub fn create(edit: Edit<'_>, epoch: u64, shape: Shape<'_>, actor: [u8; 8]) -> Result<Self, DocumentError> {
+    pub fn create(
+        edit: Edit<'_>,
+        epoch: impl Into<Epoch>,
+        shape: Shape<'_>,
+        actor: [u8; 8],
+    ) -> Result<Self, DocumentError> {
+        let (object, large) = mapping::node_of(edit.object, shape)?;
+        Self::begin(object, large, edit, epoch.into(), &[], actor)
+    }
+
+    fn begin(
+        object: Node,
+        large: Vec<Blob>,
+        edit: Edit<'_>,
+        epoch: Epoch,
+        follows: &[Hash],
+        actor: [u8; 8],
+    ) -> Result<Self, DocumentError> {
         check(&edit)?;
         let rollout = edit.rollouts.iter().map(|(number, threshold)| (number.clone(), rollout_node(*threshold)));
-        let root = BTreeMap::from([
-            (OBJECT.to_owned(), mapping::node_of(edit.object, shape)?),
-            (ROLLOUT.to_owned(), Node::Map(rollout.collect())),
-            (EPOCH.to_owned(), Node::Scalar(ScalarValue::Uint(epoch))),
-        ]);
+        let mut root: BTreeMap<String, Node> = epoch::marks(epoch, follows).into_iter().collect();
+        root.insert(OBJECT.to_owned(), object);
+        root.insert(ROLLOUT.to_owned(), Node::Map(rollout.collect()));
         let automerge::hydrate::Value::Map(root) = Node::Map(root).hydrate() else {
             return Err(DocumentError::NotAnObject);
         };
         let mut doc = AutoCommit::new().with_actor(ActorId::from(actor));
         doc.init_root_from_hydrate(&root).map_err(damaged)?;
         doc.commit_with(commit_options(&edit));
-        let mut document = Self { doc };
+        let mut document = Self { doc, large };
         if document.save().len() > DOCUMENT_BYTES_MAX {
             return Err(DocumentError::TooLarge { max: DOCUMENT_BYTES_MAX, unit: "bytes" });
         }
@@ -131,7 +158,7 @@ impl Document {
             return Err(DocumentError::TooLarge { max: DOCUMENT_BYTES_MAX, unit: "bytes" });
         }
         let doc = guarded(|| AutoCommit::load(saved).map_err(damaged))?;
-        let document = Self { doc };
+        let document = Self { doc, large: Vec::new() };
         match document.doc.get(ROOT, OBJECT) {
             Ok(Some((AmValue::Object(ObjType::Map), _))) => Ok(document),
             _ => Err(DocumentError::Damaged("it has no object at its root".to_owned())),
@@ -152,11 +179,12 @@ impl Document {
     /// The object is no object, or over a limit; then the document is as before.
     pub fn edit(&mut self, edit: Edit<'_>, shape: Shape<'_>) -> Result<Option<Vec<u8>>, DocumentError> {
         check(&edit)?;
-        let node = mapping::node_of(edit.object, shape)?;
+        let (node, large) = mapping::node_of(edit.object, shape)?;
         if let Err(error) = self.reconcile(node, edit.rollouts) {
             self.doc.rollback();
             return Err(damaged(error));
         }
+        self.large = large;
         if self.doc.pending_ops() == 0 {
             return Ok(None);
         }
@@ -206,16 +234,43 @@ impl Document {
         Ok(if merged.is_empty() { DocumentApplied::Duplicate } else { DocumentApplied::Changed })
     }
 
-    /// The manifest.
-    ///
-    /// # Errors
-    /// The document holds what no edit makes.
-    pub fn object(&self) -> Result<Value, DocumentError> {
-        self.object_at(None)
+    /// The content of the large values that [`Document::create`] or [`Document::edit`] was just given: to be stored beside the
+    /// document, before it is shown to anyone.
+    pub fn take_large(&mut self) -> Vec<Blob> {
+        std::mem::take(&mut self.large)
     }
 
-    fn object_at(&self, heads: Option<&[ChangeHash]>) -> Result<Value, DocumentError> {
-        let view = View { doc: &self.doc, heads };
+    /// The blobs that the manifest names, now and at each rollout number in flight.
+    pub fn blobs(&self) -> Vec<BlobRef> {
+        let mut found = BTreeSet::new();
+        let mut within = |heads: Option<&[ChangeHash]>| {
+            if let Ok(Some((AmValue::Object(ObjType::Map), object))) = self.at(&ROOT, OBJECT, heads) {
+                mapping::blobs_in(&self.doc, &object, heads, 0, &mut found);
+            }
+        };
+        within(None);
+        let numbers = self.doc.get(ROOT, ROLLOUT).ok().flatten().map(|(_, rollout)| rollout);
+        for number in numbers.iter().flat_map(|rollout| self.doc.keys(rollout)) {
+            if let Some((_, entry)) = numbers.as_ref().and_then(|map| self.doc.get(map, number.as_str()).ok().flatten())
+                && let Some(change) = self.doc.hash_for_opid(&entry)
+            {
+                within(Some(&[change]));
+            }
+        }
+        // Beyond the bound no edit goes; a merge of several may.
+        found.into_iter().take(2 * BLOBS_MAX).collect()
+    }
+
+    /// The manifest, with the content of its large values from `blobs`.
+    ///
+    /// # Errors
+    /// A blob is missing, or the document holds what no edit makes.
+    pub fn object(&self, blobs: Blobs<'_>) -> Result<Value, DocumentError> {
+        self.object_at(None, blobs)
+    }
+
+    fn object_at(&self, heads: Option<&[ChangeHash]>, blobs: Blobs<'_>) -> Result<Value, DocumentError> {
+        let view = View { doc: &self.doc, heads, large: Large::Filled(blobs) };
         match self.at(&ROOT, OBJECT, heads)? {
             Some((AmValue::Object(ObjType::Map), id)) => view.map(&id, 0),
             _ => Err(DocumentError::Damaged("it has no object at its root".to_owned())),
@@ -236,12 +291,12 @@ impl Document {
     /// The manifest as it was at the change that introduced a rollout number; nothing if the number is not in flight.
     ///
     /// # Errors
-    /// The document holds what no edit makes.
-    pub fn object_at_number(&self, number: &str) -> Result<Option<Value>, DocumentError> {
+    /// A blob is missing, or the document holds what no edit makes.
+    pub fn object_at_number(&self, number: &str, blobs: Blobs<'_>) -> Result<Option<Value>, DocumentError> {
         let Some((_, rollout)) = self.at(&ROOT, ROLLOUT, None)? else { return Ok(None) };
         let Some((AmValue::Object(_), entry)) = self.at(&rollout, number, None)? else { return Ok(None) };
         match self.doc.hash_for_opid(&entry) {
-            Some(change) => self.object_at(Some(&[change])).map(Some),
+            Some(change) => self.object_at(Some(&[change]), blobs).map(Some),
             None => Ok(None),
         }
     }

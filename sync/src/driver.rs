@@ -4,7 +4,7 @@
 
 mod wire;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use crate::blob::BlobStored;
 use crate::replica::{Reading, Replica, ReplicaError};
 use crate::session::{Event, Local, Session, SessionConfig, SessionEnd};
 use crate::stream::{
@@ -56,8 +57,6 @@ pub(crate) enum Command {
     StreamGrant { id: StreamId, bytes: u32 },
     /// Ends a stream.
     StreamClose { id: StreamId, reason: Option<String> },
-    /// Asks the hub for a new session certificate.
-    Renew { request: Bytes, answer: oneshot::Sender<Result<Bytes, String>> },
     /// Ends the session.
     Close { reason: String, retry_after_ms: Option<u64> },
 }
@@ -68,9 +67,6 @@ pub enum CommandError {
     /// The session is over, or is at its limit of open streams.
     #[error("the session has ended or has too many open streams")]
     Ended,
-    /// The hub's answer.
-    #[error("the hub refuses to renew the certificate: {0}")]
-    Refused(String),
 }
 
 /// A handle and the end to give to [`run`].
@@ -88,16 +84,6 @@ impl SessionHandle {
         let (answer, opened) = oneshot::channel();
         self.commands.send(Command::StreamOpen { request, answer }).await.map_err(|_ended| CommandError::Ended)?;
         opened.await.map_err(|_ended| CommandError::Ended)
-    }
-
-    /// Device: asks the hub for a new session certificate; request and answer are opaque here.
-    ///
-    /// # Errors
-    /// When the session is over or the hub refuses.
-    pub async fn renew(&self, request: Bytes) -> Result<Bytes, CommandError> {
-        let (answer, renewed) = oneshot::channel();
-        self.commands.send(Command::Renew { request, answer }).await.map_err(|_ended| CommandError::Ended)?;
-        renewed.await.map_err(|_ended| CommandError::Ended)?.map_err(CommandError::Refused)
     }
 
     /// Says goodbye; with a time to come back if the hub is busy.
@@ -126,7 +112,6 @@ pub async fn run<R: Replica>(pipe: Pipe, config: SessionConfig, replica: Arc<R>,
         peer,
         streams: BTreeMap::new(),
         stream_ids: StreamIds::new(first_stream),
-        renewals: VecDeque::new(),
         commands: commands.sender,
         started,
     };
@@ -214,7 +199,6 @@ struct Answers<R> {
     peer: PeerIdentity,
     streams: BTreeMap<StreamId, OpenStream>,
     stream_ids: StreamIds,
-    renewals: VecDeque<oneshot::Sender<Result<Bytes, String>>>,
     commands: mpsc::Sender<Command>,
     started: Instant,
 }
@@ -325,15 +309,20 @@ impl<R: Replica> Answers<R> {
                 self.tell(Local::Observed { number });
             }
             Event::OutboxAcknowledged(entries) => self.replica.outbox_acknowledged(entries).await?,
-            Event::Renew(request) => {
-                let answer = self.replica.renew(&peer, request).await;
-                self.tell(Local::RenewalAnswer(answer));
+            Event::NeedMissingBlobs { limit } => {
+                let missing = self.replica.missing_blobs(&peer, limit).await?;
+                self.tell(Local::MissingBlobs(missing));
             }
-            Event::Renewed(answer) => {
-                if let Some(waiting) = self.renewals.pop_front() {
-                    // Whoever asked may have given up.
-                    waiting.send(answer).unwrap_or_default();
+            Event::StoreBlob { name, offset, bytes } => {
+                let stored = self.replica.store_blob(&peer, &name, offset, bytes).await?;
+                if stored == BlobStored::Damaged {
+                    warn!(peer = ?peer, blob = %name, "a blob of the peer is damaged and was thrown away");
                 }
+                self.tell(Local::BlobStored { name, stored });
+            }
+            Event::ReadBlob { hash, offset, len } => {
+                let bytes = self.replica.read_blob(&peer, &hash, offset, len).await?;
+                self.tell(Local::BlobRead { hash, offset, bytes });
             }
             Event::StreamOpened { id, request } => {
                 let stream = self.stream(id);
@@ -387,10 +376,6 @@ impl<R: Replica> Answers<R> {
             Command::StreamClose { id, reason } => {
                 self.streams.remove(&id);
                 self.tell(Local::StreamClose { id, reason });
-            }
-            Command::Renew { request, answer } => {
-                self.renewals.push_back(answer);
-                self.tell(Local::Renew(request));
             }
             Command::Close { reason, retry_after_ms } => {
                 self.tell(Local::Close { reason, retry_after_ms, end: SessionEnd::Closed });

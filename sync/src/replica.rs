@@ -9,7 +9,8 @@ use std::future::Future;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::channel::{ChannelName, Heads, Positions, WriterId};
+use crate::blob::{BlobRef, BlobStored, BlobWant};
+use crate::channel::{ChannelName, Hash, Heads, Positions, WriterId};
 use crate::identity::writer::WriterChain;
 use crate::list::{ChannelSnapshot, VerifiedSnapshot};
 use crate::log::{Batch, VerifiedBatch};
@@ -156,7 +157,30 @@ pub trait Replica: Send + Sync + 'static {
     /// The peer opened a stream with this request (for example a pod's log). Must return at once: spawn the work.
     fn open_stream(&self, peer: &PeerIdentity, request: Bytes, stream: Stream);
 
-    /// Hub: a device asks for a new session certificate. The bytes are a certificate request; the answer is a chain. An error
-    /// is shown to the device as it stands.
-    fn renew(&self, peer: &PeerIdentity, request: Bytes) -> impl Future<Output = Result<Bytes, String>> + Send;
+    /// At most `len` bytes of a blob from `offset` on; nothing when it is not here as a whole, or names nothing that `peer` may read.
+    fn read_blob(
+        &self,
+        peer: &PeerIdentity,
+        hash: &Hash,
+        offset: u64,
+        len: usize,
+    ) -> impl Future<Output = Result<Option<Bytes>, ReplicaError>> + Send;
+
+    /// At most `limit` blobs that items here name and that are not here as a whole, in the order they are wanted. Answers from
+    /// memory: it is asked after each ingestion.
+    fn missing_blobs(
+        &self,
+        peer: &PeerIdentity,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<BlobWant>, ReplicaError>> + Send;
+
+    /// Makes a piece of a blob durable, which begins where the last one ended. The last piece makes the blob whole if its digest
+    /// holds: then what waited for it takes effect.
+    fn store_blob(
+        &self,
+        peer: &PeerIdentity,
+        name: &BlobRef,
+        offset: u64,
+        bytes: Bytes,
+    ) -> impl Future<Output = Result<BlobStored, ReplicaError>> + Send;
 }

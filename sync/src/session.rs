@@ -5,6 +5,7 @@
 //!
 //! Start at `Session::handle_frame`; frames are in `session/frame.rs`, the pace of observations in `session/pace.rs`.
 
+mod blobs;
 mod frame;
 mod greeting;
 mod pace;
@@ -16,12 +17,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::channel::{ChannelName, Head, Heads, Positions, WriterId, positions_of};
+use crate::blob::{BlobRef, BlobStored, BlobWant};
+use crate::channel::{ChannelName, Hash, Head, Heads, Positions, WriterId, positions_of};
 use crate::identity::writer::WriterChain;
 use crate::identity::{NodeName, PublicKey};
 use crate::observation::{Clock, OBSERVATIONS_BYTES_MAX, Observation, Urgency};
 use crate::replica::{Input, Reading};
 use crate::stream::StreamId;
+use blobs::Blobs;
 use frame::{Frame, REASON_BYTES_MAX, reason_within};
 use pace::{Leave, Pace};
 use receiving::Receiving;
@@ -122,10 +125,12 @@ pub(crate) enum Event {
     StreamCredit { id: StreamId, bytes: u32 },
     /// The peer closed a stream.
     StreamClosed { id: StreamId, reason: Option<String> },
-    /// A device asks for a session certificate; answer with [`Local::RenewalAnswer`].
-    Renew(Bytes),
-    /// The hub's answer to [`Local::Renew`].
-    Renewed(Result<Bytes, String>),
+    /// Ask which blobs are missing; answer with [`Local::MissingBlobs`].
+    NeedMissingBlobs { limit: usize },
+    /// Make a piece of a blob durable; answer with [`Local::BlobStored`].
+    StoreBlob { name: BlobRef, offset: u64, bytes: Bytes },
+    /// Read a piece of a blob; answer with [`Local::BlobRead`].
+    ReadBlob { hash: Hash, offset: u64, len: usize },
 }
 
 /// What the driver tells a session.
@@ -152,10 +157,12 @@ pub(crate) enum Local {
     StreamGrant { id: StreamId, bytes: u32 },
     /// Close a stream.
     StreamClose { id: StreamId, reason: Option<String> },
-    /// Ask for a session certificate.
-    Renew(Bytes),
-    /// Answer to [`Event::Renew`].
-    RenewalAnswer(Result<Bytes, String>),
+    /// Answer to [`Event::NeedMissingBlobs`].
+    MissingBlobs(Vec<BlobWant>),
+    /// Answer to [`Event::StoreBlob`].
+    BlobStored { name: BlobRef, stored: BlobStored },
+    /// Answer to [`Event::ReadBlob`]: nothing when the peer may not have it.
+    BlobRead { hash: Hash, offset: u64, bytes: Option<Bytes> },
     /// Say goodbye.
     Close { reason: String, retry_after_ms: Option<u64>, end: SessionEnd },
 }
@@ -171,6 +178,7 @@ pub(crate) struct Session {
     sending: Sending,
     receiving: Receiving,
     streams: Streams,
+    blobs: Blobs,
     pace: Pace,
     /// Observation frames the hub has not made durable yet.
     observing: BTreeMap<u64, Vec<(String, Clock)>>,
@@ -212,6 +220,7 @@ impl Session {
             established: false,
             sending: Sending::default(),
             receiving: Receiving::default(),
+            blobs: Blobs::default(),
             observing: BTreeMap::new(),
             observation_number: 0,
             outbox_asked: false,
@@ -327,8 +336,9 @@ impl Session {
                 self.events.push_back(Event::StreamClosed { id, reason });
             }
             Frame::StreamCredit { .. } | Frame::StreamClose { .. } => {}
-            Frame::RenewRequest { request } if self.is_hub() => self.events.push_back(Event::Renew(request)),
-            Frame::RenewResponse { answer } if !self.is_hub() => self.events.push_back(Event::Renewed(answer)),
+            Frame::WantBlob { hash, offset, len } => self.range_is_wanted(hash, offset, len)?,
+            Frame::BlobPiece { hash, offset, bytes } => self.receive_blob_piece(&hash, offset, &bytes, now_ms)?,
+            Frame::NoBlob { hash } => self.blob_is_refused(hash, now_ms),
             _ => return Err("a frame that is not this side's to send".into()),
         }
         Ok(())
@@ -356,6 +366,7 @@ impl Session {
         }
         self.compare_heads(&positions, digests);
         self.ask_for_records();
+        self.ask_missing_blobs();
         Ok(())
     }
 
@@ -383,6 +394,9 @@ impl Session {
         match local {
             Local::Heads(heads) => {
                 let channels_changed = !heads.keys().eq(self.own.keys());
+                if !self.is_hub() {
+                    self.want_again(&heads);
+                }
                 self.own = heads;
                 if self.is_hub() && channels_changed {
                     self.frames.push_back(Frame::Channels { positions: positions_of(&self.own) });
@@ -394,7 +408,10 @@ impl Session {
                 self.ask_outbox(now_ms);
             }
             Local::Records { channel, writer, reading, chain } => self.send_records(&channel, writer, reading, chain),
-            Local::Ingested => self.send_acks(),
+            Local::Ingested => {
+                self.send_acks();
+                self.ask_missing_blobs();
+            }
             Local::Outbox { observations, limit } => self.send_observations(observations, limit, now_ms),
             Local::Observed { number } => self.frames.push_back(Frame::ObservationsAck { number }),
             Local::StreamOpen { id, request } => {
@@ -416,12 +433,23 @@ impl Session {
                 self.frames.push_back(Frame::StreamClose { id, reason });
             }
             Local::StreamData { .. } | Local::StreamGrant { .. } | Local::StreamClose { .. } => {}
-            Local::Renew(request) => self.frames.push_back(Frame::RenewRequest { request }),
-            Local::RenewalAnswer(answer) => {
-                let answer = answer.map_err(|reason| reason_within(&reason, REASON_BYTES_MAX));
-                self.frames.push_back(Frame::RenewResponse { answer });
-            }
+            Local::MissingBlobs(missing) => self.blobs_are_missing(missing, now_ms),
+            Local::BlobStored { name, stored } => self.blob_was_stored(&name, stored, now_ms),
+            Local::BlobRead { hash, offset, bytes } => self.blob_was_read(hash, offset, bytes),
             Local::Close { reason, retry_after_ms, end } => self.finish(&reason, retry_after_ms, end),
+        }
+    }
+
+    /// Logs that go back were given up by the store, which wants to read them anew.
+    fn want_again(&mut self, heads: &Heads) {
+        for (channel, logs) in &self.own {
+            let Some(now) = heads.get(channel) else { continue };
+            for (writer, before) in logs {
+                let after = now.get(writer).map_or(0, |head| head.seq);
+                if after < before.seq {
+                    self.frames.push_back(Frame::Want { channel: channel.clone(), writer: *writer, after });
+                }
+            }
         }
     }
 
@@ -439,26 +467,34 @@ impl Session {
             self.pinged_at_ms = now_ms;
             self.frames.push_back(Frame::Ping);
         }
+        self.ask_refused_again(now_ms);
         self.ask_outbox(now_ms);
     }
 
     /// When [`Session::handle_timeout`] is to be called at the latest.
     pub(crate) fn poll_timeout(&self) -> u64 {
         let keepalive = (self.heard_at_ms.max(self.pinged_at_ms) + KEEPALIVE_MS).min(self.heard_at_ms + SILENCE_MS);
-        if self.may_ask_outbox() { keepalive.min(self.pace.timeout()) } else { keepalive }
+        let asked = keepalive.min(self.blobs.again_at_ms());
+        if self.may_ask_outbox() { asked.min(self.pace.timeout()) } else { asked }
     }
 
     /// The next frame to send.
     pub(crate) fn poll_frame(&mut self) -> Option<Bytes> {
-        if let Some(frame) = self.frames.pop_front() {
-            return Some(frame.encode());
-        }
+        self.frames.pop_front().map(|frame| frame.encode())
+    }
+
+    /// A piece of something large, to be sent when nothing else waits to leave: a snapshot before a blob.
+    pub(crate) fn poll_piece(&mut self) -> Option<Bytes> {
         if self.end.is_some() {
             return None;
         }
-        let frame = self.sending.next_piece()?;
-        // A snapshot that has left lets its log go on.
-        self.ask_for_records();
+        if let Some(frame) = self.sending.next_piece() {
+            // A snapshot that has left lets its log go on.
+            self.ask_for_records();
+            return Some(frame.encode());
+        }
+        let frame = self.blobs.next_piece()?;
+        self.read_next_range();
         Some(frame.encode())
     }
 

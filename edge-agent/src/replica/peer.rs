@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_manifests::time::Timestamp;
-use flotilla_sync::channel::{ChannelName, ChannelState, Heads, Positions, WriterId};
+use flotilla_sync::blob::{BlobRef, BlobStored, BlobWant};
+use flotilla_sync::channel::{ChannelName, ChannelState, Hash, Heads, Positions, WriterId};
 use flotilla_sync::identity::writer::WriterChain;
 use flotilla_sync::log::{Batch, Placement};
 use flotilla_sync::observation::{Clock as ObservationClock, Observation, Urgency};
@@ -19,7 +20,9 @@ use crate::store::{Ingest, OutboxRow};
 
 impl Replica for DeviceReplica {
     async fn heads(&self, _peer: &PeerIdentity) -> Result<Heads, ReplicaError> {
-        Ok(self.state().channels.iter().map(|(name, channel)| (name.clone(), channel.heads.clone())).collect())
+        let state = self.state();
+        let heads = state.channels.iter().map(|(name, channel)| (name.clone(), channel.heads.clone())).collect();
+        Ok(state.evidence.heads(heads))
     }
 
     async fn read(
@@ -29,10 +32,11 @@ impl Replica for DeviceReplica {
         after: u64,
         bytes_max: usize,
     ) -> Result<Reading, ReplicaError> {
-        let state = self.state();
-        if *channel != self.own_channel || *writer != state.log.identity().id() {
-            return Ok(Reading::NotKept);
+        let own = *channel == self.own_channel && *writer == self.state().log.identity().id();
+        if !own {
+            return self.read_evidence(channel, writer, after, bytes_max).await;
         }
+        let state = self.state();
         let newest = state.log.head(channel).seq;
         if after >= newest {
             return Ok(Reading::Batches(Vec::new()));
@@ -66,6 +70,7 @@ impl Replica for DeviceReplica {
         let mut writers = Vec::new();
         let mut result = Ingested::default();
         let mut branched = Vec::new();
+        let mut evidence = self.state().evidence.clone();
         for input in inputs {
             match input {
                 Input::Writer(chain) => {
@@ -73,6 +78,9 @@ impl Replica for DeviceReplica {
                     writers.push(chain);
                 }
                 Input::Batch(batch) => {
+                    if self.is_of_hub(&batch.batch().writer, &writers) {
+                        evidence.batch(&batch, &mut rows.evidence);
+                    }
                     let channel = self.opened(&mut next, &batch.batch().channel);
                     match channel.apply_batch(&batch) {
                         Ok(folded) => {
@@ -93,6 +101,9 @@ impl Replica for DeviceReplica {
                     branched.extend(folded.changed);
                 }
                 Input::Snapshot(snapshot) => {
+                    if self.is_of_hub(&snapshot.snapshot().list.writer, &writers) {
+                        evidence.list(&snapshot, &mut rows.evidence);
+                    }
                     let channel = self.opened(&mut next, &snapshot.snapshot().list.channel);
                     let folded = channel.apply_snapshot(&snapshot);
                     result.applied += folded.changed.len();
@@ -104,11 +115,21 @@ impl Replica for DeviceReplica {
         for why in &result.set_aside {
             tracing::warn!(reason = %why, "a record was set aside");
         }
+        let plan = {
+            let state = self.state();
+            let mut after: BTreeMap<_, _> = state.channels.iter().collect();
+            after.extend(&next);
+            state.beside.plan(&state.channels, &after)
+        };
+        rows.beside = plan.rows();
         self.store.ingest(rows).await.map_err(|error| failed("store what the hub sent", error))?;
         {
             let mut state = self.state();
+            state.beside.take(plan);
             state.writers.extend(writers.into_iter().map(|chain| (chain.id, chain)));
             state.channels.extend(next);
+            state.evidence = evidence;
+            state.settle_evidence();
         }
         self.leave().await?;
         self.forget_damaged().await?;
@@ -133,9 +154,10 @@ impl Replica for DeviceReplica {
                 let empty = ChannelState::new(name.clone());
                 state.channels.entry(name.clone()).or_insert(empty);
             }
-            state.subscribed = Some(channels);
+            state.subscribed = Some(channels.clone());
         }
         self.leave().await?;
+        self.ask_for_evidence(&channels).await?;
         self.forget_damaged().await
     }
 
@@ -220,8 +242,29 @@ impl Replica for DeviceReplica {
         }
     }
 
-    async fn renew(&self, _peer: &PeerIdentity, _request: Bytes) -> Result<Bytes, String> {
-        Err("a device issues no certificates".to_owned())
+    async fn read_blob(
+        &self,
+        _peer: &PeerIdentity,
+        hash: &Hash,
+        offset: u64,
+        len: usize,
+    ) -> Result<Option<Bytes>, ReplicaError> {
+        // A hub that was restored from a backup learns back what it lacks.
+        Ok(self.range(hash, offset, len))
+    }
+
+    async fn missing_blobs(&self, _peer: &PeerIdentity, limit: usize) -> Result<Vec<BlobWant>, ReplicaError> {
+        Ok(self.missing(limit))
+    }
+
+    async fn store_blob(
+        &self,
+        _peer: &PeerIdentity,
+        name: &BlobRef,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<BlobStored, ReplicaError> {
+        self.take_piece(name, offset, bytes).await
     }
 }
 

@@ -4,7 +4,14 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, Row, Transaction, params};
 
-/// Everything in the file. A row of the wrong shape is set aside; a file that is no database fails the start.
+use super::blobs::{self, BesideRows, BlobRow};
+use super::evidence::{self, EvidenceRows, KeptRow};
+use super::salvage::Salvage;
+
+/// Damaged rows that are named.
+const SET_ASIDE_MAX: usize = 64;
+
+/// Everything in the file. A row of the wrong shape is set aside.
 #[derive(Debug, Default)]
 pub struct Loaded {
     pub meta: BTreeMap<String, Vec<u8>>,
@@ -17,6 +24,16 @@ pub struct Loaded {
     pub outbox: Vec<OutboxRow>,
     /// The device's own batches, in order.
     pub batches: Vec<BatchRow>,
+    /// How far the hub's logs are proven.
+    pub evidence: Vec<KeptRow>,
+    /// How much of each large value is here.
+    pub blobs: Vec<BlobRow>,
+    /// Items in force in place of newer ones that are not complete.
+    pub held: Vec<ItemRow>,
+    /// What a damaged database gave, if this start found it so.
+    pub salvage: Option<Salvage>,
+    /// Rows that cannot be what this agent wrote: what and why.
+    pub set_aside: Vec<(String, String)>,
 }
 
 /// Where a log stands.
@@ -69,17 +86,24 @@ pub struct Ingest {
     /// Channels that were left: all of their rows go.
     pub left: Vec<String>,
     pub meta: Vec<(&'static str, Vec<u8>)>,
+    /// Facts about this device that are over.
+    pub meta_ended: Vec<&'static str>,
     /// Batches of this channel that begin before this record are forgotten.
     pub batches_before: Option<(String, u64)>,
+    pub evidence: EvidenceRows,
+    pub beside: BesideRows,
 }
 
 impl Ingest {
     pub(super) fn write(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
         for channel in &self.left {
-            for table in ["head", "item", "batch"] {
+            for table in ["head", "item", "batch", "held"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE channel = ?1"), params![channel])?;
             }
+            EvidenceRows::leave(transaction, channel)?;
         }
+        self.evidence.write(transaction)?;
+        self.beside.write(transaction)?;
         for (id, chain) in &self.writers {
             transaction.execute("INSERT OR REPLACE INTO writer VALUES (?1, ?2)", params![id, chain])?;
         }
@@ -108,6 +132,9 @@ impl Ingest {
         for (name, value) in &self.meta {
             transaction.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![name, value])?;
         }
+        for name in &self.meta_ended {
+            transaction.execute("DELETE FROM meta WHERE name = ?1", params![name])?;
+        }
         Ok(())
     }
 }
@@ -128,17 +155,18 @@ impl OutboxRow {
 }
 
 pub(super) fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
-    Ok(Loaded {
-        meta: all(connection, "SELECT name, value FROM meta", pair)?.into_iter().collect(),
-        writers: all(connection, "SELECT id, chain FROM writer", pair)?,
-        heads: all(connection, "SELECT channel, writer, seq, hash FROM head", |row| {
+    let mut aside = Vec::new();
+    let mut loaded = Loaded {
+        meta: noted(connection, "SELECT name, value FROM meta", &mut aside, pair)?.into_iter().collect(),
+        writers: noted(connection, "SELECT id, chain FROM writer", &mut aside, pair)?,
+        heads: noted(connection, "SELECT channel, writer, seq, hash FROM head", &mut aside, |row| {
             Ok(HeadRow { channel: row.get(0)?, writer: row.get(1)?, seq: unsigned(row, 2)?, hash: row.get(3)? })
         })?,
-        items: all(connection, "SELECT channel, id, bytes FROM item ORDER BY channel, id", |row| {
+        items: noted(connection, "SELECT channel, id, bytes FROM item ORDER BY channel, id", &mut aside, |row| {
             Ok(ItemRow { channel: row.get(0)?, id: row.get(1)?, bytes: row.get(2)? })
         })?,
-        histories: all(connection, "SELECT pod, value FROM history", pair)?,
-        outbox: all(connection, "SELECT subject, incarnation, boot, seq, time_ms, urgent, body FROM outbox", |row| {
+        histories: noted(connection, "SELECT pod, value FROM history", &mut aside, pair)?,
+        outbox: noted(connection, "SELECT subject, incarnation, boot, seq, time_ms, urgent, body FROM outbox", &mut aside, |row| {
             Ok(OutboxRow {
                 subject: row.get(0)?,
                 incarnation: unsigned(row, 1)?,
@@ -149,9 +177,10 @@ pub(super) fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
                 body: row.get(6)?,
             })
         })?,
-        batches: all(
+        batches: noted(
             connection,
             "SELECT channel, writer, first, last, bytes FROM batch ORDER BY channel, writer, first",
+            &mut aside,
             |row| {
                 Ok(BatchRow {
                     channel: row.get(0)?,
@@ -162,12 +191,28 @@ pub(super) fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
                 })
             },
         )?,
-    })
+        evidence: evidence::load(connection)?,
+        blobs: blobs::load(connection)?,
+        held: blobs::load_held(connection)?,
+        ..Loaded::default()
+    };
+    loaded.set_aside = aside;
+    Ok(loaded)
 }
 
-fn all<T>(
+pub(super) fn all<T>(
     connection: &Connection,
     query: &str,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Vec<T>> {
+    noted(connection, query, &mut Vec::new(), read)
+}
+
+/// All rows of a query; those of the wrong shape are noted.
+fn noted<T>(
+    connection: &Connection,
+    query: &str,
+    aside: &mut Vec<(String, String)>,
     read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<Vec<T>> {
     let mut statement = connection.prepare(query)?;
@@ -180,7 +225,14 @@ fn all<T>(
                 error @ (rusqlite::Error::InvalidColumnType(..)
                 | rusqlite::Error::FromSqlConversionFailure(..)
                 | rusqlite::Error::IntegralValueOutOfRange(..)),
-            ) => tracing::error!(%query, %error, "a row of the device's database is damaged and was set aside"),
+            ) => {
+                let key = row.get::<_, String>(0).unwrap_or_else(|_unreadable| "(unreadable key)".to_owned());
+                let table = query.split(" FROM ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or(query);
+                tracing::error!(%table, %key, %error, "a row of the device's database is damaged and was set aside");
+                if aside.len() < SET_ASIDE_MAX {
+                    aside.push((format!("row {key} of table {table}"), error.to_string()));
+                }
+            }
             Err(error) => return Err(error),
         }
     }

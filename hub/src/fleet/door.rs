@@ -1,5 +1,7 @@
 //! The hub as a replica: what sessions ask of it, answered from the store.
 
+mod carried;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -8,7 +10,8 @@ use flotilla_manifests::api_error::{ApiError, Reason};
 use flotilla_manifests::kind;
 use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::time::Timestamp;
-use flotilla_sync::channel::{ChannelName, Heads, Positions, WriterId};
+use flotilla_sync::blob::{BlobRef, BlobStored, BlobWant};
+use flotilla_sync::channel::{ChannelName, Hash, Heads, Positions, WriterId};
 use flotilla_sync::driver::SessionHandle;
 use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
 use flotilla_sync::identity::{Installation, NodeName};
@@ -21,7 +24,8 @@ use tokio::sync::watch;
 
 use super::{ingest, observe};
 use crate::publish::{FLEET_DEFAULT, fleet_of};
-use crate::store::Store;
+use crate::store::logs::Logs;
+use crate::store::{Store, StoreError};
 use crate::store::settings::Setting;
 use crate::{Contact, Contacts, mint};
 
@@ -173,6 +177,19 @@ impl FleetDoor {
         })
     }
 
+    /// Asks the disk beside the tasks of the sessions.
+    async fn from_disk<T: Send + 'static>(
+        &self,
+        tried: &str,
+        work: impl FnOnce(&Logs) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ReplicaError> {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || work(store.logs())).await {
+            Ok(read) => read.map_err(|source| ReplicaError { tried: tried.to_owned(), source: Box::new(source) }),
+            Err(source) => Err(ReplicaError { tried: tried.to_owned(), source: Box::new(source) }),
+        }
+    }
+
     pub(super) fn handles(&self) -> Vec<SessionHandle> {
         self.sessions().values().map(|(_, handle)| handle.clone()).collect()
     }
@@ -208,14 +225,10 @@ impl Replica for FleetDoor {
         after: u64,
         bytes_max: usize,
     ) -> Result<Reading, ReplicaError> {
-        let (store, identity) = (self.store.clone(), self.identity());
+        let identity = self.identity();
         let (name, asked) = (channel.clone(), *writer);
-        let read = tokio::task::spawn_blocking(move || store.logs().read(&identity, &name, &asked, after, bytes_max));
-        let tried = || format!("read channel {channel} after {after}");
-        match read.await {
-            Ok(read) => read.map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) }),
-            Err(source) => Err(ReplicaError { tried: tried(), source: Box::new(source) }),
-        }
+        let tried = format!("read channel {channel} after {after}");
+        self.from_disk(&tried, move |logs| logs.read(&identity, &name, &asked, after, bytes_max)).await
     }
 
     async fn writer(&self, writer: &WriterId) -> Result<Option<WriterChain>, ReplicaError> {
@@ -322,11 +335,33 @@ impl Replica for FleetDoor {
         tokio::spawn(stream.close(Some(refusal)));
     }
 
-    async fn renew(&self, peer: &PeerIdentity, request: Bytes) -> Result<Bytes, String> {
-        let node = device(peer).map_err(|error| error.to_string())?;
-        let now_ms = self.store.now().0;
-        let issued = self.installation.issue_session(&request, node, now_ms);
-        issued.map(|certificate| Bytes::from(certificate.to_vec())).map_err(|error| error.to_string())
+    async fn read_blob(
+        &self,
+        peer: &PeerIdentity,
+        hash: &Hash,
+        offset: u64,
+        len: usize,
+    ) -> Result<Option<Bytes>, ReplicaError> {
+        let channels = self.channels_of(device(peer)?);
+        let hash = *hash;
+        self.from_disk("read a large value", move |logs| logs.read_blob(&channels, &hash, offset, len)).await
+    }
+
+    async fn missing_blobs(&self, _peer: &PeerIdentity, limit: usize) -> Result<Vec<BlobWant>, ReplicaError> {
+        self.from_disk("look for missing large values", move |logs| logs.missing_blobs(limit)).await
+    }
+
+    async fn store_blob(
+        &self,
+        peer: &PeerIdentity,
+        name: &BlobRef,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<BlobStored, ReplicaError> {
+        let tried = format!("take a large value of device {}", device(peer)?);
+        let name = *name;
+        let stored = self.store.write(move |batch| Ok(batch.store_blob(&name, offset, &bytes)?)).await;
+        stored.map_err(|source| ReplicaError { tried, source: Box::new(source) })
     }
 }
 

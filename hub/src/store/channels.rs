@@ -14,12 +14,13 @@ use flotilla_sync::document::{Document, DocumentError, Edit};
 use flotilla_sync::identity::seal;
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::log::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, LogWriter};
-use flotilla_sync::record::{Draft, RECORD_BODY_BYTES_MAX};
+use flotilla_sync::record::{Body, Draft, RECORD_BODY_BYTES_MAX};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde_json::{Value, json};
 
 use super::batch::Batch;
 use super::history::Event;
+use super::learned::DELETED;
 use super::{StoreError, devices, logs};
 use crate::mint;
 use crate::publish::content::{self, Content};
@@ -69,9 +70,8 @@ impl Batch<'_> {
 
     /// Gives the hub its writer, and makes the channels hold what the objects want.
     pub(crate) fn start_publishing(&mut self, identity: WriterIdentity) -> Result<(), StoreError> {
-        let heads = logs::heads_of(self.transaction, &identity.id())?;
-        self.put_writer(identity.chain())?;
-        self.working.log = Some(LogWriter::new(identity, heads));
+        self.announce_writer(&identity)?;
+        self.working.log = Some(self.log_of(identity)?);
         self.publish_all()
     }
 
@@ -99,8 +99,10 @@ impl Batch<'_> {
             };
             self.place(&channel, &item, content, document)?;
         }
-        for event in self.events.iter().filter(|event| event.change == super::Change::Deleted) {
-            self.transaction.prepare_cached("DELETE FROM document WHERE uid = ?1")?.execute([event.object.uid()])?;
+        let deleted = self.events.iter().filter(|event| event.change == super::Change::Deleted);
+        for uid in deleted.map(|event| event.object.uid().to_owned()).collect::<Vec<_>>() {
+            self.transaction.prepare_cached("DELETE FROM document WHERE uid = ?1")?.execute([&uid])?;
+            self.put_document_blobs(&uid, &[], &[])?;
         }
         Ok(())
     }
@@ -136,14 +138,8 @@ impl Batch<'_> {
     /// Follows a log that was forked (a restored or cloned database wrote on under the same id): all that is wanted is stated
     /// again under a new writer, after everything its predecessor said.
     pub(crate) fn succeed_writer(&mut self, identity: WriterIdentity) -> Result<(), StoreError> {
-        let before = self.working.log.as_ref().map(|log| log.identity().id());
-        let heads = before.map(|writer| logs::heads_of(self.transaction, &writer)).transpose()?.unwrap_or_default();
-        self.put_writer(identity.chain())?;
-        let mut log = LogWriter::new(identity, BTreeMap::new());
-        for (channel, head) in heads {
-            log.start_at(&channel, head.seq);
-        }
-        self.working.log = Some(log);
+        self.announce_writer(&identity)?;
+        self.working.log = Some(self.log_of(identity)?);
         self.transaction.execute("UPDATE item SET digest = x''", [])?;
         self.publish_all()
     }
@@ -231,7 +227,8 @@ impl Batch<'_> {
         let seq = self.draft(channel, draft)?;
         self.transaction
             .prepare_cached(
-                "INSERT OR REPLACE INTO item (channel, source, id, digest, seq, time, value) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT OR REPLACE INTO item (channel, source, id, digest, seq, time, value, life)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?
             .execute(params![
                 channel,
@@ -240,14 +237,24 @@ impl Batch<'_> {
                 digest,
                 seq.cast_signed(),
                 self.now.0.cast_signed(),
-                value.as_deref()
+                value.as_deref(),
+                self.working.incarnation.cast_signed()
             ])?;
         Ok(())
     }
 
     fn withdraw(&mut self, channel: &str, source: &str, id: &str) -> Result<(), StoreError> {
-        let draft = Draft::remove(item_id(id)?, &self.author, self.now.0);
-        self.draft(channel, draft)?;
+        let mut draft = Draft::remove(item_id(id)?, &self.author, self.now.0);
+        // Documents are named by uid: of one that is gone, whoever holds it learns that it was deleted, not only moved.
+        let object = self.working.index.by_uid(id);
+        let deleted = !id.contains('/') && object.is_none_or(|object| object.deletion_timestamp().is_some());
+        if deleted {
+            draft.body = Body::Inline(Bytes::from_static(DELETED));
+        }
+        let seq = self.draft(channel, draft)?;
+        if deleted {
+            self.bury(channel, id, seq)?;
+        }
         self.transaction
             .prepare_cached("DELETE FROM item WHERE channel = ?1 AND source = ?2")?
             .execute(params![channel, source])?;
@@ -291,12 +298,14 @@ impl Batch<'_> {
         let edit = Edit { object: &object, rollouts: &rollouts, author: &self.author, time_ms: self.now.0 };
         let actor = self.working.actor;
         let stored = stored_document(self.transaction, &uid)?;
+        let (large, blobs);
         let edited = match stored {
             Some((epoch, digest, state)) if digest == wanted => {
                 return Ok(Some(Edited { digest, change: None, saved: state.into(), epoch }));
             }
             None => {
                 let mut document = Document::create(edit, 1, &shape, actor).map_err(refused)?;
+                (large, blobs) = (document.take_large(), document.blobs());
                 Edited { digest: wanted, change: None, saved: document.save().into(), epoch: 1 }
             }
             Some((epoch, before, state)) => {
@@ -307,9 +316,11 @@ impl Batch<'_> {
                 let full = long && !self.rolling(kind, &rollouts);
                 if full {
                     let mut document = Document::create(edit, epoch + 1, &shape, actor).map_err(refused)?;
+                    (large, blobs) = (document.take_large(), document.blobs());
                     Edited { digest: wanted, change: None, saved: document.save().into(), epoch: epoch + 1 }
                 } else {
                     let change = document.edit(edit, &shape).map_err(refused)?;
+                    (large, blobs) = (document.take_large(), document.blobs());
                     // A change too large for a record is said as the whole state, which is compressed.
                     let change =
                         change.filter(|change| change.len() <= RECORD_BODY_BYTES_MAX).map(|change| (before, change));
@@ -324,6 +335,7 @@ impl Batch<'_> {
         self.transaction
             .prepare_cached("INSERT OR REPLACE INTO document (uid, epoch, digest, state) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![uid, edited.epoch.cast_signed(), edited.digest, &edited.saved[..]])?;
+        self.put_document_blobs(&uid, &large, &blobs)?;
         Ok(Some(edited))
     }
 

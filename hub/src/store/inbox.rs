@@ -162,7 +162,8 @@ impl Batch<'_> {
     pub(crate) fn object_at_number(&self, uid: &str, number: &str) -> Result<Option<serde_json::Value>, StoreError> {
         let Some((_, _, state)) = super::channels::stored_document(self.transaction, uid)? else { return Ok(None) };
         let found =
-            flotilla_sync::document::Document::load(&state).and_then(|document| document.object_at_number(number));
+            flotilla_sync::document::Document::load(&state)
+                .and_then(|document| document.object_at_number(number, &|hash| self.blob(hash)));
         found.map_err(|error| StoreError::Publish { what: format!("document {uid}"), why: error.to_string() })
     }
 

@@ -20,6 +20,9 @@ use super::{StoreError, schema};
 /// Signed lists kept for the next reader that is behind.
 const SNAPSHOTS_KEPT_MAX: usize = 8;
 
+/// Deleted objects that a list names, the newest.
+const TOMBSTONES_LISTED_MAX: i64 = 256;
+
 type LogHeads = HashMap<ChannelName, BTreeMap<WriterId, Head>>;
 
 /// The logs as sessions read them.
@@ -107,10 +110,12 @@ impl Logs {
         let Some((floor, head)) = floor_and_head(&transaction, channel, writer)? else {
             return Ok(Reading::Batches(Vec::new()));
         };
-        if after < floor && *writer != identity.id() {
-            return Ok(Reading::NotKept);
-        }
         if after < floor {
+            if !is_hub(&transaction, writer)? {
+                return Ok(Reading::NotKept);
+            }
+            // Whatever an earlier writer of this hub said is in the present one's list.
+            let head = if *writer == identity.id() { head } else { own_head(&transaction, identity, channel)? };
             return Ok(Reading::Snapshot(self.snapshot(&transaction, identity, channel, head)?));
         }
         let mut statement = transaction.prepare_cached(
@@ -163,6 +168,16 @@ impl Logs {
             entries.push(ListEntry { item: record.draft.item, epoch, digest: state_digest(&state) });
             states.push(state);
         }
+        for record in buried(connection, identity, channel)? {
+            let removed = flotilla_sync::channel::Item::apply(None, &record, identity.chain().incarnation);
+            let Ok(flotilla_sync::channel::Applied::Changed(item)) = removed else { continue };
+            if entries.iter().any(|entry| entry.item == record.draft.item) {
+                continue;
+            }
+            let state = item.encode();
+            entries.push(ListEntry { item: record.draft.item, epoch: 0, digest: state_digest(&state) });
+            states.push(state);
+        }
         let covers = earlier_writers(connection, identity, channel)?;
         let list =
             SignedList::sign(identity, channel, head, entries, covers).map_err(|error| refused(error.to_string()))?;
@@ -175,7 +190,7 @@ impl Logs {
         Ok(snapshot)
     }
 
-    fn reader(&self) -> MutexGuard<'_, Connection> {
+    pub(super) fn reader(&self) -> MutexGuard<'_, Connection> {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -219,6 +234,62 @@ fn standing(
         records.push((record, epoch));
     }
     Ok(records)
+}
+
+/// Removals of deleted objects that the channel held, the newest.
+fn buried(
+    connection: &Connection,
+    identity: &WriterIdentity,
+    channel: &ChannelName,
+) -> Result<Vec<Record>, StoreError> {
+    let mut statement = connection
+        .prepare_cached("SELECT id, seq, time FROM tombstone WHERE channel = ?1 ORDER BY seq DESC LIMIT ?2")?;
+    let rows = statement.query_map(params![channel.to_string(), TOMBSTONES_LISTED_MAX], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+    })?;
+    let mut records = Vec::new();
+    for row in rows {
+        let (id, seq, time) = row?;
+        let Ok(id) = ItemId::parse(&id) else { continue };
+        records.push(Record {
+            channel: channel.clone(),
+            writer: identity.id(),
+            seq: seq.cast_unsigned(),
+            prev: flotilla_sync::channel::GENESIS,
+            draft: Draft::remove(id, "", time.cast_unsigned()),
+        });
+    }
+    Ok(records)
+}
+
+fn is_hub(connection: &Connection, writer: &WriterId) -> Result<bool, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT hub FROM writer WHERE id = ?1")?;
+    Ok(statement.query_row([writer.0], |row| row.get(0)).optional()?.unwrap_or(false))
+}
+
+/// Where the present writer's log of a channel stands; of one without a record, where its first will follow.
+fn own_head(connection: &Connection, identity: &WriterIdentity, channel: &ChannelName) -> Result<Head, StoreError> {
+    if let Some((_, head)) = floor_and_head(connection, channel, &identity.id())? {
+        return Ok(head);
+    }
+    let seq = hub_ends(connection)?.get(channel).copied().unwrap_or(0);
+    Ok(Head { seq, hash: flotilla_sync::channel::GENESIS })
+}
+
+/// The highest record of any hub's log, by channel.
+pub(super) fn hub_ends(connection: &Connection) -> Result<BTreeMap<ChannelName, u64>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT head.channel, max(head.seq) FROM head JOIN writer ON writer.id = head.writer WHERE writer.hub GROUP BY head.channel",
+    )?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+    let mut ends = BTreeMap::new();
+    for row in rows {
+        let (channel, seq) = row?;
+        if let Ok(channel) = ChannelName::parse(&channel) {
+            ends.insert(channel, seq.cast_unsigned());
+        }
+    }
+    Ok(ends)
 }
 
 /// The logs of the hub's earlier writers: their effects are in the items, or gone on purpose.

@@ -2,7 +2,7 @@
 //!
 //! The rules give the same result in whatever order the logs of several writers arrive; within one log records are in order.
 //! Registers and removals: the highest [`Version`] wins. Documents: changes merge within an epoch, the later epoch replaces the
-//! earlier, a removal wins over every snapshot of a lower version and is lifted by one of a higher. A change whose document or
+//! earlier (of two of one number that began apart, that of the later keeper), a removal wins over every snapshot of a lower version and is lifted by one of a higher. A change whose document or
 //! dependencies are not here yet waits, within bounds.
 
 mod codec;
@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::{Head, ItemId, WriterId};
+use crate::blob::BlobRef;
 use crate::document::{Document, DocumentApplied, DocumentError};
 use crate::record::cbor::CborError;
 use crate::record::{Need, Record, RecordKind};
@@ -58,6 +59,8 @@ pub struct DocumentItem {
     pub epoch: u64,
     /// [`Document::save`].
     pub saved: Bytes,
+    /// The large values it names, now and at each number in flight.
+    pub blobs: Vec<BlobRef>,
     /// Newest snapshot record.
     pub created: Version,
     /// Newest record.
@@ -159,6 +162,7 @@ impl Item {
             RecordKind::Snapshot => ItemKind::Document(DocumentItem {
                 epoch: record.draft.epoch,
                 saved: content()?,
+                blobs: Vec::new(),
                 created: version,
                 newest: version,
                 needs: record.draft.needs.clone(),
@@ -293,10 +297,7 @@ fn joined(id: &ItemId, current: &ItemKind, coming: ItemKind) -> Result<ItemKind,
     let keep = |current: &ItemKind| Ok(current.clone());
     match (current, coming) {
         (_, Absent) => keep(current),
-        (Absent, Doc(coming)) => {
-            open(id, &coming.saved)?;
-            Ok(Doc(coming))
-        }
+        (Absent, Doc(coming)) => coming.opened(id).map(Doc),
         (Absent, coming) => Ok(coming),
         (Doc(_), Register(_)) | (Register(_), Doc(_)) => Err(ItemError::WrongKind(id.clone())),
         (Register(current), Register(coming)) => {
@@ -306,10 +307,7 @@ fn joined(id: &ItemId, current: &ItemKind, coming: ItemKind) -> Result<ItemKind,
         (Doc(document), Removed(removed)) if removed > document.created => Ok(Removed(removed)),
         (Register(_) | Doc(_), Removed(_)) => keep(current),
         (Removed(removed), Register(coming)) if coming.version > *removed => Ok(Register(coming)),
-        (Removed(removed), Doc(coming)) if coming.created > *removed => {
-            open(id, &coming.saved)?;
-            Ok(Doc(coming))
-        }
+        (Removed(removed), Doc(coming)) if coming.created > *removed => coming.opened(id).map(Doc),
         (Removed(removed), Removed(coming)) => Ok(Removed(coming.max(*removed))),
         (Removed(_), _) => keep(current),
         (Doc(current), Doc(coming)) => current.clone().joined(id, coming).map(Doc),
@@ -321,25 +319,36 @@ fn open(id: &ItemId, saved: &[u8]) -> Result<Document, ItemError> {
 }
 
 impl DocumentItem {
+    /// What came, once it is seen to be a document; what it names is read from it.
+    fn opened(self, id: &ItemId) -> Result<Self, ItemError> {
+        let blobs = open(id, &self.saved)?.blobs();
+        Ok(Self { blobs, ..self })
+    }
+
     fn joined(self, id: &ItemId, coming: Self) -> Result<Self, ItemError> {
         let created = self.created.max(coming.created);
         let (older, newer) = if coming.epoch > self.epoch { (&self, &coming) } else { (&coming, &self) };
         if older.epoch != newer.epoch {
-            open(id, &newer.saved)?;
-            return Ok(Self { created, ..newer.clone() });
+            return Self { created, ..newer.clone() }.opened(id);
         }
-        let saved = if self.saved == coming.saved {
-            self.saved.clone()
+        let (saved, blobs) = if self.saved == coming.saved {
+            (self.saved.clone(), self.blobs.clone())
         } else {
-            let mut document = open(id, &self.saved)?;
-            let merged = document.merge(&mut open(id, &coming.saved)?);
+            let (mut document, mut other) = (open(id, &self.saved)?, open(id, &coming.saved)?);
+            let (here, there) = (document.generation(), other.generation());
+            if here != there {
+                // Two hubs began this epoch without knowing of each other: their histories have nothing in common to merge.
+                let winner = if here > there { self } else { Self { blobs: other.blobs(), ..coming } };
+                return Ok(Self { created, ..winner });
+            }
+            let merged = document.merge(&mut other);
             match merged.map_err(|error| ItemError::Document { item: id.clone(), error })? {
-                DocumentApplied::Changed => Bytes::from(document.save()),
-                DocumentApplied::Duplicate => self.saved.clone(),
+                DocumentApplied::Changed => (Bytes::from(document.save()), document.blobs()),
+                DocumentApplied::Duplicate => (self.saved.clone(), self.blobs.clone()),
             }
         };
         let newest = if coming.newest > self.newest { coming } else { self };
-        Ok(Self { saved, created, ..newest })
+        Ok(Self { saved, blobs, created, ..newest })
     }
 
     /// Applies waiting changes until none fits any more. Changes of an earlier epoch have no effect; what is left waits on.
@@ -373,6 +382,7 @@ impl DocumentItem {
         }
         if changed {
             self.saved = Bytes::from(document.save());
+            self.blobs = document.blobs();
         }
         later.append(&mut ready);
         later.sort_unstable();

@@ -4,7 +4,7 @@ use automerge::{AutoCommit, ObjId, ObjType, ROOT, ReadDoc, Value as AmValue};
 use serde_json::Value;
 
 use super::OBJECT_DEPTH_MAX;
-use super::mapping::{View, is_reserved, shown};
+use super::mapping::{Large, View, is_reserved, shown};
 use crate::channel::Hash;
 
 /// Most conflicts that are listed.
@@ -23,7 +23,7 @@ pub struct Conflict {
 /// One of the values of a conflict.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConflictingValue {
-    /// The value.
+    /// The value; of a blob its name.
     pub value: Value,
     /// Who, as named in the edit; may be empty.
     pub author: String,
@@ -67,7 +67,7 @@ fn walk(doc: &AutoCommit, object: &ObjId, path: &mut Vec<String>, conflicts: &mu
 }
 
 fn of_key(doc: &AutoCommit, object: &ObjId, key: &str, path: &[String]) -> Option<Conflict> {
-    let view = View { doc, heads: None };
+    let view = View { doc, heads: None, large: Large::Named };
     let all = doc.get_all(object, key).ok()?;
     let mut values = Vec::with_capacity(all.len());
     // automerge names the winner last.

@@ -7,22 +7,28 @@
 //! | object | map; keys that are empty or begin with a control character below U+0004 are escaped by U+0002 |
 //! | list whose items all have distinct merge keys | map with the key U+0001; each item is a map under the JSON array of its merge keys, with its order index under U+0001 |
 //! | any other list | one scalar: Bytes holding CBOR |
+//! | a string, or CBOR of a list, above [`BLOB_BYTES_MIN`] | one scalar: Bytes holding a tag below 0x80, SHA-256 and length of a blob |
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use automerge::hydrate;
 use automerge::transaction::Transactable;
 use automerge::{
     AutoCommit, AutomergeError, ChangeHash, ObjId, ObjType, ReadDoc, ScalarValue, Value as AmValue, ValueRef,
 };
+use bytes::Bytes;
 use serde_json::{Map, Number, Value};
 
 use super::{DocumentError, OBJECT_DEPTH_MAX, Shape, order};
+use crate::blob::{BLOB_BYTES_MAX, BLOB_BYTES_MIN, BLOBS_MAX, Blob, BlobRef, Blobs};
 
 /// Reserved key: marks a keyed list, and holds an item's order index.
-const ORDER: &str = "\u{1}";
+pub(super) const ORDER: &str = "\u{1}";
 /// Reserved key prefix: escapes the keys of users.
 const ESCAPE: char = '\u{2}';
+/// Begin the bytes that stand for a blob: CBOR of a list begins with 0x80 or more.
+const TEXT_BLOB: u8 = 1;
+const LIST_BLOB: u8 = 2;
 
 /// JSON on its way into automerge.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,15 +39,22 @@ pub(super) enum Node {
     List(Vec<(String, BTreeMap<String, Self>)>),
 }
 
-/// Reads a JSON object into a node.
-pub(super) fn node_of(object: &Value, shape: Shape<'_>) -> Result<Node, DocumentError> {
+/// Reads a JSON object into a node, and what of it is too large for a document into blobs.
+pub(super) fn node_of(object: &Value, shape: Shape<'_>) -> Result<(Node, Vec<Blob>), DocumentError> {
     if !object.is_object() {
         return Err(DocumentError::NotAnObject);
     }
-    node(object, &mut Vec::new(), shape)
+    let mut blobs = Vec::new();
+    let node = node(object, &mut Vec::new(), shape, &mut blobs)?;
+    Ok((node, blobs))
 }
 
-fn node<'a>(value: &'a Value, path: &mut Vec<&'a str>, shape: Shape<'_>) -> Result<Node, DocumentError> {
+fn node<'a>(
+    value: &'a Value,
+    path: &mut Vec<&'a str>,
+    shape: Shape<'_>,
+    blobs: &mut Vec<Blob>,
+) -> Result<Node, DocumentError> {
     if path.len() > OBJECT_DEPTH_MAX {
         return Err(too_deep());
     }
@@ -49,24 +62,55 @@ fn node<'a>(value: &'a Value, path: &mut Vec<&'a str>, shape: Shape<'_>) -> Resu
         Value::Null => Node::Scalar(ScalarValue::Null),
         Value::Bool(value) => Node::Scalar(ScalarValue::Boolean(*value)),
         Value::Number(number) => Node::Scalar(number_in(number)),
+        Value::String(text) if text.len() > BLOB_BYTES_MIN => {
+            Node::Scalar(named(TEXT_BLOB, Bytes::copy_from_slice(text.as_bytes()), blobs)?)
+        }
         Value::String(text) => Node::Scalar(ScalarValue::Str(text.as_str().into())),
-        Value::Object(map) => Node::Map(fields(map, path, shape)?),
-        Value::Array(list) => match keyed(list, path, shape)? {
+        Value::Object(map) => Node::Map(fields(map, path, shape, blobs)?),
+        Value::Array(list) => match keyed(list, path, shape, blobs)? {
             Some(items) => Node::List(items),
-            None => Node::Scalar(atomic(value, OBJECT_DEPTH_MAX - path.len())?),
+            None => {
+                let bytes = atomic(value, OBJECT_DEPTH_MAX - path.len())?;
+                let large = bytes.len() > BLOB_BYTES_MIN;
+                Node::Scalar(if large { named(LIST_BLOB, bytes.into(), blobs)? } else { ScalarValue::Bytes(bytes) })
+            }
         },
     })
+}
+
+/// The scalar that stands for a blob.
+fn named(tag: u8, content: Bytes, blobs: &mut Vec<Blob>) -> Result<ScalarValue, DocumentError> {
+    if content.len() > BLOB_BYTES_MAX {
+        return Err(DocumentError::TooLarge { max: BLOB_BYTES_MAX, unit: "bytes in one value" });
+    }
+    let blob = Blob::of(content);
+    let scalar = [&[tag], blob.name.hash.as_slice(), &blob.name.len.to_be_bytes()].concat();
+    if blobs.iter().all(|known| known.name != blob.name) {
+        blobs.push(blob);
+    }
+    if blobs.len() > BLOBS_MAX {
+        return Err(DocumentError::TooLarge { max: BLOBS_MAX, unit: "values above 4 KiB" });
+    }
+    Ok(ScalarValue::Bytes(scalar))
+}
+
+/// The tag and the blob that bytes in a document name, if they do.
+fn name_in(bytes: &[u8]) -> Option<(u8, BlobRef)> {
+    let (tag, rest) = bytes.split_first().filter(|(tag, _)| [TEXT_BLOB, LIST_BLOB].contains(tag))?;
+    let (hash, len) = rest.split_first_chunk::<32>()?;
+    Some((*tag, BlobRef { hash: *hash, len: u64::from_be_bytes(len.try_into().ok()?) }))
 }
 
 fn fields<'a>(
     map: &'a Map<String, Value>,
     path: &mut Vec<&'a str>,
     shape: Shape<'_>,
+    blobs: &mut Vec<Blob>,
 ) -> Result<BTreeMap<String, Node>, DocumentError> {
     let mut fields = BTreeMap::new();
     for (key, value) in map {
         path.push(key);
-        let node = node(value, path, shape);
+        let node = node(value, path, shape, blobs);
         path.pop();
         fields.insert(escaped(key), node?);
     }
@@ -79,6 +123,7 @@ fn keyed<'a>(
     list: &'a [Value],
     path: &mut Vec<&'a str>,
     shape: Shape<'_>,
+    blobs: &mut Vec<Blob>,
 ) -> Result<Option<Vec<(String, BTreeMap<String, Node>)>>, DocumentError> {
     let Some(keys) = shape(path).filter(|keys| !keys.is_empty()) else { return Ok(None) };
     let mut names = Vec::with_capacity(list.len());
@@ -94,7 +139,8 @@ fn keyed<'a>(
         return Ok(None);
     }
     path.push("*");
-    let items = list.iter().filter_map(Value::as_object).map(|item| fields(item, path, shape)).collect::<Vec<_>>();
+    let items = list.iter().filter_map(Value::as_object);
+    let items = items.map(|item| fields(item, path, shape, blobs)).collect::<Vec<_>>();
     path.pop();
     names.into_iter().zip(items).map(|(name, item)| Ok((name, item?))).collect::<Result<_, _>>().map(Some)
 }
@@ -114,13 +160,13 @@ fn number_in(number: &Number) -> ScalarValue {
     }
 }
 
-fn atomic(value: &Value, depth_max: usize) -> Result<ScalarValue, DocumentError> {
+fn atomic(value: &Value, depth_max: usize) -> Result<Vec<u8>, DocumentError> {
     if !within_depth(value, depth_max) {
         return Err(too_deep());
     }
     let mut bytes = Vec::new();
     ciborium::into_writer(value, &mut bytes).map_err(|error| DocumentError::Damaged(error.to_string()))?;
-    Ok(ScalarValue::Bytes(bytes))
+    Ok(bytes)
 }
 
 fn within_depth(value: &Value, depth_max: usize) -> bool {
@@ -208,7 +254,7 @@ fn reconcile_list(
     list: &ObjId,
     wanted: Vec<(String, BTreeMap<String, Node>)>,
 ) -> Result<(), AutomergeError> {
-    let names: std::collections::BTreeSet<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
+    let names: BTreeSet<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
     let surplus: Vec<String> = doc.keys(list).filter(|key| key != ORDER && !names.contains(key.as_str())).collect();
     for key in surplus {
         doc.delete(list, key)?;
@@ -243,7 +289,7 @@ fn reconcile_list(
     Ok(())
 }
 
-fn order_of(doc: &AutoCommit, list: &ObjId, name: &str) -> Result<Option<Vec<u8>>, AutomergeError> {
+pub(super) fn order_of(doc: &AutoCommit, list: &ObjId, name: &str) -> Result<Option<Vec<u8>>, AutomergeError> {
     let Some((AmValue::Object(ObjType::Map), item)) = doc.get(list, name)? else { return Ok(None) };
     Ok(doc.get(&item, ORDER)?.and_then(|(order, _)| order.into_bytes().ok()))
 }
@@ -264,6 +310,16 @@ fn same(left: &ScalarValue, right: &ScalarValue) -> bool {
 pub(super) struct View<'a> {
     pub(super) doc: &'a AutoCommit,
     pub(super) heads: Option<&'a [ChangeHash]>,
+    pub(super) large: Large<'a>,
+}
+
+/// What a view does about values that are blobs.
+#[derive(Clone, Copy)]
+pub(super) enum Large<'a> {
+    /// Puts their content in their place.
+    Filled(Blobs<'a>),
+    /// Shows their names: for people.
+    Named,
 }
 
 impl View<'_> {
@@ -306,8 +362,25 @@ impl View<'_> {
         match value {
             AmValue::Object(ObjType::Map) => self.map(id, depth + 1),
             AmValue::Object(_) => Err(DocumentError::Damaged("it holds an automerge list or text".to_owned())),
-            AmValue::Scalar(scalar) => scalar_out(scalar),
+            AmValue::Scalar(scalar) => self.scalar(scalar),
         }
+    }
+
+    fn scalar(&self, scalar: &ScalarValue) -> Result<Value, DocumentError> {
+        Ok(match scalar {
+            ScalarValue::Null => Value::Null,
+            ScalarValue::Boolean(value) => Value::Bool(*value),
+            ScalarValue::Str(text) => Value::String(text.to_string()),
+            ScalarValue::Int(value) => Value::Number((*value).into()),
+            ScalarValue::Uint(value) => Value::Number((*value).into()),
+            ScalarValue::F64(value) => Number::from_f64(*value).map_or(Value::Null, Value::Number),
+            ScalarValue::Bytes(bytes) => match (name_in(bytes), self.large) {
+                (Some((tag, name)), Large::Filled(blobs)) => filled(tag, name, blobs)?,
+                (Some((_, name)), Large::Named) => Value::String(name.to_string()),
+                (None, _) => list_of(bytes)?,
+            },
+            _ => return Err(DocumentError::Damaged("it holds a scalar of an unknown type".to_owned())),
+        })
     }
 
     fn order(&self, item: &ObjId) -> Vec<u8> {
@@ -319,20 +392,46 @@ impl View<'_> {
     }
 }
 
-fn scalar_out(scalar: &ScalarValue) -> Result<Value, DocumentError> {
-    Ok(match scalar {
-        ScalarValue::Null => Value::Null,
-        ScalarValue::Boolean(value) => Value::Bool(*value),
-        ScalarValue::Str(text) => Value::String(text.to_string()),
-        ScalarValue::Int(value) => Value::Number((*value).into()),
-        ScalarValue::Uint(value) => Value::Number((*value).into()),
-        ScalarValue::F64(value) => Number::from_f64(*value).map_or(Value::Null, Value::Number),
-        ScalarValue::Bytes(bytes) => {
-            let list = ciborium::from_reader(bytes.as_slice());
-            list.map_err(|error| DocumentError::Damaged(format!("a list is not CBOR: {error}")))?
+fn list_of(cbor: &[u8]) -> Result<Value, DocumentError> {
+    ciborium::from_reader(cbor).map_err(|error| DocumentError::Damaged(format!("a list is not CBOR: {error}")))
+}
+
+fn filled(tag: u8, name: BlobRef, blobs: Blobs<'_>) -> Result<Value, DocumentError> {
+    let Some(content) = blobs(&name.hash) else { return Err(DocumentError::MissingBlob { name }) };
+    if content.len() as u64 != name.len {
+        return Err(DocumentError::Damaged(format!("blob {name} has another length")));
+    }
+    if tag == LIST_BLOB {
+        return list_of(&content);
+    }
+    let text = String::from_utf8(content.into());
+    text.map(Value::String).map_err(|_bytes| DocumentError::Damaged(format!("blob {name} is no text")))
+}
+
+/// Adds the blobs that a map of a document names to `found`.
+pub(super) fn blobs_in(
+    doc: &AutoCommit,
+    object: &ObjId,
+    heads: Option<&[ChangeHash]>,
+    depth: usize,
+    found: &mut BTreeSet<BlobRef>,
+) {
+    if depth > OBJECT_DEPTH_MAX + 2 {
+        return;
+    }
+    let range = match heads {
+        Some(heads) => doc.map_range_at(object, .., heads),
+        None => doc.map_range(object, ..),
+    };
+    for entry in range {
+        match &entry.value {
+            ValueRef::Object(ObjType::Map) => blobs_in(doc, &entry.id(), heads, depth + 1, found),
+            ValueRef::Scalar(automerge::ScalarValueRef::Bytes(bytes)) if entry.key != ORDER => {
+                found.extend(name_in(bytes).map(|(_, name)| name));
+            }
+            _ => {}
         }
-        _ => return Err(DocumentError::Damaged("it holds a scalar of an unknown type".to_owned())),
-    })
+    }
 }
 
 /// Shows a key of automerge to people.

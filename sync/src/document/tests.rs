@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::blob::no_blobs;
 
 fn shape(path: &[&str]) -> Option<&'static [&'static str]> {
     match path {
@@ -36,7 +37,7 @@ fn manifest(image: &str) -> Value {
 #[test]
 fn a_manifest_comes_back_as_it_was_and_a_scalar_edit_is_small() {
     let mut document = create(&manifest("a:1"), &[("1-1", 5)]);
-    assert_eq!(document.object().unwrap(), manifest("a:1"));
+    assert_eq!(document.object(&no_blobs).unwrap(), manifest("a:1"));
     let rollouts = numbers(&[("1-1", 5)]);
     assert_eq!(document.edit(edit(&manifest("a:1"), &rollouts), &shape).unwrap(), None);
     let before = Document::load(&document.save()).unwrap();
@@ -45,7 +46,7 @@ fn a_manifest_comes_back_as_it_was_and_a_scalar_edit_is_small() {
     let mut other = before;
     assert_eq!(other.apply(&change).unwrap(), DocumentApplied::Changed);
     assert_eq!(other.apply(&change).unwrap(), DocumentApplied::Duplicate);
-    assert_eq!(other.object().unwrap(), manifest("a:2"));
+    assert_eq!(other.object(&no_blobs).unwrap(), manifest("a:2"));
     assert_eq!(other.heads(), document.heads());
     assert_eq!((other.epoch(), other.changes_len()), (1, 2));
 }
@@ -57,9 +58,9 @@ fn numbers_remember_their_template() {
     document.edit(edit(&manifest("a:2"), &numbers(&[("1-1", 5), ("1-2", u64::MAX)])), &shape).unwrap().unwrap();
     let mut document = Document::load(&document.save()).unwrap();
     assert_eq!(document.rollouts(), numbers(&[("1-1", 5), ("1-2", u64::MAX)]));
-    assert_eq!(document.object_at_number("1-1").unwrap(), Some(manifest("a:1")));
-    assert_eq!(document.object_at_number("1-2").unwrap(), Some(manifest("a:2")));
-    assert_eq!(document.object_at_number("1-3").unwrap(), None);
+    assert_eq!(document.object_at_number("1-1", &no_blobs).unwrap(), Some(manifest("a:1")));
+    assert_eq!(document.object_at_number("1-2", &no_blobs).unwrap(), Some(manifest("a:2")));
+    assert_eq!(document.object_at_number("1-3", &no_blobs).unwrap(), None);
     document.edit(edit(&manifest("a:2"), &numbers(&[("1-2", 9)])), &shape).unwrap().unwrap();
     assert_eq!(document.rollouts(), numbers(&[("1-2", 9)]));
 }
@@ -79,8 +80,8 @@ fn concurrent_edits_merge_and_conflicts_are_shown() {
     assert!(left.conflicts().is_empty());
     left.apply(&second).unwrap();
     right.apply(&first).unwrap();
-    assert_eq!(left.object().unwrap(), right.object().unwrap());
-    let merged = left.object().unwrap();
+    assert_eq!(left.object(&no_blobs).unwrap(), right.object(&no_blobs).unwrap());
+    let merged = left.object(&no_blobs).unwrap();
     assert_eq!(merged["spec"]["x"], 1);
     assert_eq!(merged["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 1);
     let conflicts = left.conflicts();
@@ -180,9 +181,9 @@ proptest! {
             if let Some(change) = document.edit(edit(version, &Rollouts::new()), &shape).unwrap() {
                 follower.apply(&change).unwrap();
             }
-            prop_assert_eq!(&document.object().unwrap(), version);
-            prop_assert_eq!(&follower.object().unwrap(), version);
-            prop_assert_eq!(&Document::load(&document.save()).unwrap().object().unwrap(), version);
+            prop_assert_eq!(&document.object(&no_blobs).unwrap(), version);
+            prop_assert_eq!(&follower.object(&no_blobs).unwrap(), version);
+            prop_assert_eq!(&Document::load(&document.save()).unwrap().object(&no_blobs).unwrap(), version);
             prop_assert!(document.edit(edit(version, &Rollouts::new()), &shape).unwrap().is_none());
         }
     }
@@ -197,7 +198,43 @@ proptest! {
         saved[at] ^= 1 << bit;
         if let Ok(document) = Document::load(&saved) {
             // Where damage is not noticed it must be harmless.
-            document.object().unwrap_or_default();
+            document.object(&no_blobs).unwrap_or_default();
         }
     }
+}
+
+#[test]
+fn large_values_stay_beside_the_document() {
+    let (text, args) = ("x".repeat(1 << 20), vec!["y".repeat(300); 20]);
+    let object = json!({"kind": "ConfigMap", "data": {"small": "s", "large": text, "again": text}, "args": args});
+    let mut document = Document::create(edit(&object, &numbers(&[("1-1", 5)])), 1, &shape, [1; 8]).unwrap();
+    let large = document.take_large();
+    assert_eq!(large.len(), 2, "one for each content");
+    assert!(document.save().len() < 600, "{} bytes", document.save().len());
+    assert_eq!(document.blobs().len(), 2);
+    let find = |hash: &Hash| large.iter().find(|blob| blob.name.hash == *hash).map(|blob| blob.content.clone());
+    assert!(matches!(document.object(&no_blobs), Err(DocumentError::MissingBlob { .. })));
+    assert_eq!(document.object(&find).unwrap(), object);
+
+    let mut next = object.clone();
+    next["data"]["large"] = "short".into();
+    next["data"]["again"] = "z".repeat(5000).into();
+    let both = numbers(&[("1-1", 5), ("1-2", 0)]);
+    let change = document.edit(edit(&next, &both), &shape).unwrap().unwrap();
+    assert!(change.len() < 400, "{} bytes", change.len());
+    let more = document.take_large();
+    assert_eq!(document.blobs().len(), 3, "the number in flight keeps its content named");
+    let find =
+        |hash: &Hash| large.iter().chain(&more).find(|blob| blob.name.hash == *hash).map(|blob| blob.content.clone());
+    assert_eq!(document.object(&find).unwrap(), next);
+    assert_eq!(document.object_at_number("1-1", &find).unwrap().unwrap(), object);
+    document.edit(edit(&next, &numbers(&[("1-2", 9)])), &shape).unwrap().unwrap();
+    assert_eq!(document.blobs().len(), 2);
+}
+
+#[test]
+fn a_value_beyond_the_bound_is_refused() {
+    let object = json!({"data": "x".repeat(crate::blob::BLOB_BYTES_MAX + 1)});
+    let refused = Document::create(edit(&object, &Rollouts::new()), 1, &shape, [1; 8]).unwrap_err();
+    assert_eq!(refused.to_string(), "document: more than 4194304 bytes in one value");
 }

@@ -3,7 +3,8 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
 
 use super::*;
-use crate::channel::{ChannelName, Heads, Positions, WriterId};
+use crate::blob::{BlobRef, BlobWant};
+use crate::channel::{ChannelName, Hash, Heads, Positions, WriterId};
 use crate::identity::writer::WriterChain;
 use crate::identity::{NodeName, SigningKey};
 use crate::observation::{Clock, Observation, Urgency};
@@ -81,8 +82,16 @@ impl Replica for Echo {
         });
     }
 
-    async fn renew(&self, _peer: &PeerIdentity, request: Bytes) -> Result<Bytes, String> {
-        if request.is_empty() { Err("empty".to_owned()) } else { Ok(request) }
+    async fn read_blob(&self, _: &PeerIdentity, _: &Hash, _: u64, _: usize) -> Result<Option<Bytes>, ReplicaError> {
+        Ok(None)
+    }
+
+    async fn missing_blobs(&self, _: &PeerIdentity, _: usize) -> Result<Vec<BlobWant>, ReplicaError> {
+        Ok(Vec::new())
+    }
+
+    async fn store_blob(&self, _: &PeerIdentity, _: &BlobRef, _: u64, _: Bytes) -> Result<BlobStored, ReplicaError> {
+        Ok(BlobStored::Unwanted)
     }
 }
 
@@ -148,10 +157,8 @@ async fn streams_carry_more_than_their_credit_beside_each_other() {
 }
 
 #[tokio::test]
-async fn certificates_are_renewed_and_a_busy_hub_says_when_to_come_back() {
+async fn a_busy_hub_says_when_to_come_back() {
     let (hub, device) = pair();
-    assert_eq!(device.handle.renew(Bytes::from_static(b"csr")).await.unwrap(), "csr");
-    assert_eq!(device.handle.renew(Bytes::new()).await, Err(CommandError::Refused("empty".to_owned())));
     hub.handle.close("busy", Some(1234)).await;
     assert_eq!(device.running.await.unwrap(), SessionEnd::RetryAfter { ms: 1234 });
 }
@@ -159,7 +166,9 @@ async fn certificates_are_renewed_and_a_busy_hub_says_when_to_come_back() {
 #[tokio::test]
 async fn a_failing_store_ends_the_session_and_asks_the_peer_back() {
     let (hub, device) = pair();
-    device.handle.renew(Bytes::from_static(b"established")).await.unwrap();
+    let mut stream = device.handle.open_stream(Bytes::new()).await.unwrap();
+    stream.send(Bytes::from_static(b"established")).await.unwrap();
+    stream.receive().await.unwrap();
     device.grown.send_replace(1);
     assert_eq!(device.running.await.unwrap(), SessionEnd::Replica("read the outbox: disk full".to_owned()));
     assert_eq!(hub.running.await.unwrap(), SessionEnd::RetryAfter { ms: REPLICA_RETRY_MS });

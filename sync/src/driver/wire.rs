@@ -39,12 +39,16 @@ impl Wire {
         Self { reader: pipe.reader, writer: pipe.writer, input: Input::default(), output: Output::default() }
     }
 
-    /// Takes frames from the session while there is room.
+    /// Takes frames from the session while there is room, and a piece of something large when there is nothing else.
     pub(super) fn fill(&mut self, session: &mut Session) {
         while self.output.buffer.len() < OUTPUT_BYTES {
             let Some(frame) = session.poll_frame() else { break };
-            self.output.buffer.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
-            self.output.buffer.extend_from_slice(&frame);
+            self.output.push(&frame);
+        }
+        if self.output.buffer.is_empty()
+            && let Some(piece) = session.poll_piece()
+        {
+            self.output.push(&piece);
         }
     }
 
@@ -96,6 +100,11 @@ impl Input {
 }
 
 impl Output {
+    fn push(&mut self, frame: &[u8]) {
+        self.buffer.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
+        self.buffer.extend_from_slice(frame);
+    }
+
     pub(super) fn is_clean(&self) -> bool {
         self.buffer.is_empty() && !self.unflushed
     }

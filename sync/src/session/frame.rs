@@ -1,6 +1,6 @@
 //! Frames: deterministic CBOR arrays, the first item of which names the kind.
 //!
-//! Channels and writers are introduced once per session and named by small numbers of the introducer's afterwards. A batch
+//! Kinds 19 and 20 were used once and stay free. Channels and writers are introduced once per session and named by small numbers of the introducer's afterwards. A batch
 //! that follows the one before it leaves out its first number and `prev`, which its hashes cover all the same.
 
 use std::collections::BTreeMap;
@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::GREETING_BYTES_MAX;
+use crate::blob::BLOB_PIECE_BYTES_MAX;
 use crate::channel::{CHANNEL_NAME_BYTES_MAX, CHANNELS_MAX, ChannelName, Hash, Positions, WRITERS_MAX, WriterId};
 use crate::driver::FRAME_BYTES_MAX;
 use crate::identity::writer::CHAIN_BYTES_MAX;
@@ -20,11 +21,11 @@ use crate::stream::{STREAM_DATA_BYTES_MAX, STREAM_REASON_BYTES_MAX, STREAM_REQUE
 /// Most logs acknowledged in one frame.
 pub(super) const ACKS_MAX: usize = 256;
 /// Largest piece of a state in one frame, in bytes.
-pub(super) const STATE_PIECE_BYTES: usize = 256 * 1024;
+pub(super) const STATE_PIECE_BYTES_MAX: usize = 256 * 1024;
+/// What is sent of one: a change that comes meanwhile waits for no more.
+pub(super) const STATE_PIECE_BYTES: usize = 16 * 1024;
 /// Longest reason, in bytes.
 pub(super) const REASON_BYTES_MAX: usize = 1024;
-/// Largest certificate request or chain, in bytes.
-pub(super) const RENEWAL_BYTES_MAX: usize = 32 * 1024;
 
 /// One message of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,11 +105,18 @@ pub(super) enum Frame {
         id: StreamId,
         reason: Option<String>,
     },
-    RenewRequest {
-        request: Bytes,
+    WantBlob {
+        hash: Hash,
+        offset: u64,
+        len: u64,
     },
-    RenewResponse {
-        answer: Result<Bytes, String>,
+    BlobPiece {
+        hash: Hash,
+        offset: u64,
+        bytes: Bytes,
+    },
+    NoBlob {
+        hash: Hash,
     },
 }
 
@@ -214,14 +222,14 @@ impl Frame {
             Self::StreamClose { id, reason: Some(reason) } => {
                 e.array(3).uint(18).uint(*id).text(reason);
             }
-            Self::RenewRequest { request } => {
-                e.array(2).uint(19).bytes(request);
+            Self::WantBlob { hash, offset, len } => {
+                e.array(4).uint(21).bytes(hash).uint(*offset).uint(*len);
             }
-            Self::RenewResponse { answer: Ok(chain) } => {
-                e.array(2).uint(20).bytes(chain);
+            Self::BlobPiece { hash, offset, bytes } => {
+                e.array(4).uint(22).bytes(hash).uint(*offset).bytes(bytes);
             }
-            Self::RenewResponse { answer: Err(reason) } => {
-                e.array(2).uint(20).text(reason);
+            Self::NoBlob { hash } => {
+                e.array(2).uint(23).bytes(hash);
             }
             // The others are encoded by `encode`.
             _ => {}
@@ -257,9 +265,9 @@ impl Frame {
             },
             (6, 4) => Self::Want { channel: decode_channel(d)?, writer: WriterId(d.hash()?), after: d.uint()? },
             (7, 3) => Self::Snapshot { writer: d.uint()?, list: encoded.slice_ref(d.bytes(LIST_BYTES_MAX)?) },
-            (8, 3) => Self::State { ends: d.uint()? == 1, piece: encoded.slice_ref(d.bytes(STATE_PIECE_BYTES)?) },
+            (8, 3) => Self::State { ends: d.uint()? == 1, piece: encoded.slice_ref(d.bytes(STATE_PIECE_BYTES_MAX)?) },
             (9, 4) => Self::Forked { channel: decode_channel(d)?, writer: WriterId(d.hash()?), seq: d.uint()? },
-            (10..=20, len) => Self::decode_rest(kind, len, d, encoded, &start)?,
+            (10..=23, len) => Self::decode_rest(kind, len, d, encoded, &start)?,
             _ => return Err(start.error("it is no frame of this version")),
         };
         d.end()?;
@@ -296,9 +304,13 @@ impl Frame {
                 id: d.uint()?,
                 reason: if len == 3 { Some(d.text(STREAM_REASON_BYTES_MAX)?.to_owned()) } else { None },
             },
-            (19, 2) => Self::RenewRequest { request: encoded.slice_ref(d.bytes(RENEWAL_BYTES_MAX)?) },
-            (20, 2) if d.is_text() => Self::RenewResponse { answer: Err(d.text(REASON_BYTES_MAX)?.to_owned()) },
-            (20, 2) => Self::RenewResponse { answer: Ok(encoded.slice_ref(d.bytes(RENEWAL_BYTES_MAX)?)) },
+            (21, 4) => Self::WantBlob { hash: d.hash()?, offset: d.uint()?, len: d.uint()? },
+            (22, 4) => Self::BlobPiece {
+                hash: d.hash()?,
+                offset: d.uint()?,
+                bytes: encoded.slice_ref(d.bytes(BLOB_PIECE_BYTES_MAX)?),
+            },
+            (23, 2) => Self::NoBlob { hash: d.hash()? },
             _ => return Err(start.error("it is no frame of this version")),
         })
     }

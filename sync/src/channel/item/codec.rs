@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::{DocumentItem, Item, ItemError, ItemKind, RegisterItem, Version, WAITING_MAX, Waiting};
+use crate::blob::{BLOBS_MAX, BlobRef};
 use crate::channel::{WRITERS_MAX, WriterId};
 use crate::record::cbor::{CborError, Decoder, Encoder};
 use crate::record::{AUTHOR_BYTES_MAX, RECORD_BODY_BYTES_MAX, decode_needs, encode_needs};
@@ -23,11 +24,18 @@ pub(super) fn encode(item: &Item) -> Bytes {
             encoder.array(1).uint(ABSENT);
         }
         ItemKind::Document(document) => {
-            encoder.array(8).uint(DOCUMENT).uint(document.epoch).bytes(&document.saved);
+            let len = if document.blobs.is_empty() { 8 } else { 9 };
+            encoder.array(len).uint(DOCUMENT).uint(document.epoch).bytes(&document.saved);
             version(&mut encoder, &document.created);
             version(&mut encoder, &document.newest);
             encode_needs(&mut encoder, &document.needs);
             encoder.text(&document.author).uint(document.time_ms);
+            if !document.blobs.is_empty() {
+                encoder.array(2 * document.blobs.len());
+                for blob in &document.blobs {
+                    encoder.bytes(&blob.hash).uint(blob.len);
+                }
+            }
         }
         ItemKind::Register(register) => {
             encoder.array(6).uint(REGISTER).bytes(&register.value);
@@ -87,10 +95,10 @@ pub(super) fn decode(encoded: &Bytes) -> Result<Item, ItemError> {
 
 fn decode_kind(decoder: &mut Decoder<'_>, encoded: &Bytes) -> Result<ItemKind, CborError> {
     let unknown = decoder.error("it is no kind of item: update this program");
-    let len = decoder.array(8)?;
+    let len = decoder.array(9)?;
     Ok(match (len, decoder.uint()?) {
         (1, ABSENT) => ItemKind::Absent,
-        (8, DOCUMENT) => ItemKind::Document(DocumentItem {
+        (8 | 9, DOCUMENT) => ItemKind::Document(DocumentItem {
             epoch: decoder.uint()?,
             // A merged document may be larger than any record of it.
             saved: encoded.slice_ref(decoder.bytes(crate::list::STATE_BYTES_MAX)?),
@@ -99,6 +107,7 @@ fn decode_kind(decoder: &mut Decoder<'_>, encoded: &Bytes) -> Result<ItemKind, C
             needs: decode_needs(decoder)?,
             author: decoder.text(AUTHOR_BYTES_MAX)?.to_owned(),
             time_ms: decoder.uint()?,
+            blobs: if len == 9 { decode_blobs(decoder)? } else { Vec::new() },
         }),
         (6, REGISTER) => ItemKind::Register(RegisterItem {
             value: encoded.slice_ref(decoder.bytes(RECORD_BODY_BYTES_MAX)?),
@@ -110,6 +119,11 @@ fn decode_kind(decoder: &mut Decoder<'_>, encoded: &Bytes) -> Result<ItemKind, C
         (2, REMOVED) => ItemKind::Removed(decode_version(decoder)?),
         _ => return Err(unknown),
     })
+}
+
+fn decode_blobs(decoder: &mut Decoder<'_>) -> Result<Vec<BlobRef>, CborError> {
+    let len = decoder.array(4 * BLOBS_MAX)? / 2;
+    (0..len).map(|_| Ok(BlobRef { hash: decoder.hash()?, len: decoder.uint()? })).collect()
 }
 
 fn version(encoder: &mut Encoder, version: &Version) {

@@ -82,3 +82,42 @@ proptest! {
         prop_assert!(Item::decode(&Bytes::from(bytes)).is_err());
     }
 }
+
+#[test]
+fn of_two_epochs_that_began_apart_the_later_keepers_is_in_force_in_every_order() {
+    use crate::document::{Document, Edit, Epoch, Rollouts};
+    let id = ItemId::parse("d").unwrap();
+    let began = |keeper: u64, seq: u64, text: &str| {
+        let object = serde_json::json!({"text": text});
+        let edit = Edit { object: &object, rollouts: &Rollouts::new(), author: "", time_ms: 1 };
+        let actor = [u8::try_from(seq).unwrap(); 8];
+        let saved = Document::create(edit, Epoch { number: 4, keeper }, &|_| None, actor).unwrap().save();
+        let writer = WriterId([u8::try_from(keeper).unwrap(); 32]);
+        let record = Record {
+            channel: crate::channel::ChannelName::parse("fleet/f").unwrap(),
+            writer,
+            seq,
+            prev: crate::channel::GENESIS,
+            draft: crate::record::Draft::snapshot(id.clone(), 4, saved, "", 1),
+        };
+        let Applied::Changed(item) = Item::apply(None, &record, keeper).unwrap() else { panic!() };
+        item
+    };
+    // The lower hub's record is the later one: it counts for nothing.
+    let items = [began(1, 9, "old hub"), began(7, 2, "restored hub"), began(7, 3, "restored hub, forked")];
+    let mut ends = std::collections::BTreeSet::new();
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut item = Item::default();
+        for at in order {
+            match Item::adopt(Some(&item), &id, items[at].clone()).unwrap() {
+                Applied::Changed(next) | Applied::Waiting(next) => item = next,
+                Applied::Unchanged => {}
+            }
+        }
+        let ItemKind::Document(document) = &item.kind else { panic!() };
+        let document = Document::load(&document.saved).unwrap();
+        ends.insert((document.keeper(), document.object(&crate::blob::no_blobs).unwrap().to_string()));
+    }
+    assert_eq!(ends.len(), 1, "{ends:?}");
+    assert_eq!(ends.first().unwrap().0, 7);
+}
