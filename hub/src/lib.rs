@@ -6,6 +6,7 @@
 
 mod admission;
 mod backend;
+pub mod bundle;
 pub mod clock;
 pub mod config;
 pub mod controllers;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use flotilla_rest::authorize::SystemMasters;
 use flotilla_rest::kubeconfig::Kubeconfig;
 use flotilla_rest::{Front, Limits, server};
+use flotilla_sync::bundle::courier;
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::identity::{Credentials, FlooredClock, IdentityError, Installation, TrustTime};
 use flotilla_sync::transport::{AcceptBucket, BrokerUrl, BrokerUrlError, Door, DoorLimits, ListenError, Listener};
@@ -43,6 +45,7 @@ pub use fleet::contact::{Contact, Contacts};
 pub use store::Store;
 
 use backend::HubBackend;
+use bundle::HubClerk;
 use config::DATABASE_FILE;
 use enrol::Registrar;
 use fleet::Reception;
@@ -147,6 +150,11 @@ impl Hub {
         .write(&kubeconfig)
         .map_err(|source| HubError::Folder { path: kubeconfig, source })?;
 
+        let clerk = HubClerk { door: Arc::clone(&fleet), registrar: Arc::clone(&reception.registrar) };
+        clerk.remember().await?;
+        let courier = courier::listen(&config.data_dir)
+            .map_err(|source| HubError::Folder { path: config.data_dir.join(courier::SOCKET_FILE), source })?;
+
         let (shutdown, stop) = watch::channel(false);
         let backend = HubBackend::new(store.clone(), fleet, config.retention.audit_count_max);
         let front = Front::over(Arc::new(backend), clock, Limits::HUB).authorized_by(SystemMasters);
@@ -158,6 +166,7 @@ impl Hub {
                 }
             }),
             tokio::spawn(fleet::serve(quic, reception.clone(), stop.clone())),
+            tokio::spawn(courier::serve(courier, Arc::new(clerk), stop.clone())),
             tokio::spawn(fleet::attention::watch(Arc::clone(&reception.door), stop.clone())),
             tokio::spawn(runner::run(store.clone(), contacts.clone(), stop.clone())),
         ];

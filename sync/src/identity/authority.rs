@@ -63,6 +63,12 @@ impl InstallationId {
         Self(hex(&digest(&SHA256, &root.0).as_ref()[..8]))
     }
 
+    /// Reads the text form.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        (text.len() == 16 && digits).then(|| Self(text.to_owned()))
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -34,6 +34,8 @@ pub struct WriterChain {
     pub subject: WriterSubject,
     /// The life of the database it writes for. Orders registers before seq does.
     pub incarnation: u64,
+    /// The long-lived key of the device it writes for; `None` for a hub.
+    device: Option<PublicKey>,
     encoded: Vec<u8>,
 }
 
@@ -125,7 +127,9 @@ impl WriterIdentity {
         let mut encoded = Encoder::new();
         encoded.array(3).bytes(&body).bytes(issuer_certificate).bytes(&signature);
         let id = WriterId::of(&public);
-        let chain = WriterChain { id, key: public, subject: subject.clone(), incarnation, encoded: encoded.finish() };
+        let device = matches!(subject, WriterSubject::Device(_)).then(|| issuer.public());
+        let encoded = encoded.finish();
+        let chain = WriterChain { id, key: public, subject: subject.clone(), incarnation, device, encoded };
         Ok(Self { key, chain })
     }
 
@@ -188,12 +192,18 @@ impl WriterChain {
             (WriterSubject::Device(node), Some(certificate)) if *node == certificate.node => {}
             _ => return Err(damaged("its subject is not its issuer's to certify")),
         }
-        Ok(Self { id: WriterId::of(&key), key, subject, incarnation, encoded: encoded.to_vec() })
+        let device = issuer_certificate.map(|certificate| certificate.key);
+        Ok(Self { id: WriterId::of(&key), key, subject, incarnation, device, encoded: encoded.to_vec() })
     }
 
     /// The bytes to store and send.
     pub fn encode(&self) -> &[u8] {
         &self.encoded
+    }
+
+    /// The long-lived key of the device it writes for; `None` for a hub. Tells a device from one that had its name before.
+    pub fn device_key(&self) -> Option<PublicKey> {
+        self.device
     }
 }
 

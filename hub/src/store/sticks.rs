@@ -1,0 +1,106 @@
+//! What the hub knows of devices by what was carried to it: one row per device among the settings.
+
+use std::collections::BTreeMap;
+
+use flotilla_sync::channel::{ChannelName, Positions, WriterId};
+use flotilla_sync::identity::{PublicKey, SealingPublicKey};
+use flotilla_sync::observation::Clock;
+use rusqlite::{OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+
+use super::{Batch, StoreError};
+
+/// Before a node's name in the table of settings; no other setting has a slash.
+const PREFIX: &str = "stick/";
+
+/// One device, as its bundles say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Stick {
+    /// It asked to join, and has not shown yet that it has the answer.
+    pub(crate) join: Option<StoredJoin>,
+    /// Of its newest bundle.
+    pub(crate) clock: Option<Clock>,
+    /// How far it had read then, and where its own log stood.
+    positions: Vec<(String, Vec<(WriterBytes, u64)>)>,
+}
+
+type WriterBytes = [u8; 32];
+
+/// What of a request to join the answer is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredJoin {
+    pub(crate) csr: Vec<u8>,
+    pub(crate) device_key: PublicKey,
+    pub(crate) sealing: SealingPublicKey,
+}
+
+impl Stick {
+    pub(crate) fn positions(&self) -> Positions {
+        let logs = |logs: &Vec<(WriterBytes, u64)>| logs.iter().map(|(writer, seq)| (WriterId(*writer), *seq)).collect();
+        let channel = |(name, read): &(String, Vec<_>)| Some((ChannelName::parse(name).ok()?, logs(read)));
+        self.positions.iter().filter_map(channel).collect()
+    }
+
+    pub(crate) fn set_positions(&mut self, positions: &Positions) {
+        let logs = |logs: &BTreeMap<WriterId, u64>| logs.iter().map(|(writer, seq)| (writer.0, *seq)).collect();
+        self.positions = positions.iter().map(|(channel, read)| (channel.to_string(), logs(read))).collect();
+    }
+}
+
+impl Batch<'_> {
+    /// What is known of a device by bundles; nothing when none came.
+    pub(crate) fn stick(&self, node: &str) -> Result<Stick, StoreError> {
+        let mut statement = self.transaction.prepare_cached("SELECT value FROM setting WHERE name = ?1")?;
+        let stored: Option<Vec<u8>> =
+            statement.query_row([format!("{PREFIX}{node}")], |row| row.get(0)).optional()?;
+        Ok(stored.map_or_else(Stick::default, |stored| read(node, &stored)))
+    }
+
+    pub(crate) fn put_stick(&mut self, node: &str, stick: &Stick) -> Result<(), StoreError> {
+        let encoded = serde_json::to_vec(stick)
+            .map_err(|source| StoreError::Damaged { what: "what a device's bundles said", source })?;
+        self.transaction
+            .prepare_cached("INSERT OR REPLACE INTO setting (name, value) VALUES (?1, ?2)")?
+            .execute(params![format!("{PREFIX}{node}"), encoded])?;
+        Ok(())
+    }
+
+    /// All devices of which bundles came.
+    pub(crate) fn sticks(&self) -> Result<Vec<(String, Stick)>, StoreError> {
+        let mut statement = self.transaction.prepare("SELECT name, value FROM setting WHERE name GLOB 'stick/*'")?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+        let mut sticks = Vec::new();
+        for row in rows {
+            let (name, stored) = row?;
+            let node = name.trim_start_matches(PREFIX).to_owned();
+            let stick = read(&node, &stored);
+            sticks.push((node, stick));
+        }
+        Ok(sticks)
+    }
+
+    /// Subjects of a device with the newest clock taken of each: what its outbox may forget.
+    pub(crate) fn observed(&self, node: &str) -> Result<Vec<(String, Clock)>, StoreError> {
+        let mut statement = self
+            .transaction
+            .prepare_cached("SELECT subject, incarnation, boot, seq FROM observation WHERE node = ?1 ORDER BY subject")?;
+        let rows = statement.query_map([node], |row| {
+            let clock = Clock {
+                incarnation: row.get::<_, i64>(1)?.cast_unsigned(),
+                boot: row.get::<_, i64>(2)?.cast_unsigned(),
+                seq: row.get::<_, i64>(3)?.cast_unsigned(),
+            };
+            Ok((row.get(0)?, clock))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+/// A row that cannot be read costs a larger bundle, nothing else.
+fn read(node: &str, stored: &[u8]) -> Stick {
+    serde_json::from_slice(stored).unwrap_or_else(|error| {
+        tracing::error!(node, %error, "what a device's bundles said is damaged; the next bundle for it carries everything");
+        Stick::default()
+    })
+}
