@@ -3,6 +3,7 @@
 //! Owns the order observe, plan, persist, apply, report. Refuses decisions ([`crate::effective`], [`crate::reconcile`],
 //! [`crate::local_write`] have them) and waiting: long work is the executor's and comes back as an event. Start at [`Agent::run`].
 
+mod images;
 mod local;
 mod report;
 mod write;
@@ -27,6 +28,7 @@ use crate::clock::Clock;
 use crate::effective::{Effective, Memory, effective};
 use crate::executor::{Done, Executor};
 use crate::host::Host;
+use crate::image::ImageStore;
 use crate::knowledge::{Knowledge, Read};
 use crate::probe::{ProbeReport, ProbeRunner};
 use crate::reconcile::{self, Observed, Place};
@@ -59,6 +61,7 @@ pub struct Agent {
     pub(crate) executor: Executor<ShimRuntime>,
     pub(crate) probes: ProbeRunner<ShimRuntime>,
     pub(crate) host: Host,
+    pub(crate) images: Arc<ImageStore>,
     pub(crate) knowledge: Knowledge,
     pub(crate) memory: Memory,
     /// By object uid; see [`crate::local_write::LAST_APPLIED_ANNOTATION`].
@@ -77,6 +80,8 @@ pub(crate) struct Inbox {
     pub(crate) writes: mpsc::Receiver<WriteCommand>,
     pub(crate) streams: mpsc::Receiver<OpenedStream>,
     pub(crate) link: watch::Receiver<Link>,
+    /// Images were imported or removed.
+    pub(crate) images: watch::Receiver<u64>,
     pub(crate) end: watch::Receiver<bool>,
 }
 
@@ -92,6 +97,7 @@ pub(crate) struct LoopState {
     /// Pods whose next appearance is a new one to watchers.
     pub(crate) renewed: Vec<ObjectKey>,
     pub(crate) wake_at: Option<Timestamp>,
+    pub(crate) pinned: Option<images::Pinned>,
     pub(crate) unsaved: Unsaved,
 }
 
@@ -165,7 +171,7 @@ impl Agent {
     async fn end_all(&mut self) {
         loop {
             let sandboxes = match self.runtime.list().await {
-                Ok(sandboxes) if sandboxes.is_empty() => return,
+                Ok(sandboxes) if sandboxes.is_empty() && self.executor.volumes().statuses().is_empty() => return,
                 Ok(sandboxes) => sandboxes,
                 Err(error) => {
                     tracing::error!(%error, "draining: the sandboxes cannot be listed");
@@ -197,6 +203,7 @@ impl Agent {
             Some(report) = inbox.probes.recv() => Event::Probe(report),
             Ok(()) = inbox.items.changed() => Event::Something,
             Ok(()) = inbox.link.changed() => Event::Something,
+            Ok(()) = inbox.images.changed() => Event::Something,
             Some(opened) = inbox.streams.recv() => Event::Stream(opened),
             () = pause => Event::Something,
         }
@@ -218,7 +225,11 @@ impl Agent {
         let mut plan = reconcile::plan(&next.pods, &observed, &self.history(), &self.place());
         plan.leave_alone(&next.left_alone);
         self.keep_histories(&read, &plan).await;
-        self.executor.carry_out(plan.actions);
+        if self.pin_images(&observed.images, std::mem::take(&mut plan.images)) {
+            self.executor.carry_out(plan.actions);
+        } else {
+            plan.wake_at = Some(now);
+        }
         self.probes.keep(&plan.probes);
         self.state.wake_at = plan.wake_at;
         self.state.effective = next;
@@ -256,6 +267,9 @@ impl Agent {
             busy: self.executor.busy().clone(),
             failures: self.executor.failures().clone(),
             probes: self.probes.statuses().clone(),
+            images: self.images.current(),
+            volumes: self.executor.volumes().statuses(),
+            volume_failures: self.executor.volume_failures().clone(),
         }
     }
 
@@ -265,6 +279,7 @@ impl Agent {
             host_ip: self.host.ip.clone(),
             node_name: self.node.name.clone(),
             facilities: self.facilities.clone(),
+            volumes: self.executor.volumes().root().to_owned(),
             now: self.clock.now(),
         }
     }

@@ -253,7 +253,14 @@ fn config_map(manifest: &Manifest, live: &[OverrideRecord], result: &mut Effecti
     let object = overridden(&manifest.object, live, result);
     let data = object.at("/data").and_then(serde_json::Value::as_object);
     let data = data.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned())));
-    result.pods.config_maps.insert((object.namespace().into(), object.name().into()), data.collect());
+    let key: (String, String) = (object.namespace().into(), object.name().into());
+    result.pods.config_maps.insert(key.clone(), data.collect());
+    let binary = object.at("/binaryData").and_then(serde_json::Value::as_object).into_iter().flatten();
+    let binary: BTreeMap<String, Vec<u8>> =
+        binary.filter_map(|(name, text)| Some((name.clone(), decoded(text.as_str()?)?))).collect();
+    if !binary.is_empty() {
+        result.pods.config_map_binaries.insert(key, binary);
+    }
     show(&object, result);
 }
 

@@ -5,23 +5,29 @@
 //! carried out gives the same plan. Start reading at [`plan`], then [`history`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use flotilla_manifests::object::Object;
 use flotilla_manifests::time::Timestamp;
 use serde_json::Value;
 
+use crate::image::Images;
 use crate::runtime::{ContainerConfig, Facilities, SandboxConfig, SandboxStatus};
 
 mod environment;
 pub mod history;
+mod image;
 mod lifecycle;
 mod limits;
 pub mod pod;
 mod restart;
 mod status;
+pub mod volume;
 
 pub use environment::expand;
+pub use image::ImageUses;
+pub use volume::VolumePlan;
 pub use history::{ContainerHistory, History, PodHistory};
 pub use pod::container_digest;
 
@@ -30,8 +36,10 @@ pub use pod::container_digest;
 pub struct DesiredPods {
     /// By pod uid.
     pub pods: BTreeMap<String, DesiredPod>,
-    /// `data` by (namespace, name). `binaryData` is not usable in an environment.
+    /// `data` by (namespace, name).
     pub config_maps: BTreeMap<(String, String), BTreeMap<String, String>>,
+    /// Decoded `binaryData` of those that have any: for volumes, it is not usable in an environment.
+    pub config_map_binaries: BTreeMap<(String, String), BTreeMap<String, Vec<u8>>>,
     /// Opened `data` by (namespace, name); a value that is not UTF-8 is named as the reason its container waits.
     pub secrets: BTreeMap<(String, String), BTreeMap<String, Vec<u8>>>,
 }
@@ -69,6 +77,12 @@ pub struct Observed {
     pub failures: BTreeMap<String, Failure>,
     /// Newest word of the probes.
     pub probes: BTreeMap<ProbeKey, ProbeStatus>,
+    /// Container images on this device.
+    pub images: Arc<Images>,
+    /// What stands of pods' volumes, by pod uid.
+    pub volumes: BTreeMap<String, volume::VolumesStatus>,
+    /// The last failed try to make volumes of each pod, until one succeeds.
+    pub volume_failures: BTreeMap<String, Failure>,
 }
 
 /// An action could not be carried out.
@@ -122,12 +136,15 @@ pub struct Place {
     pub node_name: String,
     /// What the runtime can do here.
     pub facilities: Arc<Facilities>,
+    /// Where volumes stand: the folder of [`VolumeStore`](crate::volume::VolumeStore).
+    pub volumes: PathBuf,
     pub now: Timestamp,
 }
 
 /// One step. Steps of one pod are carried out in order, a failed one drops those after it; pods do not wait for each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    PrepareVolumes(VolumePlan),
     RunSandbox(SandboxConfig),
     StartContainer(ContainerConfig),
     StopContainer {
@@ -140,6 +157,8 @@ pub enum Action {
     /// Ends the sandbox of a pod that has come to its end; logs and exit records stay.
     StopSandbox,
     RemoveSandbox,
+    /// Unmounts and deletes all volumes of the pod.
+    RemoveVolumes,
 }
 
 /// Something about a pod that a person wants to be told of. It is noted in every plan for as long as it holds, and becomes one
@@ -174,6 +193,8 @@ pub struct Plan {
     pub probes: BTreeMap<ProbeKey, ProbeTarget>,
     /// What holds now of each pod and is told as Events, by uid.
     pub notices: BTreeMap<String, BTreeSet<Notice>>,
+    /// Images that must stay. To be made durable BEFORE any action is taken.
+    pub images: ImageUses,
     /// Plan again at this time even if nothing happens.
     pub wake_at: Option<Timestamp>,
 }

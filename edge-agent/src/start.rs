@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::enrolment::{self, Identity};
 use crate::executor::Executor;
 use crate::host::Host;
+use crate::image::{ImageStore, poke};
 use crate::knowledge::Knowledge;
 use crate::probe::ProbeRunner;
 use crate::reconcile::History;
@@ -32,6 +33,7 @@ use crate::runtime::shims::ShimRuntime;
 use crate::store::{Loaded, Store};
 use crate::uplink::{Link, Uplink};
 use crate::view::LocalView;
+use crate::volume::VolumeStore;
 
 /// Local writes waiting for the loop; a caller that finds it full waits.
 const WRITES_LEN_MAX: usize = 32;
@@ -68,7 +70,8 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let (leave, left) = watch::channel(false);
     let node = NodeRef { name: identity.node.to_string(), uid: identity.node_uid.clone() };
     let host = Host::read(&folder);
-    let (executor, done) = Executor::over(runtime.clone());
+    let volumes = Arc::new(VolumeStore::open(&folder, &host.boot_id)?);
+    let (executor, done) = Executor::over(runtime.clone(), volumes);
     let (probes, probe_reports) = ProbeRunner::over(runtime.clone(), host.ip.clone());
     let inbox = Inbox {
         items: replica.changed(),
@@ -78,6 +81,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         writes: write_queue,
         streams,
         link: link_watch,
+        images: poke::listen(&folder),
         end: ended,
     };
     let agent = Agent {
@@ -92,6 +96,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         executor,
         probes,
         host,
+        images: images(&folder)?,
         knowledge: Knowledge::opening_with(SealingKey::from_bytes(identity.keys.sealing.to_bytes())),
         memory: remembered(&loaded, "memory"),
         last_applied: remembered(&loaded, "last-applied"),
@@ -141,6 +146,18 @@ fn life(identity: &Identity, boot: u64) -> Result<Life> {
         incarnation: identity.enrolment.incarnation,
         boot,
     })
+}
+
+/// The images of this device. What interrupted imports left is cleared away beside the start, which waits for nothing.
+fn images(folder: &Path) -> Result<Arc<ImageStore>> {
+    let images = Arc::new(ImageStore::open(folder)?);
+    let store = images.clone();
+    drop(tokio::task::spawn_blocking(move || {
+        if let Err(error) = store.tidy() {
+            tracing::warn!(error = %enrolment::chain(&error), "what imports of images left could not be cleared away");
+        }
+    }));
+    Ok(images)
 }
 
 /// What is on the disk, and who this device is.

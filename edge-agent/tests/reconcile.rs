@@ -14,6 +14,7 @@ use flotilla_agent::runtime::shims::ShimRuntime;
 use flotilla_agent::runtime::{Runtime, RuntimeEvent};
 use flotilla_agent::shim::files;
 use flotilla_agent::shim::proc_table::{self, Family};
+use flotilla_agent::volume::VolumeStore;
 use flotilla_manifests::kind;
 use flotilla_manifests::object::Object;
 use flotilla_manifests::time::Timestamp;
@@ -43,7 +44,8 @@ impl Device {
         let exe = Path::new(env!("CARGO_BIN_EXE_flotilla-agent"));
         let runtime = Arc::new(ShimRuntime::open(folder.path(), exe).await.unwrap());
         let events = runtime.events().unwrap();
-        let (executor, done) = Executor::over(runtime.clone());
+        let volumes = Arc::new(VolumeStore::open(folder.path(), &proc_table::boot_id()).unwrap());
+        let (executor, done) = Executor::over(runtime.clone(), volumes);
         let (probes, reports) = ProbeRunner::over(runtime.clone(), "127.0.0.1".into());
         let (desired, history) = (DesiredPods::default(), History::new());
         Self { folder, uid, desired, history, runtime, executor, probes, events, done, reports }
@@ -64,12 +66,15 @@ impl Device {
             busy: self.executor.busy().clone(),
             failures: self.executor.failures().clone(),
             probes: self.probes.statuses().clone(),
+            volumes: self.executor.volumes().statuses(),
+            volume_failures: self.executor.volume_failures().clone(),
         };
         let place = Place {
             boot_id: proc_table::boot_id(),
             host_ip: "127.0.0.1".into(),
             node_name: "edge-1".into(),
             facilities: Arc::new(self.runtime.facilities().clone()),
+            volumes: self.executor.volumes().root().to_owned(),
             now: now(),
         };
         let plan = plan(&self.desired, &observed, &self.history, &place);

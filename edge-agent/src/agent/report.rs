@@ -100,6 +100,7 @@ impl Agent {
         let lives = |uid: &String| {
             statuses.contains_key(uid)
                 || observed.sandboxes.contains_key(uid)
+                || observed.volumes.contains_key(uid)
                 || self.shared.history().contains_key(uid)
         };
         let confirmable = read.known.evictions.iter().filter(|uid| !self.state.confirmed.contains(*uid) && !lives(uid));
@@ -142,7 +143,8 @@ impl Agent {
         let pressure = self.host.pressure();
         let previous = self.state.reports.node_status.clone();
         let (facilities, now) = (&self.facilities, self.clock.now());
-        let status = self.host.node_status(&self.node.name, facilities, &pressure, previous.as_ref(), now);
+        let mut status = self.host.node_status(&self.node.name, facilities, &pressure, previous.as_ref(), now);
+        status["images"] = super::images::shown(&self.images.current());
         if let Some(previous) = previous
             && without_heartbeats(previous.clone()) == without_heartbeats(status.clone())
         {

@@ -16,12 +16,21 @@ pub(super) struct Sources<'a> {
     pub(super) place: &'a Place,
 }
 
-/// Resolves `envFrom`, then `env`; `Err` reads as kubelet's message for `CreateContainerConfigError`.
+/// [`resolve_over`] nothing.
 pub(super) fn resolve(
     sources: &Sources<'_>,
     container: &ContainerSpec<'_>,
 ) -> Result<BTreeMap<String, String>, String> {
-    let mut all = BTreeMap::new();
+    resolve_over(sources, container, BTreeMap::new())
+}
+
+/// Resolves `envFrom`, then `env`, over what the image brings; `Err` reads as kubelet's message for `CreateContainerConfigError`.
+pub(super) fn resolve_over(
+    sources: &Sources<'_>,
+    container: &ContainerSpec<'_>,
+    of_image: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, String> {
+    let mut all = of_image;
     for source in list(container.value, "envFrom") {
         take_all(sources, source, &mut all)?;
     }
@@ -91,7 +100,7 @@ pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     result
 }
 
-fn is_optional(reference: &Value) -> bool {
+pub(super) fn is_optional(reference: &Value) -> bool {
     reference.get("optional").and_then(Value::as_bool).unwrap_or(false)
 }
 
@@ -160,7 +169,7 @@ fn referred(sources: &Sources<'_>, container: &ContainerSpec<'_>, from: &Value) 
         .into())
 }
 
-fn field(sources: &Sources<'_>, path: &str) -> Result<String, String> {
+pub(super) fn field(sources: &Sources<'_>, path: &str) -> Result<String, String> {
     let object = &sources.pod.object;
     let keyed = |prefix: &str| Some(path.strip_prefix(prefix)?.strip_suffix("']")?.to_owned());
     if let Some(key) = keyed("metadata.labels['") {
@@ -181,7 +190,7 @@ fn field(sources: &Sources<'_>, path: &str) -> Result<String, String> {
 }
 
 /// `limits.cpu` in units of `divisor` (1 by default), rounded up; an absent limit has no honest value here.
-fn resource(container: &ContainerSpec<'_>, reference: &Value) -> Result<String, String> {
+pub(super) fn resource(container: &ContainerSpec<'_>, reference: &Value) -> Result<String, String> {
     use flotilla_manifests::quantity::Quantity;
     let path = text(reference, "resource");
     let (list, name) = path.split_once('.').unwrap_or((path, ""));

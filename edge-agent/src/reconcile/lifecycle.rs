@@ -1,6 +1,7 @@
 //! The life of each pod, decided: from its sandbox over init containers, sidecars and containers to its end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use flotilla_manifests::time::Timestamp;
 
@@ -8,12 +9,16 @@ use super::environment::{self, Sources};
 use super::pod::{ContainerSpec, PodSpec, Role};
 use super::restart::restarts;
 use super::{
-    Action, DesiredPod, DesiredPods, History, Notice, Observed, Place, Plan, PodHistory, ProbeKey, ProbeStatus,
-    ProbeTarget, Severity, limits, status,
+    Action, DesiredPod, DesiredPods, Failure, History, Notice, Observed, Place, Plan, PodHistory, ProbeKey, ProbeStatus,
+    ProbeTarget, Severity, image, limits, status,
 };
 use crate::runtime::{
     ContainerConfig, ContainerState, ContainerStatus, Exit, SandboxConfig, SandboxState, SandboxStatus, admission,
 };
+
+mod volumes;
+
+use volumes::PodVolumes;
 
 /// After a failed step of a pod: 1 s, doubling to 60 s.
 const FAILURE_MS: u64 = 1_000;
@@ -34,13 +39,29 @@ pub(super) fn plan(desired: &DesiredPods, observed: &Observed, history: &History
             wake(&mut plan.wake_at, wait);
             continue;
         }
-        let steps = withdraw(sandbox);
+        let mut steps = withdraw(sandbox);
+        if steps == [Action::RemoveSandbox] && observed.volumes.contains_key(uid) {
+            steps.push(Action::RemoveVolumes);
+        }
         if !steps.is_empty() {
             plan.actions.insert(uid.clone(), steps);
         }
     }
+    let left = |uid: &String| !desired.pods.contains_key(uid) && !observed.sandboxes.contains_key(uid);
+    for uid in observed.volumes.keys().filter(|uid| left(uid) && !observed.busy.contains(*uid)) {
+        match failure_wait(observed, uid, place.now) {
+            Some(wait) => wake(&mut plan.wake_at, wait),
+            None => drop(plan.actions.insert(uid.clone(), vec![Action::RemoveVolumes])),
+        }
+    }
+    for (uid, known) in history.iter().filter(|(uid, _)| observed.sandboxes.contains_key(*uid)) {
+        let known = plan.history.get(uid).and_then(Option::as_ref).unwrap_or(known);
+        for container in known.containers.values() {
+            image::note_use(&mut plan.images, &container.image_digest, &known.namespace, &known.name);
+        }
+    }
     for uid in history.keys() {
-        if !desired.pods.contains_key(uid) && !observed.sandboxes.contains_key(uid) && !observed.busy.contains(uid) {
+        if left(uid) && !observed.volumes.contains_key(uid) && !observed.busy.contains(uid) {
             plan.ended.insert(uid.clone());
             plan.history.insert(uid.clone(), None);
         }
@@ -76,7 +97,10 @@ fn wake(wake_at: &mut Option<Timestamp>, at: Timestamp) {
 
 /// When a pod whose last step failed may be tried again, if that is not now.
 fn failure_wait(observed: &Observed, uid: &str, now: Timestamp) -> Option<Timestamp> {
-    let failure = observed.failures.get(uid)?;
+    failure_wait_of(observed.failures.get(uid)?, now)
+}
+
+fn failure_wait_of(failure: &Failure, now: Timestamp) -> Option<Timestamp> {
     let doublings = failure.count.saturating_sub(1).min(16);
     let wait_ms = FAILURE_MS.saturating_mul(1 << doublings).min(FAILURE_MS_MAX);
     let at = Timestamp(failure.at.0.saturating_add(wait_ms));
@@ -101,6 +125,7 @@ pub(super) struct Planner<'a> {
     /// Init containers of this sandbox are through.
     pub(super) initialized: bool,
     actions: Vec<Action>,
+    volumes: PodVolumes<'a>,
     probes: BTreeMap<ProbeKey, ProbeTarget>,
     notices: BTreeSet<Notice>,
     /// Limits of the manifest that nobody keeps.
@@ -133,6 +158,7 @@ impl<'a> Planner<'a> {
             waiting: BTreeMap::new(),
             initialized: false,
             actions: Vec::new(),
+            volumes: PodVolumes::default(),
             probes: BTreeMap::new(),
             notices: BTreeSet::new(),
             unlimited: Vec::new(),
@@ -260,6 +286,7 @@ impl<'a> Planner<'a> {
 
     fn run(&mut self) {
         self.note_limits();
+        self.take_up_volumes();
         let containers = self.spec.containers.clone();
         let attempt = self.sandbox_attempt();
         self.initialized = true;
@@ -287,6 +314,7 @@ impl<'a> Planner<'a> {
             self.settle();
         }
         self.make_sandbox_first(attempt);
+        self.prepare_volumes();
         if let Some(failure) = self.observed.failures.get(self.uid) {
             let reason = if self.sandbox_is_ready() { "RunContainerError" } else { "CreatePodSandboxError" };
             for waiting in self.waiting.values_mut().filter(|waiting| waiting.0 == "ContainerCreating") {
@@ -379,10 +407,15 @@ impl<'a> Planner<'a> {
         if let (Some(sandbox), Some(status)) = (self.sandbox, self.live(container.name)) {
             // What cannot be resolved any more does not stop a running container; its exec probes see less.
             let sources = Sources { desired: self.desired, pod: self.pod, place: self.place };
+            // The image it was started from, which may have lost its name to another since.
+            let digest = self.history.containers.get(container.name).map_or("", |known| known.image_digest.as_str());
+            let image = self.observed.images.by_digest.get(digest).map(Arc::as_ref);
+            let user = image::user(self.spec.value, container.value, image).unwrap_or_default();
+            let of_image = image::environment(image, &user);
             let target = ProbeTarget {
                 container: container.value.clone(),
-                env: environment::resolve(&sources, container).unwrap_or_default(),
-                working_dir: container.working_dir().to_owned(),
+                env: environment::resolve_over(&sources, container, of_image).unwrap_or_default(),
+                working_dir: image::working_dir(container, image),
                 started: self.started(container),
             };
             self.probes.insert(probe_key(self.uid, container.name, sandbox, status), target);
@@ -407,45 +440,71 @@ impl<'a> Planner<'a> {
             return;
         }
         let attempt = known.next_attempt();
-        match self.config(container, attempt, &digest) {
-            Ok(config) => {
+        let config = self.config(container, attempt, &digest).and_then(|config| {
+            let wrong = |message| ("CreateContainerConfigError".to_owned(), message);
+            self.mounted(container, config).map_err(wrong)
+        });
+        match config {
+            Ok((config, sub_paths)) => {
+                if let Some(message) = self.volumes_hold_back(&sub_paths) {
+                    self.waiting.insert(container.name.to_owned(), ("ContainerCreating".into(), message));
+                    return;
+                }
+                self.ask_for(sub_paths);
                 let known = self.history.containers.entry(container.name.to_owned()).or_default();
                 if known.attempt != Some(attempt) || known.boot != self.place.boot_id || known.digest != digest {
                     known.record_start(attempt, &digest, sandbox_attempt, &self.place.boot_id);
                 }
                 known.sandbox_attempt = sandbox_attempt;
+                known.image_digest = config.root.as_ref().map(|root| root.image_digest.clone()).unwrap_or_default();
                 self.waiting.insert(container.name.to_owned(), ("ContainerCreating".into(), String::new()));
                 self.actions.push(Action::StartContainer(config));
             }
-            Err(message) => {
-                self.waiting.insert(container.name.to_owned(), ("CreateContainerConfigError".into(), message));
+            Err((reason, message)) => {
+                if reason != "CreateContainerConfigError" {
+                    self.note(Severity::Warning, "Failed", &format!("container {}: {message}", container.name));
+                }
+                self.waiting.insert(container.name.to_owned(), (reason, message));
             }
         }
     }
 
-    fn config(&self, container: &ContainerSpec<'_>, attempt: u32, digest: &str) -> Result<ContainerConfig, String> {
+    fn config(&self, container: &ContainerSpec<'_>, attempt: u32, digest: &str) -> Result<ContainerConfig, Waiting> {
+        let wrong = |message: String| ("CreateContainerConfigError".to_owned(), message);
+        let image = image::find(&self.spec, container, &self.observed.images)?;
+        let image = image.as_deref();
         let sources = Sources { desired: self.desired, pod: self.pod, place: self.place };
-        let env = environment::resolve(&sources, container)?;
-        let number = |field: &str| {
-            let value = super::pod::security(self.spec.value, container.value, field)?;
-            value.as_u64().and_then(|id| u32::try_from(id).ok())
-        };
+        let user = image::user(self.spec.value, container.value, image).map_err(wrong)?;
+        let of_image = image::environment(image, &user);
+        let env = environment::resolve_over(&sources, container, of_image).map_err(wrong)?;
         Ok(ContainerConfig {
             name: container.name.to_owned(),
             attempt,
             digest: digest.to_owned(),
-            argv: environment::argv(container, &env)?,
+            argv: image::argv(container, image, &env).map_err(wrong)?,
             env,
-            working_dir: container.working_dir().to_owned(),
-            run_as_user: number("runAsUser"),
-            run_as_group: number("runAsGroup"),
-            supplemental_groups: Vec::new(),
+            working_dir: image::working_dir(container, image),
+            run_as_user: user.uid,
+            run_as_group: user.gid,
+            supplemental_groups: user.groups,
             mounts: Vec::new(),
-            root: None,
-            stop_signal: None,
+            root: image.map(|image| image::rootfs(container, image)),
+            stop_signal: image.and_then(|image| image.stop_signal.clone()),
             resources: limits::resources(container.value, &self.place.facilities).resources,
             security: limits::security(self.spec.value, container.value),
         })
+    }
+
+    /// The images its containers run from, and would be started from next.
+    fn use_images(&self, plan: &mut Plan) {
+        if self.history.terminal_phase.is_some() && self.sandbox.is_none() {
+            return;
+        }
+        for container in &self.spec.containers {
+            if let Ok(Some(next)) = image::find(&self.spec, container, &self.observed.images) {
+                image::note_use(&mut plan.images, &next.digest, &self.history.namespace, &self.history.name);
+            }
+        }
     }
 
     /// Tells of limits that are not what the manifest says; the pod runs all the same.
@@ -485,20 +544,25 @@ impl<'a> Planner<'a> {
     /// A pod at its end: sidecars stop, then the sandbox; logs stay.
     fn close(&mut self) {
         if !self.sandbox_is_ready() {
-            return;
+            return self.remove_volumes();
         }
         if self.sandbox.is_some_and(|sandbox| running(sandbox).next().is_some()) {
             self.stop_in_order(self.spec.grace_seconds, "the pod has come to its end");
         } else {
             self.actions.push(Action::StopSandbox);
+            self.remove_volumes();
         }
     }
 
     /// A pod that is deleted: containers, then sidecars, then everything that is left of it.
     fn end(&mut self, grace_seconds: u32) {
         match self.sandbox {
+            None if self.has_volumes() => self.remove_volumes(),
             None => self.ended = !self.observed.busy.contains(self.uid),
-            Some(sandbox) if running(sandbox).next().is_none() => self.actions.push(Action::RemoveSandbox),
+            Some(sandbox) if running(sandbox).next().is_none() => {
+                self.actions.push(Action::RemoveSandbox);
+                self.remove_volumes();
+            }
             Some(_) => self.stop_in_order(grace_seconds, "the pod is deleted"),
         }
         self.initialized = self.spec.main().any(|container| self.history.containers.contains_key(container.name));
@@ -534,6 +598,7 @@ impl<'a> Planner<'a> {
             return;
         }
         plan.statuses.insert(self.uid.to_owned(), status::of(&mut self));
+        self.use_images(plan);
         if before != Some(&self.history) {
             plan.history.insert(self.uid.to_owned(), Some(self.history));
         }

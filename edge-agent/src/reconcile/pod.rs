@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{DesiredPod, limits};
+use super::{DesiredPod, limits, volume};
 use crate::runtime::admission;
 
 /// kubelet's terminationGracePeriodSeconds default.
@@ -143,6 +143,9 @@ pub fn container_digest(pod_spec: &Value, container: &Value) -> String {
     // Processes of the host keep the first form: they ran before there was any other.
     if let (true, Some(parts)) = (admission::isolated(pod_spec), form.as_array_mut()) {
         parts.push(limits::digest_form(pod_spec, container));
+    }
+    if let (Some(mounts), Some(parts)) = (volume::form(pod_spec, container), form.as_array_mut()) {
+        parts.push(json!({"mounts": mounts}));
     }
     let hash = ring::digest::digest(&ring::digest::SHA256, form.to_string().as_bytes());
     let mut digest = String::from("1:");

@@ -15,6 +15,7 @@ fn place(now: u64) -> Place {
         host_ip: "10.0.0.7".into(),
         node_name: "edge-1".into(),
         facilities: Arc::default(),
+        volumes: "/data/volumes".into(),
         now: Timestamp(now),
     }
 }
@@ -127,6 +128,16 @@ impl World {
             }
             Action::StopSandbox => self.lose(uid, None),
             Action::RemoveSandbox => drop(self.observed.sandboxes.remove(uid)),
+            Action::PrepareVolumes(step) => {
+                let status = self.observed.volumes.entry(uid.to_owned()).or_default();
+                status.prepared.retain(|name, _| step.kept.contains(name));
+                status.prepared.extend(step.volumes.into_iter().map(|(name, volume)| (name, volume.digest)));
+            }
+            Action::RemoveVolumes => {
+                let sandbox = self.observed.sandboxes.get(uid);
+                assert!(sandbox.is_none_or(|sandbox| sandbox.state == SandboxState::Lost), "removed under a running pod");
+                self.observed.volumes.remove(uid);
+            }
         }
     }
 
@@ -168,6 +179,12 @@ fn short(step: &Action) -> String {
         }
         Action::StopSandbox => "stop sandbox".into(),
         Action::RemoveSandbox => "remove sandbox".into(),
+        Action::PrepareVolumes(step) => {
+            let mut names: Vec<&str> = step.volumes.keys().map(String::as_str).collect();
+            names.extend(step.sub_paths.iter().map(|sub_path| sub_path.name.as_str()));
+            format!("volumes {}", names.join(" "))
+        }
+        Action::RemoveVolumes => "remove volumes".into(),
     }
 }
 
