@@ -25,7 +25,7 @@ const MERGE: &str = "application/merge-patch+json";
 
 /// Builds the slim agent, runs it with 20 pods, and measures.
 pub(crate) fn measure(binary: &str, report: &mut Report) {
-    let agent = Path::new(binary).with_file_name("flotilla-agent");
+    let agent = Path::new(binary).ancestors().nth(2).unwrap().join("slim/flotilla-agent");
     build(&agent);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     report.add("binary flotilla-agent, stripped", mib(std::fs::metadata(&agent).unwrap().len()), "MiB");
@@ -69,7 +69,7 @@ pub(crate) fn measure(binary: &str, report: &mut Report) {
 
 fn build(agent: &Path) {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let arguments = ["build", "--release", "--quiet", "--package", "flotilla-agent"];
+    let arguments = ["build", "--profile", "slim", "--quiet", "--package", "flotilla-agent"];
     let status = Command::new(cargo).current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).status().unwrap();
     assert!(status.success() && agent.exists(), "flotilla-agent was not built at {}", agent.display());
 }
