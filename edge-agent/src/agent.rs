@@ -6,6 +6,7 @@
 mod images;
 mod local;
 mod report;
+mod salvaged;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +51,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Everything one device is made of; built by [`crate::start`].
 #[derive(Debug)]
 pub struct Agent {
+    /// Everything of this device on the disk.
+    pub(crate) folder: std::path::PathBuf,
     pub(crate) node: NodeRef,
     pub(crate) store: Store,
     pub(crate) clock: Arc<Clock>,
@@ -213,7 +216,8 @@ impl Agent {
     async fn pass(&mut self) -> Result<(), PassError> {
         let now = self.clock.now();
         let read = self.knowledge.read(&self.replica);
-        let read = self.end_overrides(read, now).await?;
+        let mut read = self.end_overrides(read, now).await?;
+        self.expect_remembered(&mut read.known);
         // By proven time: an override never ends early because a clock runs ahead.
         let next = effective(&self.node, &read.known, &self.memory, self.clock.proven());
         if next.memory != self.memory {
@@ -224,6 +228,7 @@ impl Agent {
         let observed = self.observed(sandboxes);
         let mut plan = reconcile::plan(&next.pods, &observed, &self.history(), &self.place());
         plan.leave_alone(&next.left_alone);
+        plan.leave_alone(&self.unexplained(&next, &observed));
         self.keep_histories(&read, &plan).await;
         if self.pin_images(&observed.images, std::mem::take(&mut plan.images)) {
             self.executor.carry_out(plan.actions);

@@ -6,11 +6,16 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::image::command::ImageCommand;
+
 /// `flotilla agent ...`
 #[derive(Debug, Subcommand)]
 pub enum AgentCommand {
     /// Run this device: start its workloads from disk, keep them running, and sync when there is a link
     Run(RunArguments),
+    /// Container images on this device
+    #[command(subcommand)]
+    Image(ImageCommand),
 }
 
 /// `flotilla agent run`

@@ -35,8 +35,11 @@ use anyhow::Context as _;
 /// # Errors
 /// Whatever ends the agent other than being told to.
 pub fn run_command(command: args::AgentCommand) -> anyhow::Result<()> {
-    let args::AgentCommand::Run(arguments) = command;
     init_logging();
+    let arguments = match command {
+        args::AgentCommand::Run(arguments) => arguments,
+        args::AgentCommand::Image(command) => return image::command::run(&command, clock::Clock::default().now().0),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
     runtime.block_on(start::run(arguments))
 }

@@ -30,16 +30,13 @@ use crate::reconcile::History;
 use crate::replica::{DeviceReplica, Life};
 use crate::runtime::Runtime as _;
 use crate::runtime::shims::ShimRuntime;
-use crate::store::{Loaded, Store};
+use crate::store::{Damage, Entry, Loaded, Store, reserve};
 use crate::uplink::{Link, Uplink};
 use crate::view::LocalView;
 use crate::volume::VolumeStore;
 
 /// Local writes waiting for the loop; a caller that finds it full waits.
 const WRITES_LEN_MAX: usize = 32;
-/// Disk space set aside in the agent's folder.
-const RESERVE: &str = "reserve";
-const RESERVE_BYTES: usize = 1024 * 1024;
 /// Resource versions one life of the agent may give out before it reserves more at its next start.
 const VERSIONS_PER_LIFE: u64 = 1 << 24;
 
@@ -56,6 +53,11 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let Opened { store, loaded, clock, trust, boot, identity } = open(&folder, &arguments).await?;
     let life = life(&identity, boot)?;
     let (replica, streams) = DeviceReplica::take_up(store.clone(), &loaded, life, clock.clone(), trust.clone())?;
+    note_damage(&folder, &loaded, &replica, clock.now());
+    if let Err(error) = replica.mend_own_log().await {
+        // The old writer goes on; what it says twice the hub sees as a fork, and both branches count.
+        tracing::error!(error = %enrolment::chain(&error), "this device's own log was not mended");
+    }
     let replica = Arc::new(replica);
     let executable = std::env::current_exe().context("finding the running program")?;
     let runtime = Arc::new(ShimRuntime::open(&folder, &executable).await?);
@@ -85,6 +87,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         end: ended,
     };
     let agent = Agent {
+        folder: folder.clone(),
         node,
         store: store.clone(),
         clock: clock.clone(),
@@ -136,6 +139,23 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     Ok(())
 }
 
+/// Tells people what of the database was damaged.
+fn note_damage(folder: &Path, loaded: &Loaded, replica: &DeviceReplica, now: Timestamp) {
+    let entry = |what: String, why: String| Entry { time_ms: now.0, what, why, salvage: None };
+    let mut found: Vec<Entry> =
+        loaded.set_aside.iter().map(|(what, why)| entry(what.clone(), why.clone())).collect();
+    let unreadable = "its stored state is damaged; it is asked of the hub again";
+    found.extend(replica.damaged_rows().into_iter().map(|what| entry(what, unreadable.to_owned())));
+    if let Some(salvage) = &loaded.salvage {
+        let mut database = entry("the database".to_owned(), salvage.why.clone());
+        database.salvage = Some(salvage.clone());
+        found.push(database);
+    }
+    if let Err(error) = Damage::note(folder, found) {
+        tracing::error!(%error, "what was damaged could not be noted");
+    }
+}
+
 fn life(identity: &Identity, boot: u64) -> Result<Life> {
     Ok(Life {
         node: identity.node.clone(),
@@ -173,11 +193,12 @@ struct Opened {
 /// Opens the database and, at the very first start, joins the hub.
 async fn open(folder: &Path, arguments: &RunArguments) -> Result<Opened> {
     keep_private(&folder.join("device.db"))?;
-    let (store, loaded) = Store::open(folder)?;
+    let (store, mut loaded) = Store::open(folder)?;
+    enrolment::recall(folder, &store, &mut loaded).await;
     let clock = Arc::new(Clock::default());
     let boot = number(&loaded, "boot") + 1;
     if store.set_meta("boot", boot.to_string().into_bytes()).await.is_err() {
-        give_up_reserve(folder);
+        reserve::give_up(folder);
         set_number(&store, "boot", boot).await;
     }
     let reading = clock.clone();
@@ -186,29 +207,9 @@ async fn open(folder: &Path, arguments: &RunArguments) -> Result<Opened> {
     let identity = Identity::open(&store, &loaded, arguments, &time).await?;
     clock.raise(Timestamp(identity.enrolment.hub_time_ms));
     trust.raise(identity.enrolment.hub_time_ms);
-    keep_reserve(folder);
+    enrolment::keep_copy(folder, &identity);
+    reserve::keep(folder);
     Ok(Opened { store, loaded, clock, trust, boot, identity })
-}
-
-/// Sets disk space aside, while there is some, for a start on a full disk: pods need a few files to run again after a reboot.
-fn keep_reserve(folder: &Path) {
-    let path = folder.join(RESERVE);
-    if std::fs::metadata(&path).is_ok_and(|reserve| reserve.len() == RESERVE_BYTES as u64) {
-        return;
-    }
-    if let Err(error) = std::fs::write(&path, vec![0_u8; RESERVE_BYTES]) {
-        tracing::warn!(%error, "no disk space could be set aside: free some before this device restarts");
-        // A part of it helps nobody.
-        drop(std::fs::remove_file(&path));
-    }
-}
-
-/// Gives the space back to what has to run.
-fn give_up_reserve(folder: &Path) {
-    match std::fs::remove_file(folder.join(RESERVE)) {
-        Ok(()) => tracing::error!("the disk is full: the space set aside is used up now; free some"),
-        Err(error) => tracing::error!(%error, "the disk is full, and no space was set aside"),
-    }
 }
 
 /// Opens the local API on loopback TLS and on a Unix socket, and writes `local.kubeconfig`.

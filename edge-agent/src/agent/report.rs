@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::overrides;
+use flotilla_manifests::time::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Agent, PassError, local};
 use crate::knowledge::Read;
 use crate::local_write::LAST_APPLIED_ANNOTATION;
 use crate::reconcile::Observed;
+use crate::store::Damage;
 use crate::uplink::Link;
 
 /// What was put into the outbox last, by subject: only changes are put there again.
@@ -71,6 +73,7 @@ impl Agent {
             object.metadata_mut().insert("uid".into(), record.id.clone().into());
             objects.insert(object.key(), object);
         }
+        local::add_namespaces(&mut objects);
         let renewed = std::mem::take(&mut self.state.renewed);
         let changes = self.shared.view().replace(objects, &renewed);
         if !changes.is_empty() {
@@ -143,7 +146,8 @@ impl Agent {
         let pressure = self.host.pressure();
         let previous = self.state.reports.node_status.clone();
         let (facilities, now) = (&self.facilities, self.clock.now());
-        let mut status = self.host.node_status(&self.node.name, facilities, &pressure, previous.as_ref(), now);
+        let status = self.host.node_status(&self.node.name, facilities, &pressure, previous.as_ref(), now);
+        let mut status = with_damage(status, &self.damage());
         status["images"] = super::images::shown(&self.images.current());
         if let Some(previous) = previous
             && without_heartbeats(previous.clone()) == without_heartbeats(status.clone())
@@ -153,6 +157,19 @@ impl Agent {
         self.state.reports.node_status = Some(status.clone());
         status
     }
+}
+
+/// Adds a condition that tells of damage on the disk, as long as nobody has cleared it.
+fn with_damage(mut status: Value, damage: &Damage) -> Value {
+    let Some(message) = damage.message() else { return status };
+    let since = Timestamp(damage.since_ms()).to_rfc3339();
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        conditions.push(json!({
+            "type": "StorageDamaged", "status": "True", "reason": "RowsUnreadable", "message": message,
+            "lastTransitionTime": since, "lastHeartbeatTime": since,
+        }));
+    }
+    status
 }
 
 /// What of a PodStatus leaves at once when it changes: phase, and per container ready, restarts and the kind of its state.

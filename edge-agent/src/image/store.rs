@@ -85,7 +85,7 @@ pub struct Use {
 }
 
 impl ImageStore {
-    /// Opens `data/images`, making it if it is not there, and clears away what an interrupted import left.
+    /// Opens `data/images`, making it if it is not there.
     ///
     /// # Errors
     /// When the folder cannot be made. A damaged index is no error: it is set aside and told of, and images are imported again.
@@ -94,12 +94,19 @@ impl ImageStore {
         for folder in [folder.clone(), folder.join("layers"), folder.join("tmp")] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(at("create", &folder))?;
         }
-        let store = Self { folder, known: Mutex::new(Known::default()) };
-        if let Some(lock) = store.try_import_lock()? {
-            store.clear_away();
-            drop(lock);
-        }
-        Ok(store)
+        Ok(Self { folder, known: Mutex::new(Known::default()) })
+    }
+
+    /// Clears away what an interrupted import or removal left, and what nobody uses. Does nothing while one is under way.
+    ///
+    /// # Errors
+    /// As [`Self::collect`].
+    pub fn tidy(&self) -> Result<(), ImageError> {
+        let Some(lock) = self.try_import_lock()? else { return Ok(()) };
+        self.clear_away();
+        let count = self.collect_locked();
+        drop(lock);
+        count.map(drop)
     }
 
     /// What is here now. Cheap while nothing changed (one `stat`). What cannot be read is told of once and answered by what was known.

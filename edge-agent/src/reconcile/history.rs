@@ -45,6 +45,9 @@ pub struct ContainerHistory {
     pub sandbox_attempt: u32,
     /// Digest it was started from.
     pub digest: String,
+    /// Manifest digest of the image it was started from; empty for a process of the host.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub image_digest: String,
     /// How `last_exit_attempt` ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<Exit>,

@@ -351,6 +351,7 @@ impl<'a> Planner<'a> {
             grace_seconds: self.spec.grace_seconds,
             isolated: self.spec.isolated(),
             hostname: self.spec.hostname(self.pod.object.name()).to_owned(),
+            host_lines: self.spec.host_lines(&self.place.host_ip, self.pod.object.name()),
             host_pid: self.spec.flag("hostPID"),
             host_ipc: self.spec.flag("hostIPC"),
         };

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::lifecycle::Planner;
 use super::pod::{ContainerSpec, Role, text};
+use crate::image::Images;
 use crate::runtime::{ContainerState, Exit, SandboxState};
 
 /// The pod's status now; dates of conditions are kept in its history.
@@ -93,7 +94,9 @@ fn told(planner: &Planner<'_>, container: &ContainerSpec<'_>) -> Told {
     });
     if let Some(attempt) = shown_attempt {
         value["containerID"] = identity(attempt).into();
-        value["imageID"] = image.into();
+        let digest = known.map_or("", |known| known.image_digest.as_str());
+        let image_id = if digest.is_empty() { image.to_owned() } else { Images::image_id(image, digest) };
+        value["imageID"] = image_id.into();
     }
     let over = !running && waiting.is_none() && ended.is_some();
     let ever_ran = running || latest.is_some();
