@@ -65,7 +65,7 @@ impl Host {
             os_image: os_image(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
             architecture: architecture(std::env::consts::ARCH),
             cpu_milli: (cpus as u64).saturating_mul(1000),
-            memory_bytes: memory_line(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:"),
+            memory_bytes: memory_bytes(),
             data: data.to_owned(),
         }
     }
@@ -201,6 +201,11 @@ pub(crate) fn architecture(rust: &'static str) -> &'static str {
         "riscv64" => "riscv64",
         other => other,
     }
+}
+
+/// All the memory there is.
+pub(crate) fn memory_bytes() -> u64 {
+    memory_line(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:")
 }
 
 /// `MemTotal:       24683700 kB`, in bytes.

@@ -3,6 +3,7 @@
 //! Start reading at [`reconcile`] (what to do, pure), then [`runtime`] (how it is done).
 
 pub mod cgroup;
+pub mod events;
 pub mod executor;
 pub mod host;
 pub mod image;
@@ -16,6 +17,7 @@ pub mod stage;
 pub mod agent;
 pub mod args;
 pub mod backend;
+pub mod bundle;
 pub mod clock;
 pub mod effective;
 pub mod enrolment;
@@ -38,6 +40,7 @@ pub fn run_command(command: args::AgentCommand) -> anyhow::Result<()> {
     init_logging();
     let arguments = match command {
         args::AgentCommand::Run(arguments) => arguments,
+        args::AgentCommand::Damage(arguments) => return store::damage::run(&arguments),
         args::AgentCommand::Image(command) => return image::command::run(&command, clock::Clock::default().now().0),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;

@@ -91,6 +91,9 @@ pub struct SandboxConfig {
     /// The pod's host name; used when it is isolated.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hostname: String,
+    /// Lines of its `/etc/hosts` beside the device's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_lines: Vec<String>,
     /// The pod sees the host's processes (`hostPID`).
     #[serde(default)]
     pub host_pid: bool,

@@ -18,10 +18,13 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 mod connection;
 mod container;
 pub mod files;
+pub mod litter;
 pub mod output;
 pub mod proc_table;
 pub mod protocol;
 mod supervisor;
+
+pub(crate) use container::global_words as container_words;
 
 use crate::runtime::SandboxConfig;
 
@@ -67,14 +70,39 @@ fn run(dir: &Path) -> Result<(), Complaint> {
     nix::sys::prctl::set_child_subreaper(true).map_err(|error| format!("could not become a subreaper: {error}"))?;
     nix::sys::prctl::set_name(c"flotilla-shim").ok();
     let _lock = lock(dir)?;
-    let sandbox: SandboxConfig = std::fs::read(sandbox_path(dir))
+    let wish: files::Wish = std::fs::read(sandbox_path(dir))
         .map_err(|error| error.to_string())
         .and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()))
         .map_err(|error| format!("could not read {}: {error}", sandbox_path(dir).display()))?;
-    let mut supervisor = supervisor::Supervisor::open(dir, sandbox)?;
+    if wish.sandbox.isolated {
+        isolate(dir, &wish.sandbox)?;
+    }
+    let mut supervisor = supervisor::Supervisor::open(dir, wish)?;
     drop(writeln!(std::io::stdout(), "{READY}"));
     detach(dir).map_err(|error| format!("could not leave the agent's standard streams: {error}"))?;
     supervisor.run()
+}
+
+/// Makes what the pod's containers share: System V and POSIX queues, a host name, and a few files of `/etc`. This process is what
+/// holds the namespaces.
+fn isolate(dir: &Path, sandbox: &SandboxConfig) -> Result<(), Complaint> {
+    use nix::sched::{CloneFlags, unshare};
+    let mut flags = CloneFlags::CLONE_NEWUTS;
+    flags.set(CloneFlags::CLONE_NEWIPC, !sandbox.host_ipc);
+    unshare(flags)
+        .map_err(|error| format!("could not make the pod's namespaces (OCI containers need root): {error}"))?;
+    let named = std::fs::write("/proc/sys/kernel/hostname", &sandbox.hostname);
+    named.map_err(|error| format!("could not set the pod's host name to {:?}: {error}", sandbox.hostname))?;
+    let own = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let lines: String = sandbox.host_lines.iter().map(|line| format!("{line}\n")).collect();
+    let hosts = format!("{}\n# Entries of the pod.\n{lines}", own("/etc/hosts").trim_end());
+    let contents =
+        [("hosts", hosts), ("hostname", format!("{}\n", sandbox.hostname)), ("resolv.conf", own("/etc/resolv.conf"))];
+    for (name, text) in contents {
+        let path = files::etc_path(dir, name);
+        std::fs::write(&path, text).map_err(|error| format!("could not write {}: {error}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Closes what whoever started the agent left open: it would live on in the shim and leak into every container.

@@ -130,7 +130,7 @@ fn kill(pid: i32) {
 }
 
 fn sandbox(uid: &str, attempt: u32) -> SandboxConfig {
-    SandboxConfig { uid: uid.into(), namespace: "default".into(), name: "web".into(), attempt, grace_seconds: 30, isolated: false, hostname: String::new(), host_pid: false, host_ipc: false }
+    SandboxConfig { uid: uid.into(), namespace: "default".into(), name: "web".into(), attempt, grace_seconds: 30, isolated: false, hostname: String::new(), host_lines: Vec::new(), host_pid: false, host_ipc: false }
 }
 
 fn shell(name: &str, script: &str) -> ContainerConfig {

@@ -415,7 +415,7 @@ impl<'a> Planner<'a> {
             let of_image = image::environment(image, &user);
             let target = ProbeTarget {
                 container: container.value.clone(),
-                env: environment::resolve_over(&sources, container, of_image).unwrap_or_default(),
+                env: environment::resolve(&sources, container, of_image).unwrap_or_default(),
                 working_dir: image::working_dir(container, image),
                 started: self.started(container),
             };
@@ -477,7 +477,7 @@ impl<'a> Planner<'a> {
         let sources = Sources { desired: self.desired, pod: self.pod, place: self.place };
         let user = image::user(self.spec.value, container.value, image).map_err(wrong)?;
         let of_image = image::environment(image, &user);
-        let env = environment::resolve_over(&sources, container, of_image).map_err(wrong)?;
+        let env = environment::resolve(&sources, container, of_image).map_err(wrong)?;
         Ok(ContainerConfig {
             name: container.name.to_owned(),
             attempt,

@@ -34,17 +34,16 @@ pub(super) fn resources(container: &Value, facilities: &Facilities) -> Wish {
     if let Some(limit) = amount("limits", "memory") {
         let asked = u64::try_from(limit.units()).unwrap_or(0);
         let bytes = wish.clamp(name, "memory", asked, facilities.memory_bytes);
-        wish.resources.memory_bytes_max = Some(bytes);
-        wish.enforce("memory", facilities.limits.memory);
+        wish.resources.memory_bytes_max = wish.enforce("memory", facilities.limits.memory).then_some(bytes);
     }
     let cpu = amount("limits", "cpu").map(|limit| u64::try_from(limit.milli()).unwrap_or(0));
     if let Some(asked) = cpu {
         let milli = wish.clamp(name, "cpu", asked, facilities.cpu_milli);
         let quota = milli.saturating_mul(Resources::CPU_PERIOD_US) / 1000;
-        wish.resources.cpu_quota_us = Some(quota.max(QUOTA_US_MIN));
-        wish.enforce("cpu", facilities.limits.cpu);
+        wish.resources.cpu_quota_us = wish.enforce("cpu", facilities.limits.cpu).then_some(quota.max(QUOTA_US_MIN));
     }
-    let request = amount("requests", "cpu").map(|request| u64::try_from(request.milli()).unwrap_or(0)).or(cpu);
+    // A weight is no promise: where it cannot be given, nothing is said.
+    let request = Some(()).filter(|()| facilities.limits.cpu).and_then(|()| amount("requests", "cpu")).map(|request| u64::try_from(request.milli()).unwrap_or(0)).or(cpu.filter(|_| facilities.limits.cpu));
     wish.resources.cpu_shares = request.map(|milli| (milli.saturating_mul(1024) / 1000).clamp(SHARES_MIN, SHARES_MAX));
     wish
 }
@@ -63,10 +62,12 @@ impl Wish {
         there_is
     }
 
-    fn enforce(&mut self, resource: &'static str, possible: bool) {
+    /// Returns whether it can be.
+    fn enforce(&mut self, resource: &'static str, possible: bool) -> bool {
         if !possible {
             self.unenforced.push(resource);
         }
+        possible
     }
 }
 

@@ -71,6 +71,16 @@ impl<'a> PodSpec<'a> {
         }
     }
 
+    /// The pod's own line of `/etc/hosts`, and those of its `hostAliases`.
+    pub(super) fn host_lines(&self, ip: &str, pod_name: &str) -> Vec<String> {
+        let own = format!("{ip}\t{}", self.hostname(pod_name));
+        let aliases = list(self.value, "hostAliases").map(|alias| {
+            let names: Vec<&str> = list(alias, "hostnames").filter_map(Value::as_str).collect();
+            format!("{}\t{}", text(alias, "ip"), names.join("\t"))
+        });
+        std::iter::once(own).chain(aliases).collect()
+    }
+
     pub(super) fn flag(&self, field: &str) -> bool {
         self.value.get(field).and_then(Value::as_bool).unwrap_or(false)
     }

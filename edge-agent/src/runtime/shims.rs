@@ -15,12 +15,14 @@ use super::{
     ContainerConfig, ContainerState, ContainerStatus, ExecOutcome, ExecRequest, Exit, Facilities, Runtime,
     RuntimeError, RuntimeEvent, SandboxConfig, SandboxState, SandboxStatus,
 };
-use crate::shim::files::{self, ShimFile};
+use crate::shim::files::{self, Setup, ShimFile, Wish};
+use crate::shim::litter;
 use crate::shim::proc_table::{self, Family};
 use crate::shim::protocol::Request;
 
 mod exec;
 mod link;
+mod survey;
 
 use link::Link;
 
@@ -35,6 +37,8 @@ pub struct ShimRuntime {
     pods: PathBuf,
     shim_exe: PathBuf,
     facilities: Facilities,
+    /// Given to every new shim.
+    setup: Setup,
     entries: Arc<Entries>,
     receiver: Mutex<Option<mpsc::Receiver<RuntimeEvent>>>,
 }
@@ -90,13 +94,24 @@ impl ShimRuntime {
     /// Opens `data/pods` and adopts every shim that still runs. `shim_exe` is `/proc/self/exe` outside tests. One pod's directory that
     /// cannot be read is set aside with a warning; it never stops the others.
     pub async fn open(data: &Path, shim_exe: &Path) -> Result<Self, RuntimeError> {
+        Self::open_with(data, shim_exe, None).await
+    }
+
+    /// The same, with the OCI runtime at this path instead of the one that is found.
+    pub async fn open_with(data: &Path, shim_exe: &Path, oci: Option<&Path>) -> Result<Self, RuntimeError> {
         let pods = std::path::absolute(data).map(|data| data.join("pods")).map_err(at("make absolute", data))?;
         make_directory(&pods).map_err(at("create", &pods))?;
         let (events, receiver) = mpsc::channel(EVENTS_LEN_MAX);
         let entries = Arc::new(Entries { by_uid: Mutex::new(BTreeMap::new()), events });
-        let facilities = Facilities::default();
-        let runtime =
-            Self { pods, shim_exe: shim_exe.to_owned(), facilities, entries, receiver: Mutex::new(Some(receiver)) };
+        let (facilities, setup) = survey::of_this_device(&pods, oci).await;
+        let runtime = Self {
+            pods,
+            shim_exe: shim_exe.to_owned(),
+            facilities,
+            setup,
+            entries,
+            receiver: Mutex::new(Some(receiver)),
+        };
         let names = fs::read_dir(&runtime.pods).map_err(at("list", &runtime.pods))?;
         let names = names.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         for uid in names.filter(|name| files::is_directory_name(name)) {
@@ -129,8 +144,8 @@ impl ShimRuntime {
             outcome => {
                 let why = outcome.err().map_or_else(|| "it names another pod".to_owned(), |error| error.to_string());
                 tracing::warn!(object = %uid, reason = %why, "a pod's directory tells nothing and is removed");
-                self.kill_leftovers(uid, None);
-                fs::remove_dir_all(&dir).map_err(at("remove", &dir))
+                self.kill_leftovers(uid, None).await;
+                remove_tree(&dir).await
             }
         }
     }
@@ -149,8 +164,9 @@ impl ShimRuntime {
         link.ok_or_else(|| RuntimeError::NoSandbox { uid: pod_uid.to_owned() })
     }
 
-    /// Ends what a dead shim left running: by recorded process (never a later one with the same pid), its group, and mark.
-    fn kill_leftovers(&self, uid: &str, state: Option<&ShimFile>) {
+    /// Ends what a dead shim left running: by recorded process (never a later one with the same pid), its group, mark and cgroup; and
+    /// removes what its containers left.
+    async fn kill_leftovers(&self, uid: &str, state: Option<&ShimFile>) {
         let mark_prefix = format!("{uid}/");
         let records = state.into_iter().flat_map(|state| state.containers.values());
         for process in records.filter_map(|record| record.process).filter(|process| proc_table::runs(*process)) {
@@ -159,6 +175,17 @@ impl ShimRuntime {
         let killed = proc_table::kill_family(&Family { mark_prefix: &mark_prefix, group: None, parent: None });
         if killed > 0 {
             tracing::info!(object = %uid, killed, "ended processes that had lost their shim");
+        }
+        let (dir, state) = (self.pods.join(uid), state.cloned());
+        let own = self.setup.cgroups.as_ref().map(|tree| tree.child(uid));
+        let cleaned = tokio::task::spawn_blocking(move || {
+            let cleaned = litter::remove_all(&dir, state.as_ref());
+            // Also what was made before anything was written down.
+            let leavings = litter::Leavings { cgroup: own, ..litter::Leavings::default() };
+            litter::remove(&leavings, litter::Patience::Wait) && cleaned
+        });
+        if !cleaned.await.unwrap_or(false) {
+            tracing::warn!(object = %uid, "something of a pod could not be removed yet; it is tried again with the pod's folder");
         }
     }
 
@@ -183,12 +210,33 @@ impl ShimRuntime {
             }
         }
         link::lock_is_free(&dir, uid).await?;
-        self.kill_leftovers(uid, state.as_ref());
+        self.kill_leftovers(uid, state.as_ref()).await;
         if let Some(entry) = self.entries.lock().get_mut(uid) {
             entry.link = None;
             complete_from_disk(&dir, &mut entry.state);
         }
         Ok(())
+    }
+}
+
+impl ShimRuntime {
+    fn wish(&self, config: &SandboxConfig) -> Wish {
+        let setup = Setup {
+            oci: self.setup.oci.clone().filter(|_| config.isolated),
+            cgroups: self.setup.cgroups.as_ref().map(|tree| tree.child(&config.uid)),
+            rootless: self.setup.rootless,
+        };
+        Wish { sandbox: config.clone(), setup }
+    }
+}
+
+/// Removes a folder with everything in it, beside the agent's loop: a container may have written a lot.
+async fn remove_tree(dir: &Path) -> Result<(), RuntimeError> {
+    let path = dir.to_owned();
+    let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(path)).await;
+    match removed.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at("remove", dir)(error)),
+        _ => Ok(()),
     }
 }
 
@@ -209,7 +257,7 @@ impl Runtime for ShimRuntime {
         self.end_shim(&config.uid).await?;
         make_directory(&dir).map_err(at("create", &dir))?;
         let wish = crate::shim::sandbox_path(&dir);
-        let text = serde_json::to_vec(config).map_err(std::io::Error::other).map_err(at("write", &wish))?;
+        let text = serde_json::to_vec(&self.wish(config)).map_err(std::io::Error::other).map_err(at("write", &wish))?;
         files::write_atomically(&wish, &text, files::Durability::Process).map_err(at("write", &wish))?;
         link::spawn_shim(&self.shim_exe, &dir, &config.uid).await?;
         let (link, state) = Link::connect(&config.uid, &dir, self.entries.clone()).await?;
@@ -246,11 +294,7 @@ impl Runtime for ShimRuntime {
     async fn remove_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError> {
         let dir = self.directory(pod_uid)?;
         self.end_shim(pod_uid).await?;
-        match fs::remove_dir_all(&dir) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(at("remove", &dir)(error)),
-        }
+        remove_tree(&dir).await?;
         self.entries.lock().remove(pod_uid);
         self.entries.hint(pod_uid);
         Ok(())
@@ -262,7 +306,14 @@ impl Runtime for ShimRuntime {
     }
 
     async fn exec(&self, request: &ExecRequest) -> Result<ExecOutcome, RuntimeError> {
-        exec::run(request).await
+        let place = {
+            let entries = self.entries.lock();
+            entries.get(&request.pod_uid).and_then(|entry| {
+                let record = entry.state.containers.get(&request.container)?;
+                exec::Place::of(&self.pods.join(&request.pod_uid), &entry.state, &request.container, record)
+            })
+        };
+        exec::run(&self.shim_exe, request, place).await
     }
 
     fn log_path(&self, pod_uid: &str, container: &str, attempt: u32) -> PathBuf {

@@ -15,12 +15,22 @@ pub(super) struct Connection {
     /// The state changed since it was last put into `output`.
     pub(super) stale: bool,
     pub(super) closed: bool,
+    /// The container whose launch is to be answered.
+    pub(super) awaits: Option<String>,
 }
 
 impl Connection {
     pub(super) fn over(stream: UnixStream) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, input: Vec::new(), output: Vec::new(), watches: false, stale: false, closed: false })
+        Ok(Self {
+            stream,
+            input: Vec::new(),
+            output: Vec::new(),
+            watches: false,
+            stale: false,
+            closed: false,
+            awaits: None,
+        })
     }
 
     pub(super) fn has_output(&self) -> bool {

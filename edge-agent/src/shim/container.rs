@@ -1,10 +1,9 @@
-//! One attempt of one container: spawned, read from, ended.
+//! One attempt of one container: started, read from, ended, cleaned up after.
 
 use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
 use std::time::Instant;
 
 use flotilla_manifests::time::Timestamp;
@@ -13,10 +12,16 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
-use super::files::{self, ContainerRecord, ProcessId};
+use super::files::{self, ContainerRecord, ProcessId, Setup};
+use super::litter::Leavings;
 use super::output::{LogFile, Retention, Stream};
-use super::proc_table::{self, MARK};
-use crate::runtime::{ContainerConfig, Exit};
+use super::proc_table;
+use crate::runtime::{ContainerConfig, Exit, SandboxConfig};
+
+mod oci;
+mod process;
+
+pub(crate) use oci::global_words;
 
 /// Read from one pipe in one round; the other containers of the pod get their turn after that.
 const READ_BYTES_MAX: usize = 64 * 1024;
@@ -25,23 +30,63 @@ const DRAIN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Attempts whose logs are kept: this one and the one before, as kubelet does.
 const ATTEMPTS_KEPT: u32 = 2;
 
+/// The pod a container belongs to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pod<'a> {
+    pub(super) dir: &'a Path,
+    pub(super) sandbox: &'a SandboxConfig,
+    pub(super) setup: &'a Setup,
+    /// The shim.
+    pub(super) me: ProcessId,
+}
+
 /// A container and its pipes.
 #[derive(Debug)]
 pub(super) struct Container {
     pub(super) record: ContainerRecord,
+    /// The OCI runtime is at work: the container neither runs nor has ended.
+    pub(super) launch: Option<Launch>,
     pub(super) log: LogFile,
     pub(super) pipes: [Option<std::fs::File>; 2],
-    /// When a stop turns from TERM into KILL.
+    /// When a stop turns from the stop signal into KILL.
     pub(super) kill_at: Option<Instant>,
+    stop_signal: Signal,
+    /// Where a stage says why it could not become the container's first process.
+    complaint: Option<PathBuf>,
+    pub(super) leavings: Leavings,
+}
+
+/// An OCI runtime's process that is making a container.
+#[derive(Debug)]
+pub(super) struct Launch {
+    pub(super) pid: i32,
+    pub(super) give_up_at: Instant,
+    /// It was given up, or the pod ends: whatever comes of it is a failure.
+    pub(super) given_up: bool,
+    pid_file: PathBuf,
+    complaint: PathBuf,
+    log: PathBuf,
+}
+
+/// What came of a launch.
+#[derive(Debug)]
+pub(super) enum Launched {
+    Runs(ProcessId),
+    /// The command cannot be executed: an end like any other.
+    Ended(Exit),
+    /// The container could not be made; the start is an error and may be tried again.
+    Failed(String),
 }
 
 impl Container {
-    /// Starts it. A command that cannot be executed makes a container that has ended with code 128, as containerd has it.
-    pub(super) fn start(dir: &Path, pod_uid: &str, config: &ContainerConfig, now: Timestamp) -> std::io::Result<Self> {
-        std::fs::create_dir_all(dir.join(&config.name))?;
-        files::forget_attempts(dir, &config.name, (config.attempt + 1).saturating_sub(ATTEMPTS_KEPT));
-        let log = LogFile::open(&files::log_path(dir, &config.name, config.attempt), Retention::default());
-        let mut record = ContainerRecord {
+    /// Starts it. A command that cannot be executed makes a container that has ended with code 128, as containerd has it. An OCI
+    /// container is only begun: see [`Container::launch`]. `Err`: it could not be made.
+    pub(super) fn start(pod: &Pod<'_>, config: &ContainerConfig, now: Timestamp) -> Result<Self, String> {
+        std::fs::create_dir_all(pod.dir.join(&config.name))
+            .map_err(|error| format!("could not make the directory of container {}: {error}", config.name))?;
+        files::forget_attempts(pod.dir, &config.name, (config.attempt + 1).saturating_sub(ATTEMPTS_KEPT));
+        let log = LogFile::open(&files::log_path(pod.dir, &config.name, config.attempt), Retention::default());
+        let record = ContainerRecord {
             attempt: config.attempt,
             digest: config.digest.clone(),
             started_at: now,
@@ -49,23 +94,26 @@ impl Container {
             stopping: false,
             exit: None,
         };
-        match spawn(pod_uid, config) {
-            Ok((process, pipes)) => {
-                record.process = Some(process);
-                Ok(Self { record, log, pipes: pipes.map(Some), kill_at: None })
-            }
-            Err(message) => {
-                record.exit = Some(Exit {
-                    code: 128,
-                    signal: None,
-                    reason: "StartError".into(),
-                    message: format!("unable to start container process: {message}"),
-                    started_at: None,
-                    finished_at: Some(now),
-                });
-                Ok(Self { record, log, pipes: [None, None], kill_at: None })
-            }
+        let mut container = Self {
+            record,
+            launch: None,
+            log,
+            pipes: [None, None],
+            kill_at: None,
+            stop_signal: stop_signal(config.stop_signal.as_deref()),
+            complaint: None,
+            leavings: Leavings::default(),
+        };
+        if config.root.is_some() {
+            return container.launch(pod, config).map(|()| container);
         }
+        if pod.sandbox.isolated {
+            return Err("an isolated pod was asked to run a process of the host".into());
+        }
+        if let Err(message) = container.spawn(pod, config) {
+            container.record.exit = Some(start_error(&message, now));
+        }
+        Ok(container)
     }
 
     pub(super) fn runs(&self) -> bool {
@@ -76,22 +124,36 @@ impl Container {
         self.record.process.filter(|_| self.runs()).map(|process| process.pid)
     }
 
-    /// TERM now, KILL at `kill_at`. A second stop may only bring the KILL forward.
+    /// The stop signal now, KILL at `kill_at`. A second stop may only bring the KILL forward. One that is being launched is stopped
+    /// when it runs.
     pub(super) fn stop(&mut self, kill_at: Instant) {
-        let Some(pid) = self.pid() else { return };
-        if !self.record.stopping {
-            self.record.stopping = true;
-            kill(Pid::from_raw(pid), Signal::SIGTERM).ok();
+        if !self.runs() {
+            return;
         }
+        if let Some(pid) = self.pid().filter(|_| !self.record.stopping) {
+            kill(Pid::from_raw(pid), self.stop_signal).ok();
+        }
+        self.record.stopping = true;
         self.kill_at = Some(self.kill_at.map_or(kill_at, |earlier| earlier.min(kill_at)));
     }
 
     /// KILL, when its time has come.
     pub(super) fn kill_if_due(&mut self, now: Instant) {
-        if let (Some(pid), Some(_)) = (self.pid(), self.kill_at.filter(|&at| at <= now)) {
+        if let Some(launch) = self.launch.as_mut().filter(|launch| !launch.given_up) {
+            if launch.give_up_at <= now || self.kill_at.is_some_and(|at| at <= now) {
+                launch.given_up = true;
+                kill(Pid::from_raw(launch.pid), Signal::SIGKILL).ok();
+            }
+        } else if let (Some(pid), Some(_)) = (self.pid(), self.kill_at.filter(|&at| at <= now)) {
             kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
             self.kill_at = None;
         }
+    }
+
+    /// When [`kill_if_due`](Self::kill_if_due) has something to do next.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let launch = self.launch.as_ref().filter(|launch| !launch.given_up).map(|launch| launch.give_up_at);
+        launch.into_iter().chain(self.kill_at.filter(|_| self.runs())).min()
     }
 
     /// Reads what there is from one pipe, one round's worth.
@@ -128,17 +190,26 @@ impl Container {
                 self.log.finish(stream, &super::log_time());
             }
         }
+        if let Some(message) = self.complaint.as_ref().and_then(|path| taken(path)) {
+            return start_error(&message, now);
+        }
         let (code, signal) = match status {
             WaitStatus::Exited(_, code) => (code, None),
             WaitStatus::Signaled(_, signal, _) => (128 + signal as i32, Some(signal as i32)),
             _ => (255, None),
+        };
+        let out_of_memory = code != 0 && self.leavings.cgroup.as_ref().is_some_and(|cgroup| cgroup.oom_kills() > 0);
+        let reason = match code {
+            0 => "Completed",
+            _ if out_of_memory => "OOMKilled",
+            _ => "Error",
         };
         let lost = self.log.lost_bytes();
         let message = if lost > 0 { format!("{lost} bytes of its log could not be written") } else { String::new() };
         Exit {
             code,
             signal,
-            reason: if code == 0 { "Completed" } else { "Error" }.into(),
+            reason: reason.into(),
             message,
             started_at: Some(self.record.started_at),
             finished_at: Some(now),
@@ -146,32 +217,30 @@ impl Container {
     }
 }
 
-/// Starts the process in its own group, with nothing of ours but two pipes. `Err` reads as runc's message.
-fn spawn(pod_uid: &str, config: &ContainerConfig) -> Result<(ProcessId, [std::fs::File; 2]), String> {
-    let program = config.argv.first().ok_or("no command specified")?;
-    check_directory(&config.working_dir)?;
-    let program_path = find_program(program, config)?;
-    let (out, out_end) = pipe()?;
-    let (err, err_end) = pipe()?;
-    let mut command = Command::new(program_path);
-    command.arg0(program).args(&config.argv[1..]).current_dir(&config.working_dir).process_group(0);
-    command.env_clear().envs(&config.env).env(MARK, format!("{pod_uid}/{}/{}", config.name, config.attempt));
-    command.stdin(Stdio::null()).stdout(out_end).stderr(err_end);
-    if let Some(user) = config.run_as_user {
-        command.uid(user);
+/// containerd's end of a container whose command could not be executed.
+fn start_error(message: &str, now: Timestamp) -> Exit {
+    Exit {
+        code: 128,
+        signal: None,
+        reason: "StartError".into(),
+        message: format!("unable to start container process: {message}"),
+        started_at: None,
+        finished_at: Some(now),
     }
-    if let Some(group) = config.run_as_group {
-        command.gid(group);
-    }
-    // A child inherits the signal mask: it must not start with ours. A SIGCHLD lost in between is made up for by reaping after.
-    let ours = replace_mask(&SigSet::empty());
-    let spawned = command.spawn();
-    replace_mask(&ours);
-    let child = spawned.map_err(|error| format!("exec: {program:?}: {error}"))?;
-    let pid = i32::try_from(child.id()).map_err(|_| "the kernel gave a pid beyond its own bound".to_owned())?;
-    // Alive or a zombie of ours: either way its entry is still there.
-    let process = proc_table::identify(pid).unwrap_or(ProcessId { pid, start_ticks: 0 });
-    Ok((process, [out, err]))
+}
+
+/// `SIGQUIT`, `QUIT` or `3`; TERM for anything else.
+fn stop_signal(name: Option<&str>) -> Signal {
+    let name = name.unwrap_or("");
+    let named = Signal::from_str(name).or_else(|_| Signal::from_str(&format!("SIG{name}"))).ok();
+    named.or_else(|| Signal::try_from(name.parse::<i32>().ok()?).ok()).unwrap_or(Signal::SIGTERM)
+}
+
+/// Reads a small file and removes it; `None` when there is none.
+fn taken(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    drop(std::fs::remove_file(path));
+    Some(text)
 }
 
 fn replace_mask(mask: &SigSet) -> SigSet {
@@ -180,40 +249,22 @@ fn replace_mask(mask: &SigSet) -> SigSet {
     before
 }
 
+/// Starts a command with an empty signal mask: a child inherits it. A SIGCHLD lost meanwhile is made up for by reaping afterwards.
+fn spawn_unmasked(command: &mut std::process::Command) -> std::io::Result<i32> {
+    let ours = replace_mask(&SigSet::empty());
+    let spawned = command.spawn();
+    replace_mask(&ours);
+    i32::try_from(spawned?.id()).map_err(std::io::Error::other)
+}
+
+/// Alive or a zombie of ours: either way its entry is still there.
+fn identify(pid: i32) -> ProcessId {
+    proc_table::identify(pid).unwrap_or(ProcessId { pid, start_ticks: 0 })
+}
+
 /// A pipe whose reading end does not block. Both ends close on exec.
 fn pipe() -> Result<(std::fs::File, OwnedFd), String> {
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("no pipe: {error}"))?;
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|error| format!("no pipe: {error}"))?;
     Ok((reader.into(), writer))
-}
-
-fn check_directory(path: &str) -> Result<(), String> {
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => Ok(()),
-        Ok(_) => Err(format!("chdir to cwd ({path:?}) failed: not a directory")),
-        Err(error) => Err(format!("chdir to cwd ({path:?}) failed: {error}")),
-    }
-}
-
-/// Looks a program up as `execvp` would, in the container's own `PATH`, to tell a wrong name from a wrong directory.
-fn find_program(program: &str, config: &ContainerConfig) -> Result<std::path::PathBuf, String> {
-    let base = Path::new(&config.working_dir);
-    if program.contains('/') {
-        let path = base.join(program);
-        return match std::fs::metadata(&path) {
-            Ok(_) => Ok(path),
-            Err(error) => Err(format!("exec: {program:?}: stat {}: {error}", path.display())),
-        };
-    }
-    let path = config.env.get("PATH").map_or("", String::as_str);
-    let candidates = path.split(':').filter(|folder| !folder.is_empty()).map(|folder| base.join(folder).join(program));
-    candidates
-        .into_iter()
-        .find(|candidate| is_executable(candidate))
-        .ok_or_else(|| format!("exec: {program:?}: executable file not found in $PATH"))
-}
-
-fn is_executable(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }

@@ -8,6 +8,10 @@
 //! | `shim.log` | what the shim itself has to complain about |
 //! | `<container>/<attempt>.log`, `.log.1` (newer) ... | output in CRI's log format |
 //! | `<container>/<attempt>.exit.json` | [`Exit`], durable before anyone is told |
+//! | `<container>/<attempt>.root/` | an OCI container's bundle and what it writes, while it runs |
+//! | `<container>/<attempt>.made` | mount points a process of the host needed, while it runs |
+//! | `oci.state/` | the OCI runtime's own state, while containers run |
+//! | `etc.hosts`, `etc.hostname`, `etc.resolv.conf` | what OCI containers see in `/etc` |
 //!
 //! Container names hold no dot, so they never meet the shim's own files.
 
@@ -19,10 +23,49 @@ use std::path::{Path, PathBuf};
 use flotilla_manifests::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::tree::Tree;
 use crate::runtime::{Exit, SandboxConfig};
 
 /// Version written. A reader takes any version up to its own; fields are only added, with defaults.
 pub const FORMAT: u32 = 1;
+
+/// What the agent leaves in `sandbox.json` for the shim it starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Wish {
+    #[serde(flatten)]
+    pub sandbox: SandboxConfig,
+    #[serde(default)]
+    pub setup: Setup,
+}
+
+/// With what a sandbox was made; whoever cleans up after its shim needs to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Setup {
+    /// Present when containers are OCI containers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciSetup>,
+    /// The pod's cgroups; absent where there can be none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroups: Option<Tree>,
+    /// Processes that are not root need a user namespace for mounts of their own.
+    pub rootless: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OciSetup {
+    /// `crun`, `runc`.
+    pub name: String,
+    pub program: PathBuf,
+    /// Mounts that crun must not see.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden: Vec<PathBuf>,
+    /// See [`crate::stage::Overlay::memory_bytes_max`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_max: Option<u64>,
+}
 
 /// `shim.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +79,8 @@ pub struct ShimFile {
     pub boot: String,
     pub shim: ProcessId,
     pub sandbox: SandboxConfig,
+    #[serde(default)]
+    pub setup: Setup,
     pub created_at: Timestamp,
     pub containers: BTreeMap<String, ContainerRecord>,
 }
@@ -93,6 +138,30 @@ pub fn rotated_path(log: &Path, age: u32) -> PathBuf {
 
 pub fn exit_path(dir: &Path, container: &str, attempt: u32) -> PathBuf {
     dir.join(container).join(format!("{attempt}.exit.json"))
+}
+
+/// Bundle and writable layer of an OCI container.
+pub fn root_path(dir: &Path, container: &str, attempt: u32) -> PathBuf {
+    dir.join(container).join(format!("{attempt}.root"))
+}
+
+pub fn made_path(dir: &Path, container: &str, attempt: u32) -> PathBuf {
+    dir.join(container).join(format!("{attempt}.made"))
+}
+
+/// State of the OCI runtime for this pod.
+pub fn oci_state_path(dir: &Path) -> PathBuf {
+    dir.join("oci.state")
+}
+
+/// Name of a container's attempt to the OCI runtime, and of its cgroup.
+pub fn container_id(container: &str, attempt: u32) -> String {
+    format!("{container}-{attempt}")
+}
+
+/// A file of the pod's own that containers see as `/etc/NAME`.
+pub fn etc_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("etc.{name}"))
 }
 
 /// What a write has to survive.

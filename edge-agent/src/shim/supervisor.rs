@@ -1,6 +1,6 @@
 //! The shim's loop: signals, requests, output, deadlines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
@@ -17,14 +17,17 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 
 use super::Complaint;
 use super::connection::Connection;
-use super::container::Container;
-use super::files::{self, Durability, FORMAT, ProcessId, ShimFile};
+use super::container::{Container, Launched, Pod};
+use super::files::{self, Durability, FORMAT, ProcessId, Setup, ShimFile, Wish};
+use super::litter::{self, Leavings};
 use super::output::Stream;
 use super::proc_table::{self, Family};
 use super::protocol::{Answer, Request};
 use crate::runtime::{ContainerConfig, SandboxConfig};
 
 const CONNECTIONS_MAX: usize = 16;
+/// Until what could not be removed is tried again: the kernel needs a moment after the last process of a cgroup.
+const LITTER_AGAIN: Duration = Duration::from_millis(50);
 /// The shim's own complaints; more are dropped.
 const COMPLAINTS_BYTES_MAX: u64 = 256 * 1024;
 
@@ -32,6 +35,7 @@ const COMPLAINTS_BYTES_MAX: u64 = 256 * 1024;
 pub(super) struct Supervisor {
     dir: PathBuf,
     sandbox: SandboxConfig,
+    setup: Setup,
     boot: String,
     me: ProcessId,
     created_at: Timestamp,
@@ -39,11 +43,25 @@ pub(super) struct Supervisor {
     listener: UnixListener,
     connections: Vec<Connection>,
     signals: SignalFd,
+    /// Children that ended while a launch was under way: one of them may be the container it made.
+    strays: BTreeMap<i32, WaitStatus>,
+    /// Processes that remove what containers left.
+    sweepers: BTreeSet<i32>,
+    /// What could not be removed at once.
+    litter: Vec<Leavings>,
     /// End once nothing runs any more.
     ending: bool,
     /// The state changed since it was written and told.
     changed: bool,
     revision: u64,
+}
+
+/// Whether a request is done.
+#[derive(Debug)]
+enum Done {
+    Now,
+    /// When this container is launched.
+    Later(String),
 }
 
 /// Whom a ready descriptor belongs to.
@@ -56,7 +74,7 @@ enum Source {
 }
 
 impl Supervisor {
-    pub(super) fn open(dir: &Path, sandbox: SandboxConfig) -> Result<Self, Complaint> {
+    pub(super) fn open(dir: &Path, wish: Wish) -> Result<Self, Complaint> {
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             mask.add(signal);
@@ -68,7 +86,8 @@ impl Supervisor {
         let me = proc_table::identify(pid).ok_or("could not read /proc/self/stat: is /proc mounted?")?;
         let mut supervisor = Self {
             dir: dir.to_owned(),
-            sandbox,
+            sandbox: wish.sandbox,
+            setup: wish.setup,
             boot: proc_table::boot_id(),
             me,
             created_at: super::clock(),
@@ -76,6 +95,9 @@ impl Supervisor {
             listener: listen(dir)?,
             connections: Vec::new(),
             signals,
+            strays: BTreeMap::new(),
+            sweepers: BTreeSet::new(),
+            litter: Vec::new(),
             ending: false,
             changed: false,
             revision: 1,
@@ -99,6 +121,9 @@ impl Supervisor {
             group: None,
             parent: Some(self.me.pid),
         });
+        for leavings in std::mem::take(&mut self.litter) {
+            litter::remove(&leavings, litter::Patience::Now);
+        }
         for connection in &mut self.connections {
             connection.flush();
         }
@@ -124,6 +149,7 @@ impl Supervisor {
         for container in self.containers.values_mut() {
             container.kill_if_due(now);
         }
+        self.litter.retain(|leavings| !litter::remove(leavings, litter::Patience::Now));
         self.tell();
         self.connections.retain(|connection| !connection.closed);
         Ok(())
@@ -142,7 +168,9 @@ impl Supervisor {
             fds.push(PollFd::new(connection.stream.as_fd(), flags));
         }
         for (name, container) in &self.containers {
-            for stream in [Stream::Stdout, Stream::Stderr] {
+            // What an OCI runtime says while it launches is not the container's.
+            let streams = [Stream::Stdout, Stream::Stderr].into_iter().filter(|_| container.launch.is_none());
+            for stream in streams {
                 if let Some(pipe) = &container.pipes[stream as usize] {
                     sources.push(Source::Pipe(name.clone(), stream));
                     fds.push(PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
@@ -159,7 +187,8 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> PollTimeout {
-        let Some(next) = self.containers.values().filter_map(|container| container.kill_at).min() else {
+        let again = (!self.litter.is_empty()).then(|| super::instant() + LITTER_AGAIN);
+        let Some(next) = self.containers.values().filter_map(Container::due).chain(again).min() else {
             return PollTimeout::NONE;
         };
         // Rounded up: a deadline that has not quite come must not spin the loop.
@@ -183,7 +212,17 @@ impl Supervisor {
         connection.flush();
         for request in connection.read() {
             let error = match request {
-                Ok(request) => self.obey(index, request).err(),
+                Ok(request) => match self.obey(index, request) {
+                    Ok(Done::Now) => None,
+                    // Answered when the launch has ended; a connection asks one thing at a time.
+                    Ok(Done::Later(name)) => {
+                        if let Some(connection) = self.connections.get_mut(index) {
+                            connection.awaits = Some(name);
+                        }
+                        continue;
+                    }
+                    Err(message) => Some(message),
+                },
                 Err(message) => Some(message),
             };
             // What was done is on disk before it is answered, and the answer tells of it.
@@ -195,7 +234,7 @@ impl Supervisor {
         }
     }
 
-    fn obey(&mut self, index: usize, request: Request) -> Result<(), String> {
+    fn obey(&mut self, index: usize, request: Request) -> Result<Done, String> {
         match request {
             Request::Start { container } => return self.start(&container),
             Request::Stop { container, attempt, grace_ms } => {
@@ -209,10 +248,10 @@ impl Supervisor {
             }
             Request::Shutdown => self.end(Duration::ZERO),
         }
-        Ok(())
+        Ok(Done::Now)
     }
 
-    fn start(&mut self, config: &ContainerConfig) -> Result<(), String> {
+    fn start(&mut self, config: &ContainerConfig) -> Result<Done, String> {
         if !files::is_directory_name(&config.name) {
             return Err(format!("{:?} is no container name", config.name));
         }
@@ -221,22 +260,29 @@ impl Supervisor {
         }
         match self.containers.get(&config.name) {
             // Asked again after a lost answer: it is done already.
-            Some(known) if known.record.attempt == config.attempt => return Ok(()),
+            Some(known) if known.record.attempt == config.attempt && known.launch.is_some() => {
+                return Ok(Done::Later(config.name.clone()));
+            }
+            Some(known) if known.record.attempt == config.attempt => return Ok(Done::Now),
             Some(known) if known.runs() => {
                 return Err(format!("container {} still runs as attempt {}", config.name, known.record.attempt));
             }
             _ => {}
         }
-        let container = Container::start(&self.dir, &self.sandbox.uid, config, super::clock())
-            .map_err(|error| format!("could not make the directory of container {}: {error}", config.name))?;
+        let pod = Pod { dir: &self.dir, sandbox: &self.sandbox, setup: &self.setup, me: self.me };
+        let container = Container::start(&pod, config, super::clock())?;
+        let launches = container.launch.is_some();
         if let Some(exit) = &container.record.exit {
             self.write_exit(&config.name, config.attempt, exit);
+            self.sweep(container.leavings.clone());
         }
         self.containers.insert(config.name.clone(), container);
-        self.changed = true;
+        self.changed |= !launches;
         // Its SIGCHLD may have come while the mask was open.
         self.reap();
-        Ok(())
+        let launches =
+            launches && self.containers.get(&config.name).is_some_and(|container| container.launch.is_some());
+        Ok(if launches { Done::Later(config.name.clone()) } else { Done::Now })
     }
 
     fn stop(&mut self, name: &str, attempt: u32, grace: Duration) {
@@ -284,22 +330,100 @@ impl Supervisor {
             if let Some(name) = &main {
                 self.kill_rest(name, pid.as_raw());
             }
-            let status = waitpid(pid, Some(WaitPidFlag::WNOHANG));
-            if let (Some(name), Ok(status)) = (main, status) {
-                self.ended(&name, status);
+            let Ok(status) = waitpid(pid, Some(WaitPidFlag::WNOHANG)) else { continue };
+            match main {
+                Some(name) => self.ended(&name, status),
+                None => self.reaped(pid.as_raw(), status),
             }
         }
     }
 
+    /// A child that is no container's first process, as far as is known.
+    fn reaped(&mut self, pid: i32, status: WaitStatus) {
+        let launching = |container: &Container| container.launch.as_ref().is_some_and(|launch| launch.pid == pid);
+        let name = self.containers.iter().find(|(_, container)| launching(container)).map(|(name, _)| name.clone());
+        if let Some(name) = name {
+            self.launched(&name, status);
+        } else if !self.sweepers.remove(&pid) && self.containers.values().any(|container| container.launch.is_some()) {
+            self.strays.insert(pid, status);
+        }
+        if self.containers.values().all(|container| container.launch.is_none()) {
+            self.strays.clear();
+        }
+    }
+
+    /// An OCI runtime has ended: those who wait for its container are told what came of it.
+    fn launched(&mut self, name: &str, status: WaitStatus) {
+        let Some(container) = self.containers.get_mut(name) else { return };
+        let error = match container.launched(status) {
+            Launched::Runs(process) => {
+                // It may have ended before its launch did.
+                if let Some(status) = self.strays.remove(&process.pid) {
+                    self.ended(name, status);
+                }
+                None
+            }
+            Launched::Ended(exit) => {
+                let (attempt, leavings) = (container.record.attempt, container.leavings.clone());
+                container.record.exit = Some(exit.clone());
+                self.write_exit(name, attempt, &exit);
+                self.sweep(leavings);
+                None
+            }
+            Launched::Failed(message) => {
+                let attempt = container.record.attempt;
+                let leavings = container.leavings.clone();
+                self.containers.remove(name);
+                let mark = format!("{}/{name}/{attempt}", self.sandbox.uid);
+                proc_table::kill_family(&Family { mark_prefix: &mark, group: None, parent: None });
+                self.sweep(leavings);
+                Some(message)
+            }
+        };
+        self.changed = true;
+        self.tell();
+        let state = self.state();
+        for connection in self.connections.iter_mut().filter(|one| one.awaits.as_deref() == Some(name)) {
+            connection.awaits = None;
+            connection.answer(&Answer { error: error.clone(), state: Some(state.clone()) });
+        }
+    }
+
+    /// Removes what a container left; what takes long, or cannot be removed yet, does not hold the loop up.
+    fn sweep(&mut self, leavings: Leavings) {
+        if litter::is_small(&leavings) {
+            if !litter::remove(&leavings, litter::Patience::Now) {
+                self.litter.push(leavings);
+            }
+            return;
+        }
+        for folder in &leavings.folders {
+            match litter::remove_beside(folder) {
+                Ok(pid) => drop(self.sweepers.insert(pid)),
+                Err(message) => self.complain(&message),
+            }
+        }
+        self.litter.push(Leavings { folders: Vec::new(), ..leavings });
+    }
+
     /// As in a pid namespace: the end of the first process is the end of all.
     fn kill_rest(&self, name: &str, pid: i32) {
-        let mains: Vec<i32> = self.containers.values().filter_map(Container::pid).collect();
+        if self.sandbox.isolated && !self.sandbox.host_pid {
+            // Its pid namespace has ended with it.
+            return;
+        }
+        let launches = self.containers.values().filter_map(|container| Some(container.launch.as_ref()?.pid));
+        let mains: Vec<i32> = self.containers.values().filter_map(Container::pid).chain(launches).collect();
         // What the main left behind is a child of this process by now, or below one.
         if proc_table::children(self.me.pid).is_some_and(|children| children.iter().all(|child| mains.contains(child)))
         {
             return;
         }
         let alone = !self.containers.iter().any(|(other, container)| other != name && container.runs());
+        let alone = alone && self.sweepers.is_empty();
+        if let Some(cgroup) = self.containers.get(name).and_then(|container| container.leavings.cgroup.as_ref()) {
+            cgroup.kill();
+        }
         proc_table::kill_family(&Family {
             mark_prefix: &format!("{}/{name}/", self.sandbox.uid),
             group: Some(pid),
@@ -313,8 +437,10 @@ impl Supervisor {
         let attempt = container.record.attempt;
         container.record.exit = Some(exit.clone());
         container.kill_at = None;
+        let leavings = container.leavings.clone();
         self.changed = true;
         self.write_exit(name, attempt, &exit);
+        self.sweep(leavings);
     }
 
     fn write_exit(&self, name: &str, attempt: u32, exit: &crate::runtime::Exit) {
@@ -356,10 +482,13 @@ impl Supervisor {
             boot: self.boot.clone(),
             shim: self.me,
             sandbox: self.sandbox.clone(),
+            setup: self.setup.clone(),
             created_at: self.created_at,
             containers: self
                 .containers
                 .iter()
+                // One that is being launched is nothing yet.
+                .filter(|(_, container)| container.launch.is_none())
                 .map(|(name, container)| (name.clone(), container.record.clone()))
                 .collect(),
         }

@@ -1,38 +1,140 @@
-//! One command beside a container, with a deadline: exec probes.
+//! One command in a container, with a deadline: exec probes and hooks.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
 
 use crate::runtime::{ExecOutcome, ExecRequest, RuntimeError};
+use crate::shim::container_words;
+use crate::shim::files::{self, ContainerRecord, ShimFile};
+use crate::stage::{Namespace, Spec};
 
 /// Kept of what the command prints; the rest is read and dropped, so that it never blocks.
 const OUTPUT_BYTES_MAX: usize = 10 * 1024;
 
-pub(super) async fn run(request: &ExecRequest) -> Result<ExecOutcome, RuntimeError> {
+/// Where a container is, if it is more than a process of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The words of the OCI runtime's command line up to its verb, and what its stage hides.
+    Oci { program: PathBuf, words: Vec<String>, hidden: Vec<PathBuf>, id: String, pid_file: PathBuf },
+    /// A process of the host with mounts of its own.
+    Mounts { pid: i32 },
+}
+
+impl Place {
+    pub(super) fn of(dir: &Path, state: &ShimFile, container: &str, record: &ContainerRecord) -> Option<Self> {
+        if let Some(oci) = &state.setup.oci {
+            let id = files::container_id(container, record.attempt);
+            return Some(Self::Oci {
+                program: oci.program.clone(),
+                words: container_words(oci, state.setup.cgroups.is_some(), &files::oci_state_path(dir)),
+                hidden: oci.hidden.clone(),
+                pid_file: files::root_path(dir, container, record.attempt).join("exec"),
+                id,
+            });
+        }
+        // Only root may go where somebody else's mounts are.
+        let has_mounts = !state.setup.rootless && files::made_path(dir, container, record.attempt).exists();
+        record.process.filter(|_| has_mounts).map(|process| Self::Mounts { pid: process.pid })
+    }
+}
+
+/// Runs it to its end or its deadline; then nothing of it is left.
+pub(super) async fn run(exe: &Path, request: &ExecRequest, place: Option<Place>) -> Result<ExecOutcome, RuntimeError> {
     let program = request.argv.first().map_or("", String::as_str);
-    let mut command = Command::new(program);
-    command
-        .args(request.argv.get(1..).unwrap_or_default())
-        .env_clear()
-        .envs(&request.env)
-        .current_dir(&request.working_dir);
+    let failed = |source| RuntimeError::Exec { program: program.to_owned(), source };
+    let (mut command, pid_file) = match place {
+        None => (plain(request), None),
+        Some(Place::Mounts { pid }) => {
+            let mut command = staged(exe, &among_mounts(request, pid)).map_err(failed)?;
+            command.envs(&request.env);
+            (command, None)
+        }
+        Some(Place::Oci { program, words, hidden, id, pid_file }) => {
+            let pid_file = numbered(&pid_file);
+            let spec = oci_exec(request, program, words, hidden, id, &pid_file);
+            (staged(exe, &spec).map_err(failed)?, Some(pid_file))
+        }
+    };
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|source| RuntimeError::Exec { program: program.to_owned(), source })?;
+    let mut child = command.spawn().map_err(failed)?;
     let group = child.id().and_then(|pid| i32::try_from(pid).ok());
     let outcome = tokio::time::timeout(request.timeout, finish(&mut child)).await;
     // The command's own children end with it, late or not: the leader is unreaped in one case, its group unused in the other.
-    if outcome.is_err()
-        && let Some(group) = group
-    {
-        nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::Signal::SIGKILL).ok();
+    if outcome.is_err() {
+        if let Some(pid) = pid_file.as_deref().and_then(pid_in) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+        }
+        if let Some(group) = group {
+            killpg(Pid::from_raw(group), Signal::SIGKILL).ok();
+        }
         drop(child.wait().await);
     }
+    if let Some(path) = pid_file {
+        drop(std::fs::remove_file(path));
+    }
     match outcome {
-        Ok(finished) => finished.map_err(|source| RuntimeError::Exec { program: program.to_owned(), source }),
+        Ok(finished) => finished.map_err(failed),
         Err(_) => Ok(ExecOutcome::TimedOut),
     }
+}
+
+fn plain(request: &ExecRequest) -> Command {
+    let mut command = Command::new(request.argv.first().map_or("", String::as_str));
+    command.args(request.argv.get(1..).unwrap_or_default()).env_clear().envs(&request.env);
+    command.current_dir(&request.working_dir);
+    command
+}
+
+fn staged(exe: &Path, spec: &Spec) -> std::io::Result<Command> {
+    let mut command = Command::new(exe);
+    command.args(spec.words().map_err(std::io::Error::other)?).env_clear().current_dir("/");
+    Ok(command)
+}
+
+/// Looked up in the container's `PATH`, but among the host's files: those are the same but for the mounts.
+fn among_mounts(request: &ExecRequest, pid: i32) -> Spec {
+    let name = request.argv.first().cloned().unwrap_or_default();
+    let folders = request.env.get("PATH").map_or("", String::as_str);
+    let found = folders.split(':').map(|folder| Path::new(folder).join(&name)).find(|path| path.is_file());
+    Spec {
+        join_mounts_of: Some(pid),
+        namespace: Namespace::None,
+        working_dir: request.working_dir.clone(),
+        program: found.filter(|_| !name.contains('/')).unwrap_or_else(|| PathBuf::from(&name)),
+        argv: request.argv.clone(),
+        ..Spec::default()
+    }
+}
+
+/// `crun exec`: environment, user and capabilities are those of the container.
+fn oci_exec(
+    request: &ExecRequest,
+    program: PathBuf,
+    mut words: Vec<String>,
+    hidden: Vec<PathBuf>,
+    id: String,
+    pid_file: &Path,
+) -> Spec {
+    words.extend(["exec".to_owned(), "--pid-file".to_owned(), pid_file.to_string_lossy().into_owned(), id]);
+    words.extend(request.argv.iter().cloned());
+    Spec { namespace: Namespace::Mount, hidden, program, argv: words, ..Spec::default() }
+}
+
+/// Several probes of one container may run at once.
+fn numbered(path: &Path) -> PathBuf {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NUMBERS: AtomicU64 = AtomicU64::new(0);
+    path.with_extension(format!("{}.pid", NUMBERS.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// The host's process id of what runs in the container.
+fn pid_in(path: &Path) -> Option<i32> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok().filter(|&pid| pid > 1)
 }
 
 async fn finish(child: &mut Child) -> std::io::Result<ExecOutcome> {
