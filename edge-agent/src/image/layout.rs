@@ -14,7 +14,7 @@ use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 
 use super::error::{ImageError, at};
-use super::reference::is_digest;
+use super::reference::{Reference, is_digest};
 use super::unpack::{Archive, Source};
 
 /// Index, manifest or configuration.
@@ -28,8 +28,10 @@ const LAYERS_LEN_MAX: usize = 127;
 /// Entries of a layout's tar.
 const ARCHIVE_LEN_MAX: usize = 65_536;
 
-/// The annotations that name an image, the better one first.
-const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+/// Annotation with an image's whole name.
+const WHOLE_NAME: &str = "io.containerd.image.name";
+/// Annotation with a name, or with a tag alone.
+const NAME: &str = "org.opencontainers.image.ref.name";
 
 /// An opened layout.
 #[derive(Debug)]
@@ -166,8 +168,9 @@ impl Layout {
         // Entries without a name, or with the same one, are one image for several machines.
         let mut by_name: BTreeMap<String, Vec<Descriptor>> = BTreeMap::new();
         for entry in entries.into_iter().filter(|entry| !is_attestation(entry)) {
-            let name = NAMES.iter().find_map(|name| entry.annotations.get(*name).filter(|name| !name.is_empty()));
-            by_name.entry(name.cloned().unwrap_or_default()).or_default().push(entry);
+            let whole = entry.annotations.get(WHOLE_NAME).and_then(|name| Reference::parse(name).ok());
+            let name = whole.map(|name| name.to_string()).or_else(|| entry.annotations.get(NAME).cloned());
+            by_name.entry(name.unwrap_or_default()).or_default().push(entry);
         }
         if by_name.is_empty() {
             return Err(self.not_a_layout("its index.json names no image".into()));

@@ -16,16 +16,8 @@ pub(super) struct Sources<'a> {
     pub(super) place: &'a Place,
 }
 
-/// [`resolve_over`] nothing.
-pub(super) fn resolve(
-    sources: &Sources<'_>,
-    container: &ContainerSpec<'_>,
-) -> Result<BTreeMap<String, String>, String> {
-    resolve_over(sources, container, BTreeMap::new())
-}
-
 /// Resolves `envFrom`, then `env`, over what the image brings; `Err` reads as kubelet's message for `CreateContainerConfigError`.
-pub(super) fn resolve_over(
+pub(super) fn resolve(
     sources: &Sources<'_>,
     container: &ContainerSpec<'_>,
     of_image: BTreeMap<String, String>,

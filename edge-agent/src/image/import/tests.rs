@@ -141,7 +141,8 @@ fn an_image_is_taken_whole_from_a_folder_and_from_a_tar() {
     inner["platform"] = json!({"os": here.os, "architecture": here.architecture});
     let other = json!({"digest": digest(b"missing"), "size": 7, "platform": {"os": "linux", "architecture": "s390x"}});
     let attestation = json!({"digest": digest(b"also missing"), "size": 12, "platform": {"os": "unknown", "architecture": "unknown"}});
-    let index = bench.blob(json!({"schemaVersion": 2, "manifests": [other, inner, attestation]}).to_string().as_bytes());
+    let index =
+        bench.blob(json!({"schemaVersion": 2, "manifests": [other, inner, attestation]}).to_string().as_bytes());
     bench.offer(index.clone(), "registry.example/web:1");
     let imported = bench.import(None).unwrap();
     assert_eq!(imported[0].reference, "registry.example/web:1");

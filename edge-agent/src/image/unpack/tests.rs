@@ -17,7 +17,7 @@ const BOUNDS: Bounds = Bounds { entries_len_max: 100, unpacked_bytes_max: 1 << 2
 struct Tar(Vec<u8>);
 
 impl Tar {
-    fn put(mut self, kind: EntryType, name: &[u8], target: &[u8], content: &[u8]) -> Self {
+    fn put(self, kind: EntryType, name: &[u8], target: &[u8], content: &[u8]) -> Self {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(0o644);
@@ -80,7 +80,7 @@ fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         assert!(std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(), "needed here but missing: root");
-        drop(writeln!(std::io::stderr(), "SKIPPED: layers are unpacked by root"));
+        drop(writeln!(io::stderr(), "SKIPPED: layers are unpacked by root"));
     }
     root
 }
