@@ -16,6 +16,19 @@ pub enum AgentCommand {
     /// Container images on this device
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Show what was damaged on this device's disk, and forget it once seen; also while the agent runs
+    Damage(DamageArguments),
+}
+
+/// `flotilla agent damage`
+#[derive(Debug, Clone, Args)]
+pub struct DamageArguments {
+    /// Folder of the agent
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Forget it, end the Node's condition, and remove the damaged files that were kept
+    #[arg(long)]
+    pub clear: bool,
 }
 
 /// `flotilla agent run`
@@ -42,6 +55,9 @@ pub struct RunArguments {
     /// Address of the local Kubernetes API; default: a free loopback port, kept once chosen
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Look for no network: this device joins, is updated and reports by the files of `flotilla bundle` alone
+    #[arg(long)]
+    pub offline: bool,
     /// Stop all pods when the agent is told to end (SIGTERM); by default they go on running
     #[arg(long)]
     pub drain: bool,
@@ -58,7 +74,7 @@ pub enum Transport {
     Mqtt,
 }
 
-fn parse_labels(text: &str) -> Result<Labels, String> {
+pub(crate) fn parse_labels(text: &str) -> Result<Labels, String> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| {

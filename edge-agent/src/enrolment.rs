@@ -3,6 +3,9 @@
 //! Owns the order of a first start: keys are durable before the token is shown, the answer before it is used. Refuses to ask
 //! anyone when the identity is on the disk. Start reading at [`Identity::open`].
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use flotilla_manifests::time::Timestamp;
@@ -16,9 +19,9 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::args::{RunArguments, Transport};
+use crate::args::{Labels, RunArguments, Transport};
 use crate::replica::WriterMaterial;
-use crate::store::{Loaded, Store, StoreError};
+use crate::store::{IDENTITY_COPY, Loaded, Store, StoreError};
 
 /// What makes this device this device.
 #[derive(Debug)]
@@ -77,6 +80,25 @@ impl Identity {
         if let Some(given) = arguments.name.as_deref().filter(|given| *given != node.as_str()) {
             return Err(EnrolmentError::OtherName { given: given.to_owned(), known: node.to_string() });
         }
+        Self::of(store, loaded, keys, enrolment).await
+    }
+
+    /// The identity of a device that has joined.
+    ///
+    /// # Errors
+    /// It has not, or the database is damaged.
+    pub(crate) async fn of_joined(store: &Store, loaded: &Loaded) -> Result<Self, EnrolmentError> {
+        let material = stored::<EnrolmentMaterial>(loaded, "enrolment")?.ok_or(EnrolmentError::NoToken)?;
+        Self::of(store, loaded, open_keys(store, loaded).await?, from_material(&material)?).await
+    }
+
+    async fn of(
+        store: &Store,
+        loaded: &Loaded,
+        keys: DeviceKeys,
+        enrolment: Enrolment,
+    ) -> Result<Self, EnrolmentError> {
+        let node = enrolment.certificate.node.clone();
         let writer = open_writer(store, loaded, &keys, &enrolment).await?;
         let node_uid = enrolment.certificate.node_uid.clone();
         Ok(Self { node, node_uid, keys, enrolment, writer })
@@ -112,6 +134,59 @@ impl Identity {
         self.enrolment = renewed;
         Ok(())
     }
+}
+
+/// Takes keys and enrolment from their second copy when the database has lost them: a device goes on being who it is.
+pub async fn recall(folder: &Path, store: &Store, loaded: &mut Loaded) {
+    let whole = matches!(stored::<DeviceKeysMaterial>(loaded, "keys"), Ok(Some(_)))
+        && matches!(stored::<EnrolmentMaterial>(loaded, "enrolment"), Ok(Some(_)));
+    let Ok(bytes) = std::fs::read(folder.join(IDENTITY_COPY)) else { return };
+    let copy = match serde_json::from_slice::<IdentityCopy>(&bytes) {
+        Ok(copy) if !whole => copy,
+        Ok(_) => return,
+        Err(error) => {
+            tracing::error!(%error, "the second copy of this device's identity is damaged; it is made anew");
+            return;
+        }
+    };
+    tracing::warn!("the database does not hold this device's identity; it is taken from its second copy");
+    for (name, value) in [("keys", copy.keys), ("enrolment", copy.enrolment)] {
+        let value = value.to_string().into_bytes();
+        if let Err(error) = store.set_meta(name, value.clone()).await {
+            tracing::error!(error = %chain(&error), "the identity was not stored; its second copy serves again next time");
+        }
+        loaded.meta.insert(name.to_owned(), value);
+    }
+    // Certified for an identity that may be older than it.
+    loaded.meta.remove("writer");
+}
+
+/// Keeps a second copy of keys and enrolment beside the database.
+pub fn keep_copy(folder: &Path, identity: &Identity) {
+    let keep = || -> std::io::Result<()> {
+        let keys = serde_json::to_value(identity.keys.to_material())?;
+        let enrolment = serde_json::to_value(identity.enrolment.to_material())?;
+        let text = serde_json::to_vec(&IdentityCopy { keys, enrolment })?;
+        let path = folder.join(IDENTITY_COPY);
+        if std::fs::read(&path).is_ok_and(|known| known == text) {
+            return Ok(());
+        }
+        let written = folder.join(format!("{IDENTITY_COPY}.new"));
+        let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&written)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        std::fs::rename(&written, &path)
+    };
+    if let Err(error) = keep() {
+        tracing::warn!(%error, "no second copy of this device's identity was kept");
+    }
+}
+
+/// As stored: both as in the database.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct IdentityCopy {
+    keys: serde_json::Value,
+    enrolment: serde_json::Value,
 }
 
 /// Addresses to try, best first, as arguments and enrolment say.
@@ -162,7 +237,7 @@ pub async fn local_user(
     Ok(made)
 }
 
-async fn open_keys(store: &Store, loaded: &Loaded) -> Result<DeviceKeys, EnrolmentError> {
+pub(crate) async fn open_keys(store: &Store, loaded: &Loaded) -> Result<DeviceKeys, EnrolmentError> {
     if let Some(material) = stored::<DeviceKeysMaterial>(loaded, "keys")? {
         return Ok(DeviceKeys::from_material(&material)?);
     }
@@ -195,15 +270,12 @@ async fn join(
     time: &Arc<dyn TrustTime>,
 ) -> Result<Enrolment, EnrolmentError> {
     let token = Token::parse(arguments.join.as_deref().ok_or(EnrolmentError::NoToken)?)?;
-    let name = match &arguments.name {
-        Some(name) => name.clone(),
-        None => token.node.as_ref().map_or_else(host_name, ToString::to_string),
-    };
+    let name = name_of(arguments.name.as_deref(), &token);
     let node = NodeName::parse(&name).map_err(|_invalid| EnrolmentError::Name(name.clone()))?;
     let introduction = Introduction {
         proof: Proof::Token(token.proof()),
         node,
-        labels: labels_of(arguments),
+        labels: labels_of(&arguments.labels),
         pin: token.pin,
         root: token.root,
     };
@@ -244,22 +316,27 @@ fn from_material(material: &EnrolmentMaterial) -> Result<Enrolment, EnrolmentErr
         .map_err(|error| EnrolmentError::Damaged { what: "enrolment", why: error.to_string() })
 }
 
-fn stored<T: DeserializeOwned>(loaded: &Loaded, what: &'static str) -> Result<Option<T>, EnrolmentError> {
+pub(crate) fn stored<T: DeserializeOwned>(loaded: &Loaded, what: &'static str) -> Result<Option<T>, EnrolmentError> {
     let Some(bytes) = loaded.meta.get(what) else { return Ok(None) };
     serde_json::from_slice(bytes).map(Some).map_err(|error| EnrolmentError::Damaged { what, why: error.to_string() })
 }
 
-async fn put<T: Serialize>(store: &Store, what: &'static str, value: &T) -> Result<(), EnrolmentError> {
+pub(crate) async fn put<T: Serialize>(store: &Store, what: &'static str, value: &T) -> Result<(), EnrolmentError> {
     let bytes = serde_json::to_vec(value).map_err(|error| EnrolmentError::Damaged { what, why: error.to_string() })?;
     Ok(store.set_meta(what, bytes).await?)
 }
 
 /// What was given, and what kubelet says of every machine.
-fn labels_of(arguments: &RunArguments) -> std::collections::BTreeMap<String, String> {
-    let mut labels = arguments.labels.clone();
+pub(crate) fn labels_of(given: &Labels) -> Labels {
+    let mut labels = given.clone();
     labels.insert("kubernetes.io/arch".into(), crate::host::architecture(std::env::consts::ARCH).into());
     labels.insert("kubernetes.io/os".into(), std::env::consts::OS.into());
     labels
+}
+
+/// The name a device asks for: as given, else the token's, else the host's.
+pub(crate) fn name_of(given: Option<&str>, token: &Token) -> String {
+    given.map_or_else(|| token.node.as_ref().map_or_else(host_name, ToString::to_string), str::to_owned)
 }
 
 fn host_name() -> String {

@@ -20,6 +20,7 @@ use flotilla_sync::stream::Stream;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
+use crate::store::salvage::SALVAGED;
 use crate::store::{HeadRow, Ingest, ItemRow, Loaded, OutboxRow, Store};
 
 mod beside;
@@ -85,6 +86,8 @@ struct State {
     greeting: Option<Greeting>,
     /// Rows that could not be read at start. Their channels are read anew from the hub, and then they go.
     damaged: BTreeSet<(ChannelName, String)>,
+    /// The database was damaged, and not everything has been read from the hub anew: more may be missing than is known.
+    salvaged: bool,
     incarnation: u64,
     /// Of this process at first; the time of the hub's greeting in milliseconds once it was heard.
     boot: u64,
@@ -132,19 +135,19 @@ impl DeviceReplica {
         let (mut channels, damaged) = channels_of(loaded)?;
         channels.entry(own_channel.clone()).or_insert_with(|| ChannelState::new(own_channel.clone()));
         let own = identity.id();
+        let salvaged = loaded.meta.contains_key(SALVAGED);
         for channel in channels.values_mut().filter(|one| damaged.iter().any(|(name, _)| *name == one.channel)) {
             // What was read may be lost: it is asked for again, from the beginning.
             channel.heads.retain(|writer, _| *writer == own);
         }
-        let heads = channels.iter().filter_map(|(name, state)| Some((name.clone(), *state.heads.get(&own)?))).collect();
         let writers = loaded.writers.iter().filter_map(|(_, chain)| WriterChain::verify(chain, &life.root).ok());
         let own_batches = loaded.batches.iter().filter(|row| row.writer == own.0);
         let own_batches: Vec<Batch> =
             own_batches.filter_map(|row| Batch::decode(&Bytes::from(row.bytes.clone())).ok()).collect();
-        if let Some(channel) = channels.get_mut(&own_channel).filter(|_| !damaged.is_empty()) {
-            let verified = own_batches.iter().filter_map(|batch| batch.clone().verify(identity.chain()).ok());
-            verified.for_each(|batch| drop(channel.apply_branch(&batch)));
+        if let Some(channel) = channels.get_mut(&own_channel).filter(|_| salvaged || !damaged.is_empty()) {
+            own_log::read_again(channel, &identity, &own_batches, salvaged);
         }
+        let heads = channels.iter().filter_map(|(name, state)| Some((name.clone(), *state.heads.get(&own)?))).collect();
         let greeting = loaded.meta.get("greeting").map(|bytes| Bytes::from(bytes.clone()));
         let greeting = greeting.and_then(|bytes| Greeting::verify(&bytes, &life.root).ok());
         if let Some(greeting) = &greeting {
@@ -163,6 +166,7 @@ impl DeviceReplica {
             subscribed: None,
             greeting,
             damaged,
+            salvaged,
             incarnation: life.incarnation,
             boot: life.boot,
             seq: 0,
@@ -252,9 +256,31 @@ impl DeviceReplica {
         self.bump(&self.grown);
     }
 
+    /// Who signs for this device now.
+    pub(crate) fn identity(&self) -> WriterIdentity {
+        self.state().log.identity().clone()
+    }
+
+    /// The next place in this boot's order, for a statement about the whole device.
+    pub(crate) fn tick(&self) -> ObservationClock {
+        let mut state = self.state();
+        state.seq += 1;
+        ObservationClock { incarnation: state.incarnation, boot: state.boot, seq: state.seq }
+    }
+
+    /// Where the logs of this device's channels stood at the hub when it last said so.
+    pub(crate) fn subscriptions(&self) -> Positions {
+        self.state().subscribed.clone().unwrap_or_default()
+    }
+
     /// The hub's time when it last greeted this device; 0 if it never has.
     pub fn greeted_at_ms(&self) -> u64 {
         self.state().greeting.as_ref().map_or(0, |greeting| greeting.time_ms)
+    }
+
+    /// The newest life of the hub that greeted this device: another one may have lost what the ones before were told.
+    pub fn hub_life(&self) -> u64 {
+        self.state().greeting.as_ref().map_or(0, |greeting| greeting.incarnation)
     }
 
     /// Observations the hub has not acknowledged.
@@ -267,6 +293,16 @@ impl DeviceReplica {
         let state = self.state();
         let lacking = state.damaged.iter().filter(|(name, id)| state.live(name, id).is_none());
         lacking.map(|(_, id)| id.strip_prefix("placement/").unwrap_or(id).to_owned()).collect()
+    }
+
+    /// Whether the database was damaged and more may be missing than is known.
+    pub fn is_salvaged(&self) -> bool {
+        self.state().salvaged
+    }
+
+    /// Damaged rows by channel and item, for people.
+    pub fn damaged_rows(&self) -> Vec<String> {
+        self.state().damaged.iter().map(|(channel, id)| format!("item {id} of {channel}")).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -322,9 +358,10 @@ impl DeviceReplica {
 
     /// Damaged rows that were not replaced go once all was read anew: what they stood for is deleted at the hub.
     async fn forget_damaged(&self) -> Result<(), ReplicaError> {
-        let gone: Vec<ItemRow> = {
+        let (gone, salvaged): (Vec<ItemRow>, bool) = {
             let state = self.state();
-            if state.damaged.is_empty() || state.subscribed.is_none() || !state.is_complete() {
+            let damaged = state.salvaged || !state.damaged.is_empty();
+            if !damaged || state.subscribed.is_none() || !state.is_complete() {
                 return Ok(());
             }
             let lacking = state.damaged.iter().filter(|(name, id)| state.live(name, id).is_none());
@@ -333,11 +370,18 @@ impl DeviceReplica {
                 id: id.clone(),
                 bytes: Vec::new(),
             };
-            lacking.map(row).collect()
+            (lacking.map(row).collect(), state.salvaged)
         };
-        let rows = Ingest { items: gone, ..Ingest::default() };
+        if salvaged {
+            self.state_what_others_wrote().await?;
+        }
+        let rows = Ingest { items: gone, meta_ended: vec![SALVAGED], ..Ingest::default() };
         self.store.ingest(rows).await.map_err(|error| failed("forget damaged rows", error))?;
-        self.state().damaged.clear();
+        {
+            let mut state = self.state();
+            state.damaged.clear();
+            state.salvaged = false;
+        }
         tracing::info!("what was damaged on this device's disk has been read again from the hub");
         self.bump(&self.changed);
         Ok(())

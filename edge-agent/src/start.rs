@@ -11,6 +11,8 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_rest::authorize::SystemMasters;
 use flotilla_rest::kubeconfig::Kubeconfig;
 use flotilla_rest::{Front, Limits, server};
+use flotilla_sync::bundle::courier;
+use flotilla_sync::enrol::Enrolment;
 use flotilla_sync::identity::{Credentials, FlooredClock, SealingKey, SigningKey, TrustTime};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, UnixListener};
@@ -19,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use crate::agent::{Agent, Inbox, LoopState};
 use crate::args::RunArguments;
 use crate::backend::{LocalBackend, Shared};
+use crate::bundle::{DeviceClerk, Joining};
 use crate::clock::Clock;
 use crate::enrolment::{self, Identity};
 use crate::executor::Executor;
@@ -50,7 +53,9 @@ const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
 pub async fn run(arguments: RunArguments) -> Result<()> {
     let folder = prepare(&arguments.data)?;
     let lock = lock(&folder)?;
-    let Opened { store, loaded, clock, trust, boot, identity } = open(&folder, &arguments).await?;
+    let (end, ended) = watch::channel(false);
+    let Some(opened) = open(&folder, &arguments, &ended).await? else { return Ok(()) };
+    let Opened { store, loaded, clock, trust, boot, identity, clerk } = opened;
     let life = life(&identity, boot)?;
     let (replica, streams) = DeviceReplica::take_up(store.clone(), &loaded, life, clock.clone(), trust.clone())?;
     note_damage(&folder, &loaded, &replica, clock.now());
@@ -59,13 +64,13 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         tracing::error!(error = %enrolment::chain(&error), "this device's own log was not mended");
     }
     let replica = Arc::new(replica);
+    clerk.is_ready(&replica, &identity, &loaded);
     let executable = std::env::current_exe().context("finding the running program")?;
     let runtime = Arc::new(ShimRuntime::open(&folder, &executable).await?);
     let shared = Arc::new(Shared::over(view(&store, &loaded, identity.enrolment.incarnation).await));
     *shared.history() = histories(&loaded);
     let (writes, write_queue) = mpsc::channel(WRITES_LEN_MAX);
     let backend = Arc::new(LocalBackend::over(shared.clone(), writes, runtime.clone(), clock.clone()));
-    let (end, ended) = watch::channel(false);
     let serving = serve(&folder, &store, &loaded, &arguments, &identity, &backend, &clock, &ended).await?;
 
     let (link, link_watch) = watch::channel(Link::Down);
@@ -118,7 +123,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         link,
         leave: left,
     };
-    let uplink = tokio::spawn(uplink.run());
+    let uplink = if arguments.offline { None } else { Some(tokio::spawn(uplink.run())) };
     drop(tokio::spawn(async move {
         if crate::until_told_to_end().await.is_ok() {
             end.send_replace(true);
@@ -129,7 +134,9 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         agent.drain().await;
     }
     leave.send_replace(true);
-    if tokio::time::timeout(GOODBYE, uplink).await.is_err() {
+    if let Some(uplink) = uplink
+        && tokio::time::timeout(GOODBYE, uplink).await.is_err()
+    {
         tracing::warn!("the hub did not take the goodbye; it learns by silence that this agent stopped");
     }
     for task in serving {
@@ -156,7 +163,7 @@ fn note_damage(folder: &Path, loaded: &Loaded, replica: &DeviceReplica, now: Tim
     }
 }
 
-fn life(identity: &Identity, boot: u64) -> Result<Life> {
+pub(crate) fn life(identity: &Identity, boot: u64) -> Result<Life> {
     Ok(Life {
         node: identity.node.clone(),
         root: identity.enrolment.root,
@@ -188,28 +195,73 @@ struct Opened {
     trust: Arc<FlooredClock>,
     boot: u64,
     identity: Identity,
+    clerk: Arc<DeviceClerk>,
 }
 
-/// Opens the database and, at the very first start, joins the hub.
-async fn open(folder: &Path, arguments: &RunArguments) -> Result<Opened> {
-    keep_private(&folder.join("device.db"))?;
-    let (store, mut loaded) = Store::open(folder)?;
-    enrolment::recall(folder, &store, &mut loaded).await;
-    let clock = Arc::new(Clock::default());
-    let boot = number(&loaded, "boot") + 1;
-    if store.set_meta("boot", boot.to_string().into_bytes()).await.is_err() {
-        reserve::give_up(folder);
-        set_number(&store, "boot", boot).await;
+/// What is on the disk, whether this device has joined or not.
+pub(crate) struct Found {
+    pub(crate) store: Store,
+    pub(crate) loaded: Loaded,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) trust: Arc<FlooredClock>,
+    pub(crate) boot: u64,
+    pub(crate) clerk: Arc<DeviceClerk>,
+}
+
+/// Opens the database and, at the very first start, joins the hub: over a road, or, with `--offline`, by a bundle that somebody
+/// carries. `None`: the agent was told to end before one came.
+async fn open(folder: &Path, arguments: &RunArguments, ended: &watch::Receiver<bool>) -> Result<Option<Opened>> {
+    let mut found = Found::open(folder).await?;
+    let courier = courier::listen(folder).with_context(|| format!("listening in {}", folder.display()))?;
+    drop(tokio::spawn(courier::serve(courier, found.clerk.clone(), ended.clone())));
+    let carried = arguments.offline || (arguments.join.is_none() && found.clerk.is_waiting());
+    if !found.has_joined() && carried {
+        found.clerk.request(arguments, folder).await?;
+        let joined = tokio::select! {
+            joined = found.clerk.joined() => joined,
+            told = crate::until_told_to_end() => return told.map(|()| None),
+        };
+        let Some(enrolment) = joined else { return Ok(None) };
+        found.join(&enrolment)?;
     }
-    let reading = clock.clone();
-    let trust = FlooredClock::new(move || reading.now().0, 0);
-    let time: Arc<dyn TrustTime> = trust.clone();
-    let identity = Identity::open(&store, &loaded, arguments, &time).await?;
+    let time: Arc<dyn TrustTime> = found.trust.clone();
+    let identity = Identity::open(&found.store, &found.loaded, arguments, &time).await?;
+    let Found { store, loaded, clock, trust, boot, clerk } = found;
     clock.raise(Timestamp(identity.enrolment.hub_time_ms));
     trust.raise(identity.enrolment.hub_time_ms);
     enrolment::keep_copy(folder, &identity);
     reserve::keep(folder);
-    Ok(Opened { store, loaded, clock, trust, boot, identity })
+    Ok(Some(Opened { store, loaded, clock, trust, boot, identity, clerk }))
+}
+
+impl Found {
+    /// Opens the database, and makes the device's keys at the very first start.
+    pub(crate) async fn open(folder: &Path) -> Result<Self> {
+        keep_private(&folder.join("device.db"))?;
+        let (store, mut loaded) = Store::open(folder)?;
+        enrolment::recall(folder, &store, &mut loaded).await;
+        let clock = Arc::new(Clock::default());
+        let boot = number(&loaded, "boot") + 1;
+        if store.set_meta("boot", boot.to_string().into_bytes()).await.is_err() {
+            reserve::give_up(folder);
+            set_number(&store, "boot", boot).await;
+        }
+        let reading = clock.clone();
+        let trust = FlooredClock::new(move || reading.now().0, 0);
+        let joining = Joining::open(&store, &mut loaded).await?;
+        let clerk = DeviceClerk::new(store.clone(), clock.clone(), joining);
+        Ok(Self { store, loaded, clock, trust, boot, clerk })
+    }
+
+    pub(crate) fn has_joined(&self) -> bool {
+        self.loaded.meta.contains_key("enrolment")
+    }
+
+    /// A bundle brought the hub's answer, which is durable.
+    pub(crate) fn join(&mut self, enrolment: &Enrolment) -> Result<()> {
+        self.loaded.meta.insert("enrolment".to_owned(), serde_json::to_vec(&enrolment.to_material())?);
+        Ok(())
+    }
 }
 
 /// Opens the local API on loopback TLS and on a Unix socket, and writes `local.kubeconfig`.
@@ -292,7 +344,7 @@ async fn listen(store: &Store, loaded: &Loaded, asked: Option<SocketAddr>) -> Re
     Ok(listener)
 }
 
-fn prepare(folder: &Path) -> Result<std::path::PathBuf> {
+pub(crate) fn prepare(folder: &Path) -> Result<std::path::PathBuf> {
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
     folder.canonicalize().with_context(|| format!("finding {}", folder.display()))
@@ -307,7 +359,7 @@ fn keep_private(path: &Path) -> Result<()> {
 }
 
 /// One agent per folder.
-fn lock(folder: &Path) -> Result<Flock<std::fs::File>> {
+pub(crate) fn lock(folder: &Path) -> Result<Flock<std::fs::File>> {
     let path = folder.join("agent.lock");
     let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)

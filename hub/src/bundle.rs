@@ -19,8 +19,8 @@ use flotilla_sync::bundle::courier::{Clerk, Failure, Selection, Wish};
 use flotilla_sync::bundle::{self, Direction, Export, Incoming, Intake, Joining, Receiver, Report, Seal, Side};
 use flotilla_sync::channel::{Positions, positions_of};
 use flotilla_sync::enrol::{self, EnrolProof, EnrolRequest, Enroller as _};
-use flotilla_sync::identity::writer::WriterSubject;
 use flotilla_sync::identity::NodeName;
+use flotilla_sync::identity::writer::WriterSubject;
 use flotilla_sync::observation::Clock;
 use flotilla_sync::transport::PeerIdentity;
 use tokio::io::{AsyncRead, DuplexStream};
@@ -97,11 +97,10 @@ impl HubClerk {
 
     async fn join(&self, joining: Joining) -> Result<Report, Failure> {
         let root = self.registrar.installation.root().public();
-        let request =
-            enrol::request_of(&joining.request, &joining.binding, &root).map_err(|why| Failure::refused(why.message))?;
+        let request = enrol::request_of(&joining.request, &joining.binding, &root)
+            .map_err(|why| Failure::refused(why.message))?;
         let name = request.node.to_string();
-        let join =
-            StoredJoin { csr: request.csr.clone(), device_key: request.device_key, sealing: request.sealing };
+        let join = StoredJoin { csr: request.csr.clone(), device_key: request.device_key, sealing: request.sealing };
         self.registrar.enrol(request).await.map_err(|refusal| Failure::refused(refusal.message))?;
         let (node, kept) = (name.clone(), join);
         let noted = self.registrar.store.write(move |batch| {
@@ -165,9 +164,7 @@ impl HubClerk {
     ) -> Result<(), Failure> {
         let name = node.clone();
         let noted = self.registrar.store.write(move |batch| {
-            let mut stick = Stick { clock: Some(clock), ..Stick::default() };
-            stick.set_positions(&positions);
-            batch.put_stick(&name, &stick)?;
+            batch.put_stick(&name, &Stick::told(clock, &positions))?;
             if seen > heard {
                 batch.set_last_contact(&name, seen)?;
             }
@@ -246,8 +243,12 @@ impl Clerk for HubClerk {
             Incoming::Bundle(intake) => self.take(*intake).await?,
         };
         tracing::info!(
-            from = report.from, bundle = report.id, bytes = report.bytes, records = report.records_new,
-            missing = report.missing.len(), "a bundle was imported"
+            from = report.from,
+            bundle = report.id,
+            bytes = report.bytes,
+            records = report.records_new,
+            missing = report.missing.len(),
+            "a bundle was imported"
         );
         Ok(report)
     }

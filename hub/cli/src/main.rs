@@ -9,6 +9,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use flotilla_agent::args::AgentCommand;
+use flotilla_agent::bundle::command::{self as bundle_command, BundleCommand, HubSide};
+use flotilla_hub::bundle::StoppedHub;
 
 /// Kubernetes for fleets that lose the network
 #[derive(Debug, Parser)]
@@ -29,6 +31,9 @@ enum Command {
     /// The agent: makes one device run what it should
     #[command(subcommand)]
     Agent(AgentCommand),
+    /// Files on a stick between a hub and devices that no network reaches
+    #[command(subcommand)]
+    Bundle(BundleCommand),
     /// Show it: a hub and three devices on this machine, one of them cut off and edited on both sides
     Demo(demo::DemoArguments),
 }
@@ -43,6 +48,10 @@ fn main() -> ExitCode {
         Command::Hub(command) => hub_command::run(command),
         Command::Token(command) => hub_command::token(&command),
         Command::Agent(command) => flotilla_agent::run_command(command),
+        Command::Bundle(command) => match bundle_command::run(command, Some(HUB_SIDE)) {
+            Ok(code) => return ExitCode::from(code),
+            Err(error) => Err(error),
+        },
         Command::Demo(arguments) => demo::run(&arguments),
     };
     match result {
@@ -53,6 +62,17 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// How bundles of a hub that does not run are served.
+const HUB_SIDE: HubSide = HubSide {
+    is_at: StoppedHub::is_at,
+    converse: |folder, stream| {
+        Box::pin(async move {
+            StoppedHub::open(&folder).await?.converse(stream).await;
+            Ok(())
+        })
+    },
+};
 
 #[expect(clippy::print_stderr, reason = "the chain of an error is printed once, here")]
 fn complain(error: &anyhow::Error) {

@@ -42,9 +42,11 @@ impl Stick {
         self.positions.iter().filter_map(channel).collect()
     }
 
-    pub(crate) fn set_positions(&mut self, positions: &Positions) {
+    /// What a device's newest bundle said: it has joined, and is so far.
+    pub(crate) fn told(clock: Clock, positions: &Positions) -> Self {
         let logs = |logs: &BTreeMap<WriterId, u64>| logs.iter().map(|(writer, seq)| (writer.0, *seq)).collect();
-        self.positions = positions.iter().map(|(channel, read)| (channel.to_string(), logs(read))).collect();
+        let positions = positions.iter().map(|(channel, read)| (channel.to_string(), logs(read))).collect();
+        Self { join: None, clock: Some(clock), positions }
     }
 }
 

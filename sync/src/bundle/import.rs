@@ -107,7 +107,7 @@ impl<S: AsyncRead + Unpin> Incoming<S> {
         }
         let key = FileKey::open(&header, &side.key)?;
         let binding = key.binding;
-        sections.report = Report::of(&header.installation, &header.receiver, header.time_ms, &header.id);
+        sections.about(&header);
         sections.key = Some(key);
         let damaged = || BundleError::Damaged { why: "its first section is not whole".to_owned() };
         let first = sections.next().await?.filter(|_| sections.expected == 1).ok_or_else(damaged)?;
@@ -262,9 +262,17 @@ impl<S: AsyncRead + Unpin> Intake<S> {
 pub async fn inspect(source: impl AsyncRead + Unpin) -> Result<Inspected, BundleError> {
     let mut sections = Sections::of(source);
     let header = sections.header().await?;
-    sections.report = Report::of(&header.installation, &header.receiver, header.time_ms, &header.id);
+    sections.about(&header);
     sections.drain().await?;
     Ok(Inspected { header, report: sections.report })
+}
+
+/// Reads the header alone.
+///
+/// # Errors
+/// No bundle, or a damaged beginning.
+pub async fn peek(source: impl AsyncRead + Unpin) -> Result<Header, BundleError> {
+    Sections::of(source).header().await
 }
 
 /// What is taken, and what was.
@@ -581,6 +589,12 @@ impl<S: AsyncRead + Unpin> Sections<S> {
             last_seen: false,
             buffer: vec![0; READ_BYTES].into(),
         }
+    }
+
+    fn about(&mut self, header: &Header) {
+        let bytes = self.report.bytes;
+        let report = Report::of(&header.installation, &header.receiver, header.time_ms, &header.id);
+        self.report = Report { bytes, ..report };
     }
 
     async fn header(&mut self) -> Result<Header, BundleError> {
