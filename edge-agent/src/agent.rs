@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use crate::backend::{LocalBackend, Shared, WriteCommand};
 use crate::clock::Clock;
 use crate::effective::{Effective, Memory, effective};
+use crate::events::Events;
 use crate::executor::{Done, Executor};
 use crate::host::Host;
 use crate::image::ImageStore;
@@ -95,6 +96,7 @@ pub(crate) struct LoopState {
     pub(crate) bases: BTreeMap<ObjectKey, Object>,
     pub(crate) records: Vec<overrides::OverrideRecord>,
     pub(crate) reports: Reports,
+    pub(crate) events: Events,
     /// Evictions already confirmed in this life of the agent.
     pub(crate) confirmed: BTreeSet<String>,
     /// Pods whose next appearance is a new one to watchers.
@@ -238,6 +240,7 @@ impl Agent {
         self.probes.keep(&plan.probes);
         self.state.wake_at = plan.wake_at;
         self.state.effective = next;
+        self.note(&plan.notices);
         self.show(&read, &plan.statuses);
         self.report(&read, &observed, &plan.statuses).await?;
         self.state.bases = read.known.manifests.into_values().map(|one| (one.object.key(), one.object)).collect();

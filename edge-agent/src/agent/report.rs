@@ -1,6 +1,6 @@
 //! What the device shows at its own API and tells the hub.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
@@ -9,9 +9,10 @@ use flotilla_manifests::time::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Agent, PassError, local};
+use crate::events::Subject;
 use crate::knowledge::Read;
 use crate::local_write::LAST_APPLIED_ANNOTATION;
-use crate::reconcile::Observed;
+use crate::reconcile::{Notice, Observed};
 use crate::store::Damage;
 use crate::uplink::Link;
 
@@ -19,6 +20,8 @@ use crate::uplink::Link;
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
     told: BTreeMap<String, Told>,
+    /// The life of the hub that was told.
+    hub_life: u64,
     node_status: Option<Value>,
 }
 
@@ -68,6 +71,7 @@ impl Agent {
             node.value_mut()["status"] = node_status;
             node.set_annotation("flotilla.dev/sync", sync);
         }
+        objects.extend(self.state.events.objects().map(|event| (event.key(), event.clone())));
         for record in &read.known.overrides {
             let mut object = overrides::object_of(record, &self.node.name);
             object.metadata_mut().insert("uid".into(), record.id.clone().into());
@@ -81,6 +85,16 @@ impl Agent {
         }
     }
 
+    /// Takes in what the newest plan tells of pods.
+    pub(super) fn note(&mut self, notices: &BTreeMap<String, BTreeSet<Notice>>) {
+        let effective = &self.state.effective;
+        let subject = |uid: &str| {
+            let (pod, origin) = (effective.pods.pods.get(uid)?, effective.origins.get(uid)?);
+            Some(Subject { pod: &pod.object, uid_at_hub: &origin.subject })
+        };
+        self.state.events.take_in(&self.node.name, notices, subject, self.clock.now());
+    }
+
     /// Puts what changed into the outbox: transitions marked urgent, ends durable.
     pub(super) async fn report(
         &mut self,
@@ -88,6 +102,13 @@ impl Agent {
         observed: &Observed,
         statuses: &BTreeMap<String, Value>,
     ) -> Result<(), PassError> {
+        let hub_life = self.replica.hub_life();
+        if hub_life != self.state.reports.hub_life {
+            // Restored from a backup, it may know nothing of what its earlier life acknowledged.
+            self.state.reports.told.clear();
+            self.state.confirmed.clear();
+            self.state.reports.hub_life = hub_life;
+        }
         let mut facts = Vec::new();
         for (uid, status) in statuses {
             let Some((subject, body)) = self.pod_fact(uid, status) else { continue };
@@ -121,6 +142,12 @@ impl Agent {
             facts.push(("node".to_owned(), urgent, Some(serde_json::to_vec(&node)?)));
             self.state.reports.told.insert("node".to_owned(), Told { body: node, transition });
         }
+        let now = self.clock.now();
+        let mut told = Vec::new();
+        for (name, subject, body) in self.state.events.untold(now) {
+            facts.push((subject, true, Some(serde_json::to_vec(&body)?)));
+            told.push(name);
+        }
         let subjects: Vec<String> = facts.iter().map(|(subject, ..)| subject.clone()).collect();
         if let Err(error) = self.replica.report(facts).await {
             // Nothing of it is in the outbox: the next pass tells it again.
@@ -128,6 +155,7 @@ impl Agent {
             self.state.confirmed.retain(|uid| !gone.contains(uid));
             return Err(error.into());
         }
+        self.state.events.told(&told, now);
         Ok(())
     }
 

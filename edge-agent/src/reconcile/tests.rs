@@ -6,6 +6,7 @@ use super::*;
 use crate::runtime::{ContainerState, ContainerStatus, Exit, SandboxState};
 
 mod simulated;
+mod volumes;
 
 const UID: &str = "0000-uid";
 

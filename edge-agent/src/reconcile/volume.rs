@@ -17,10 +17,6 @@ use crate::runtime::Mount;
 
 mod files;
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests;
-
 /// What the volumes of one pod are to be brought to: a step of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumePlan {
