@@ -20,10 +20,10 @@ pub mod writer;
 
 pub(crate) use authority::pin_of;
 pub use authority::{Installation, InstallationId, InstallationMaterial};
-pub(crate) use certificate::verified_request;
 pub use certificate::{
     CertificateError, Credentials, CredentialsMaterial, SessionRequest, SessionRequestMaterial, Subject, peer_node,
 };
+pub(crate) use certificate::{validity_ms, verified_request};
 pub use device::{DeviceCertificate, DeviceKeys, DeviceKeysMaterial};
 pub use keys::{BadSignature, PublicKey, SigningKey};
 pub(crate) use keys::{hex, random_bytes};

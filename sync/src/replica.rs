@@ -174,6 +174,9 @@ pub trait Replica: Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<BlobWant>, ReplicaError>> + Send;
 
+    /// The blobs that items in the channels of `peer` name and that are here as a whole: what a bundle for it may carry.
+    fn named_blobs(&self, peer: &PeerIdentity) -> impl Future<Output = Result<Vec<BlobRef>, ReplicaError>> + Send;
+
     /// Makes a piece of a blob durable, which begins where the last one ended. The last piece makes the blob whole if its digest
     /// holds: then what waited for it takes effect.
     fn store_blob(

@@ -159,6 +159,13 @@ impl DeviceReplica {
         missing
     }
 
+    /// All that is here as a whole: everything here is named by an item of the hub's.
+    pub(super) fn whole_blobs(&self) -> Vec<BlobRef> {
+        let state = self.state();
+        let whole = state.beside.parts.iter().filter(|(_, part)| part.whole);
+        whole.map(|(hash, part)| BlobRef { hash: *hash, len: part.len }).collect()
+    }
+
     pub(super) fn range(&self, hash: &Hash, offset: u64, len: usize) -> Option<Bytes> {
         let whole = self.state().beside.parts.get(hash).is_some_and(|part| part.whole);
         let content = whole.then(|| self.blob(hash))??;

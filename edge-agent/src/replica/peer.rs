@@ -177,7 +177,11 @@ impl Replica for DeviceReplica {
         self.store.set_meta("greeting", bytes).await.map_err(|error| failed("store the hub's greeting", error))?;
         self.clock.raise(Timestamp(greeting.time_ms));
         self.trust.raise(greeting.time_ms);
-        self.state().greeting = Some(greeting);
+        let before = self.state().greeting.replace(greeting).map(|known| known.incarnation);
+        if before.is_some_and(|before| before != self.hub_life()) {
+            // The loop tells such a hub everything anew.
+            self.bump(&self.changed);
+        }
         Ok(())
     }
 
@@ -255,6 +259,10 @@ impl Replica for DeviceReplica {
 
     async fn missing_blobs(&self, _peer: &PeerIdentity, limit: usize) -> Result<Vec<BlobWant>, ReplicaError> {
         Ok(self.missing(limit))
+    }
+
+    async fn named_blobs(&self, _peer: &PeerIdentity) -> Result<Vec<BlobRef>, ReplicaError> {
+        Ok(self.whole_blobs())
     }
 
     async fn store_blob(

@@ -11,7 +11,7 @@ use flotilla_manifests::kind;
 use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::blob::{BlobRef, BlobStored, BlobWant};
-use flotilla_sync::channel::{ChannelName, Hash, Heads, Positions, WriterId};
+use flotilla_sync::channel::{ChannelName, Hash, Head, Heads, Positions, WriterId};
 use flotilla_sync::driver::SessionHandle;
 use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
 use flotilla_sync::identity::{Installation, NodeName};
@@ -27,14 +27,15 @@ use crate::publish::{FLEET_DEFAULT, fleet_of};
 use crate::store::logs::Logs;
 use crate::store::{Store, StoreError};
 use crate::store::settings::Setting;
+use crate::learn::{self, Lessons};
 use crate::{Contact, Contacts, mint};
 
 /// The hub's end of every session.
 #[derive(Debug)]
 pub(crate) struct FleetDoor {
-    pub(super) store: Store,
+    pub(crate) store: Store,
     pub(super) contacts: Contacts,
-    pub(super) installation: Arc<Installation>,
+    pub(crate) installation: Arc<Installation>,
     /// Replaced when a fork of the hub's own log is found.
     pub(super) writer: RwLock<WriterIdentity>,
     /// The session of each connected node, with a number that tells a later one from an earlier.
@@ -43,6 +44,8 @@ pub(crate) struct FleetDoor {
     durable: Mutex<HashMap<String, Positions>>,
     /// Connected nodes that owe an acknowledgement, and since when without any.
     owing: Mutex<HashMap<String, Timestamp>>,
+    /// Whether this hub learns from its devices what its database has lost.
+    pub(crate) lessons: Lessons,
 }
 
 /// How much of what the hub wants of a connected device is durable there.
@@ -51,6 +54,8 @@ pub(crate) enum SyncState {
     Synced,
     /// So many records of the hub's logs are not acknowledged yet.
     Behind(u64),
+    /// The hub learns from its devices; whether this one has given all it holds.
+    Learning { heard: bool },
 }
 
 impl std::fmt::Display for SyncState {
@@ -58,6 +63,8 @@ impl std::fmt::Display for SyncState {
         match self {
             Self::Synced => formatter.write_str("synced"),
             Self::Behind(records) => write!(formatter, "behind {records}"),
+            Self::Learning { heard: true } => formatter.write_str("heard"),
+            Self::Learning { heard: false } => formatter.write_str("not heard"),
         }
     }
 }
@@ -69,7 +76,9 @@ impl FleetDoor {
         installation: Arc<Installation>,
         writer: WriterIdentity,
     ) -> Self {
+        let lessons = Lessons::of(&store);
         Self {
+            lessons,
             store,
             contacts,
             installation,
@@ -83,6 +92,11 @@ impl FleetDoor {
     /// The open session of a node.
     pub(crate) fn session(&self, node: &str) -> Option<SessionHandle> {
         self.sessions().get(node).map(|(_, handle)| handle.clone())
+    }
+
+    /// Whether a node is in contact, or when it was last heard.
+    pub(crate) fn contact(&self, node: &str) -> Option<Contact> {
+        self.contacts.of(node)
     }
 
     /// Why a node cannot be asked now, for people.
@@ -109,20 +123,30 @@ impl FleetDoor {
             self.durable.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
             self.owing(node, None);
             self.contacts.set(node, Contact::Silent { last: self.store.now() });
+            self.lessons.left(node);
         }
         current
     }
 
-    /// How far a connected device is; `None` for one that is not in contact.
+    /// How far a device is; `None` for one that is not in contact, and that is not waited for either.
     pub(crate) fn sync_state(&self, node: &str) -> Option<SyncState> {
+        if let Some(heard) = self.lessons.heard_of(node) {
+            return Some(SyncState::Learning { heard });
+        }
         let name = NodeName::parse(node).ok()?;
         let durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner).get(node)?.clone();
         let writer = self.identity().id();
         let logs = self.store.logs();
         let behind = |channel: &ChannelName| {
-            let head = logs.heads(channel).get(&writer).map_or(0, |head| head.seq);
-            let there = durable.get(channel).and_then(|logs| logs.get(&writer)).copied().unwrap_or(0);
-            head.saturating_sub(there)
+            let heads = logs.heads(channel);
+            let there = durable.get(channel);
+            let position = |writer: &WriterId| there.and_then(|logs| logs.get(writer)).copied().unwrap_or(0);
+            let lacks = |(writer, head): (&WriterId, &Head)| head.seq.saturating_sub(position(writer));
+            match heads.get_key_value(&writer) {
+                // What earlier writers said is in the present one's list, or came before its first record.
+                Some(own) => lacks(own),
+                None => heads.iter().filter(|(writer, _)| self.is_hub_writer(writer)).map(lacks).sum(),
+            }
         };
         let records = self.channels_of(&name).iter().map(behind).sum();
         Some(if records == 0 { SyncState::Synced } else { SyncState::Behind(records) })
@@ -143,6 +167,15 @@ impl FleetDoor {
                 None
             }
         }
+    }
+
+    /// Whether a log is that of a hub of this installation.
+    fn is_hub_writer(&self, writer: &WriterId) -> bool {
+        self.lessons.is_hub_writer(writer, || self.store.logs().is_hub_writer(writer).ok().flatten())
+    }
+
+    pub(crate) fn replace_writer(&self, writer: WriterIdentity) {
+        *self.writer.write().unwrap_or_else(PoisonError::into_inner) = writer;
     }
 
     /// Writes under a fresh id from now on, if `writer` is still the hub's: its log was continued elsewhere.
@@ -243,6 +276,12 @@ impl Replica for FleetDoor {
     async fn ingest(&self, peer: &PeerIdentity, inputs: Vec<Input>) -> Result<Ingested, ReplicaError> {
         let node = device(peer)?.clone();
         let tried = format!("take in the log of device {node}");
+        for input in &inputs {
+            if let Input::Branch(branch) = input {
+                let (batch, end) = (branch.batch(), branch.head().seq);
+                self.lessons.branch_heard(&batch.channel, &batch.writer, end);
+            }
+        }
         let ingested = self.store.write(move |batch| ingest::ingest(batch, &node, inputs)).await;
         ingested.map_err(|source| ReplicaError { tried, source: Box::new(source) })
     }
@@ -257,7 +296,18 @@ impl Replica for FleetDoor {
         let node = device(peer)?;
         if self.is_old_copy(&positions) {
             tracing::error!(%node, "a device has read further in this hub's log than it goes: this database is an old copy");
-            self.take_new_writer(&self.identity().id()).await?;
+            let tried = || "learn from devices".to_owned();
+            let begun = learn::begin(self, node.as_str(), self.store.incarnation()).await;
+            begun.map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })?;
+        }
+        if self.lessons.is_on() {
+            let own = ChannelName::Device(node.clone());
+            let mut claimed = positions.clone();
+            if let Some(logs) = claimed.get_mut(&own) {
+                // Its own log is its own affair.
+                logs.retain(|writer, _| self.is_hub_writer(writer));
+            }
+            self.lessons.claimed(node.as_str(), &claimed);
         }
         {
             let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
@@ -280,6 +330,9 @@ impl Replica for FleetDoor {
                 commit = greeting.commit,
                 "a device has seen a later state of this hub: its database was restored from a backup"
             );
+            let begun = learn::begin(self, node.as_str(), greeting.incarnation).await;
+            let tried = || "learn from devices".to_owned();
+            begun.map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })?;
         }
         Ok(())
     }
@@ -351,6 +404,11 @@ impl Replica for FleetDoor {
         self.from_disk("look for missing large values", move |logs| logs.missing_blobs(limit)).await
     }
 
+    async fn named_blobs(&self, peer: &PeerIdentity) -> Result<Vec<BlobRef>, ReplicaError> {
+        let channels = self.channels_of(device(peer)?);
+        self.from_disk("list the large values of a device", move |logs| logs.named_blobs(&channels)).await
+    }
+
     async fn store_blob(
         &self,
         peer: &PeerIdentity,
@@ -360,7 +418,14 @@ impl Replica for FleetDoor {
     ) -> Result<BlobStored, ReplicaError> {
         let tried = format!("take a large value of device {}", device(peer)?);
         let name = *name;
-        let stored = self.store.write(move |batch| Ok(batch.store_blob(&name, offset, &bytes)?)).await;
+        let stored = self.store.write(move |batch| {
+            let stored = batch.store_blob(&name, offset, &bytes)?;
+            if stored == BlobStored::Whole {
+                learn::take_late(batch)?;
+            }
+            Ok(stored)
+        });
+        let stored = stored.await;
         stored.map_err(|source| ReplicaError { tried, source: Box::new(source) })
     }
 }

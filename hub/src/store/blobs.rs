@@ -1,6 +1,8 @@
 //! Large values beside the documents: stored once by digest, given to whoever reads a channel with a document that names them,
 //! and dropped with the last such document.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use flotilla_sync::blob::{Blob, BlobRef, BlobStored, BlobWant};
 use flotilla_sync::channel::{ChannelName, Hash};
@@ -133,6 +135,25 @@ impl Logs {
             may_read |= statement.exists(params![hash, channel.to_string()])?;
         }
         if may_read { range(&reader, hash, offset, len).map(Some) } else { Ok(None) }
+    }
+
+    /// The blobs that documents in these channels name, as far as they are here. Blocks on the disk.
+    pub(crate) fn named_blobs(&self, channels: &[ChannelName]) -> Result<Vec<BlobRef>, StoreError> {
+        let reader = self.reader();
+        let mut statement = reader.prepare_cached(
+            "SELECT DISTINCT blob.hash, blob.len FROM item JOIN blob_reference ON blob_reference.uid = item.id
+             JOIN blob USING (hash) WHERE item.channel = ?1 AND blob.whole",
+        )?;
+        let mut named = BTreeSet::new();
+        for channel in channels {
+            let rows = statement.query_map([channel.to_string()], |row| {
+                Ok(BlobRef { hash: row.get(0)?, len: row.get::<_, i64>(1)?.cast_unsigned() })
+            })?;
+            for row in rows {
+                named.insert(row?);
+            }
+        }
+        Ok(named.into_iter().collect())
     }
 
     /// Blobs that documents name and that are not here. Blocks on the disk.

@@ -90,6 +90,10 @@ impl Replica for Echo {
         Ok(Vec::new())
     }
 
+    async fn named_blobs(&self, _: &PeerIdentity) -> Result<Vec<BlobRef>, ReplicaError> {
+        Ok(Vec::new())
+    }
+
     async fn store_blob(&self, _: &PeerIdentity, _: &BlobRef, _: u64, _: Bytes) -> Result<BlobStored, ReplicaError> {
         Ok(BlobStored::Unwanted)
     }

@@ -207,6 +207,25 @@ impl Store {
         }
     }
 
+    fn answer_blobs(&mut self, event: Event) -> Option<Local> {
+        match event {
+            Event::NeedMissingBlobs { limit } => {
+                Some(Local::MissingBlobs(self.missing().into_iter().take(limit).collect()))
+            }
+            Event::StoreBlob { name, offset, bytes } => {
+                let stored = self.store_piece(&name, offset, &bytes);
+                Some(Local::BlobStored { name, stored })
+            }
+            Event::ReadBlob { hash, offset, len } => {
+                let start = usize::try_from(offset).unwrap();
+                let content = self.blobs.get(&hash);
+                let bytes = content.map(|content| content.slice(start..content.len().min(start + len)));
+                Some(Local::BlobRead { hash, offset, bytes })
+            }
+            _ => None,
+        }
+    }
+
     fn missing(&self) -> Vec<BlobWant> {
         let names = self.channels.values().flat_map(|channel| channel.items.values()).filter_map(|item| {
             if let ItemKind::Document(document) = &item.kind { Some(document.blobs.clone()) } else { None }
@@ -313,20 +332,7 @@ impl Store {
                     *forked |= positions.iter().any(beyond);
                     None
                 }
-                Event::NeedMissingBlobs { limit } => {
-                    Some(Local::MissingBlobs(self.missing().into_iter().take(limit).collect()))
-                }
-                Event::StoreBlob { name, offset, bytes } => {
-                    let stored = self.store_piece(&name, offset, &bytes);
-                    Some(Local::BlobStored { name, stored })
-                }
-                Event::ReadBlob { hash, offset, len } => {
-                    let start = usize::try_from(offset).unwrap();
-                    let content = self.blobs.get(&hash);
-                    let bytes = content.map(|content| content.slice(start..content.len().min(start + len)));
-                    Some(Local::BlobRead { hash, offset, bytes })
-                }
-                _ => None,
+                event => self.answer_blobs(event),
             };
             if let Some(answer) = answer {
                 session.handle_local(answer, now);

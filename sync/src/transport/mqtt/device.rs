@@ -4,20 +4,19 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rumqttc::{
-    AsyncClient, Event, EventLoop, LastWill, Outgoing, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
-};
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, ClientConfig};
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::client::{self, Client, Connection, Joining};
 use super::frame::{Body, CloseReason, Frame, HubNews, SessionId};
 use super::link::{Link, LinkIo};
+use super::packet::Message;
 use super::stream::Role;
 use super::topic::{self, Direction, Party};
-use super::{BrokerUrl, EXPORTER_LABEL, network_options, options};
+use super::{BrokerUrl, EXPORTER_LABEL};
 use crate::identity::{InstallationId, NodeName, random_bytes};
 use crate::transport::door::{self, GreetingError};
 use crate::transport::{ConnectError, EnrolStream, PeerIdentity, Pipe, Reader, Transport, Writer};
@@ -30,7 +29,6 @@ const QUEUE_LEN: usize = 32;
 /// How far a stream has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
-    Connecting,
     Subscribed,
     Opened,
 }
@@ -85,33 +83,29 @@ async fn open(
     let session = random_bytes::<16>().map_err(|error| failed(&error))?;
     let up = party.topic(installation, Direction::Up);
     let close = Frame { session, body: Body::Close { reason: CloseReason::Reset } };
-    let mut options = options(broker, format!("flotilla-{installation}-{}", party.to_string().replace('/', "-")));
-    options.set_last_will(LastWill::new(&up, close.encode(), QoS::AtMostOnce, false));
-    let (client, mut events) = AsyncClient::new(options, QUEUE_LEN);
-    events.set_network_options(network_options());
+    let down = party.topic(installation, Direction::Down);
+    let hub = topic::hub(installation);
+    let joining = Joining {
+        broker,
+        client_id: format!("flotilla-{installation}-{}", party.to_string().replace('/', "-")),
+        will: (up.clone(), close.encode()),
+        news: None,
+        filters: vec![down, hub.clone()],
+        queue_len: QUEUE_LEN,
+    };
+    let (client, connection) = client::join(&joining).await.map_err(|error| failed(&error))?;
+    tracing::debug!(%broker, version = connection.version().as_str(), "joined the broker");
 
     let link = Link::new(session, Role::Device);
     let io = link.io();
-    let (advance, mut stage) = watch::channel(Stage::Connecting);
-    let carrier = Carrier {
-        client: client.clone(),
-        link: Arc::clone(&link),
-        session,
-        up: up.clone(),
-        down: party.topic(installation, Direction::Down),
-        hub: topic::hub(installation),
-        stage: advance,
-    };
-    tokio::spawn(carrier.run(events));
+    let (advance, mut stage) = watch::channel(Stage::Subscribed);
+    let carrier =
+        Carrier { client: client.clone(), link: Arc::clone(&link), session, up: up.clone(), hub, stage: advance };
+    tokio::spawn(carrier.run(connection));
 
-    let over = |_closed| ended(broker, &link);
-    stage.wait_for(|stage| *stage >= Stage::Subscribed).await.map_err(over)?;
     let open = Frame { session, body: Body::Open }.encode();
     loop {
-        client
-            .publish_bytes(&up, QoS::AtMostOnce, false, open.clone())
-            .await
-            .map_err(|_closed| ended(broker, &link))?;
+        client.publish(&up, open.clone()).await.map_err(|_gone| ended(broker, &link))?;
         match tokio::time::timeout(OPEN_AGAIN, stage.wait_for(|stage| *stage >= Stage::Opened)).await {
             Ok(opened) => {
                 opened.map_err(|_closed| ended(broker, &link))?;
@@ -142,17 +136,16 @@ async fn open(
 
 /// The connection to the broker, for as long as the stream lives.
 struct Carrier {
-    client: AsyncClient,
+    client: Client,
     link: Arc<Link>,
     session: SessionId,
     up: String,
-    down: String,
     hub: String,
     stage: watch::Sender<Stage>,
 }
 
 impl Carrier {
-    async fn run(self, mut events: EventLoop) {
+    async fn run(self, mut connection: Connection) {
         let pump = self.link.pump(&self.client, &self.up);
         tokio::pin!(pump);
         let mut pumping = true;
@@ -160,13 +153,13 @@ impl Carrier {
             tokio::select! {
                 () = &mut pump, if pumping => {
                     pumping = false;
-                    if self.client.disconnect().await.is_err() {
+                    if self.client.leave().await.is_err() {
                         return;
                     }
                 }
-                event = events.poll() => match event {
-                    Ok(Event::Outgoing(Outgoing::Disconnect)) => return,
-                    Ok(event) => self.heard(event),
+                heard = connection.next() => match heard {
+                    Ok(Some(message)) => self.message(&message),
+                    Ok(None) => return,
                     Err(error) => {
                         self.link.end(&format!("the connection to the broker is gone: {error}"));
                         return;
@@ -176,28 +169,7 @@ impl Carrier {
         }
     }
 
-    fn heard(&self, event: Event) {
-        match event {
-            Event::Incoming(Packet::ConnAck(_)) => {
-                let topics = [&self.down, &self.hub];
-                let filters = topics.map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtMostOnce));
-                if self.client.try_subscribe_many(filters).is_err() {
-                    self.link.end("the queue to the broker is full");
-                }
-            }
-            Event::Incoming(Packet::SubAck(answer)) => {
-                if answer.return_codes.contains(&SubscribeReasonCode::Failure) {
-                    self.link.end("the broker does not let this device subscribe to its topics");
-                } else {
-                    self.stage.send_if_modified(|stage| advance(stage, Stage::Subscribed));
-                }
-            }
-            Event::Incoming(Packet::Publish(message)) => self.message(&message),
-            _ => {}
-        }
-    }
-
-    fn message(&self, message: &Publish) {
+    fn message(&self, message: &Message) {
         if message.topic == self.hub {
             let opened = *self.stage.borrow() == Stage::Opened;
             match HubNews::decode(&message.payload) {

@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rumqttc::{AsyncClient, Event, LastWill, Outgoing, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
+use super::client::{self, Client, Connection, JoinError, Joining};
 use super::frame::{Body, CloseReason, Frame, HubNews, SessionId};
 use super::link::{Link, LinkIo};
+use super::packet::Message;
 use super::stream::Role;
 use super::topic::{self, Direction, Party};
-use super::{BrokerUrl, EXPORTER_LABEL, network_options, options};
+use super::{BrokerUrl, EXPORTER_LABEL};
 use crate::backoff::Backoff;
 use crate::identity::{ALPN_ENROL, ALPN_SESSION, peer_node, random_bytes};
 use crate::transport::door;
@@ -43,7 +44,7 @@ struct Shared {
     connected: AtomicBool,
     stopping: AtomicBool,
     stop: Notify,
-    client: Mutex<Option<AsyncClient>>,
+    client: Mutex<Option<Client>>,
 }
 
 /// Begins to serve devices through `broker`.
@@ -73,9 +74,9 @@ impl Listening {
         let farewell = async {
             if let Some(client) = client {
                 let news = HubNews::Went.encode();
-                if client.publish_bytes(topic, QoS::AtMostOnce, false, news).await.is_ok() {
+                if client.publish(&topic, news).await.is_ok() {
                     // A client that is already gone needs no farewell.
-                    client.disconnect().await.unwrap_or_default();
+                    client.leave().await.unwrap_or_default();
                 }
             }
             self.shared.stop.notify_one();
@@ -94,7 +95,7 @@ impl Drop for Listening {
 }
 
 impl Shared {
-    fn client(&self) -> MutexGuard<'_, Option<AsyncClient>> {
+    fn client(&self) -> MutexGuard<'_, Option<Client>> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -115,11 +116,17 @@ async fn run(shared: Arc<Shared>) {
     let now_ms = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let mut backoff = Backoff::new();
     while !shared.stopping.load(Ordering::Relaxed) {
-        let visit = Arc::new(Visit::new(Arc::clone(&shared)));
-        let error = visit.serve(|| backoff.connected(now_ms())).await;
-        shared.connected.store(false, Ordering::Relaxed);
-        *shared.client() = None;
-        visit.table().end_all();
+        let error = match Visit::begin(&shared).await {
+            Ok((visit, mut connection)) => {
+                backoff.connected(now_ms());
+                let error = visit.serve(&mut connection).await;
+                shared.connected.store(false, Ordering::Relaxed);
+                *shared.client() = None;
+                visit.table().end_all();
+                error
+            }
+            Err(error) => error.to_string(),
+        };
         if shared.stopping.load(Ordering::Relaxed) || shared.sender.is_closed() {
             return;
         }
@@ -136,61 +143,43 @@ async fn run(shared: Arc<Shared>) {
 /// One connection to the broker with everything over it.
 struct Visit {
     shared: Arc<Shared>,
-    client: AsyncClient,
-    events: Mutex<Option<rumqttc::EventLoop>>,
+    client: Client,
     table: Mutex<Table>,
 }
 
 impl Visit {
-    fn new(shared: Arc<Shared>) -> Self {
+    /// Joins the broker. First the news, then the subscriptions: a stream that a device opens after the news is not void.
+    async fn begin(shared: &Arc<Shared>) -> Result<(Arc<Self>, Connection), JoinError> {
         let installation = shared.door.installation();
-        let mut options = options(&shared.broker, format!("flotilla-{installation}-hub"));
-        let went = HubNews::Went.encode();
-        options.set_last_will(LastWill::new(topic::hub(installation), went, QoS::AtMostOnce, false));
-        let (client, mut events) = AsyncClient::new(options, QUEUE_LEN);
-        events.set_network_options(network_options());
+        let joining = Joining {
+            broker: &shared.broker,
+            client_id: format!("flotilla-{installation}-hub"),
+            will: (topic::hub(installation), HubNews::Went.encode()),
+            news: Some((topic::hub(installation), HubNews::Came.encode())),
+            filters: topic::up_filters(installation).into(),
+            queue_len: QUEUE_LEN,
+        };
+        let (client, connection) = client::join(&joining).await?;
         *shared.client() = Some(client.clone());
-        Self { shared, client, events: Mutex::new(Some(events)), table: Mutex::new(Table::default()) }
+        let visit = Self { shared: Arc::clone(shared), client, table: Mutex::new(Table::default()) };
+        Ok((Arc::new(visit), connection))
     }
 
     /// Serves until the connection ends; says why it did.
-    async fn serve(self: &Arc<Self>, mut arrived: impl FnMut()) -> String {
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut events) = events else { return "served before".to_owned() };
+    async fn serve(self: &Arc<Self>, connection: &mut Connection) -> String {
+        self.shared.connected.store(true, Ordering::Relaxed);
+        let (broker, version) = (&self.shared.broker, connection.version().as_str());
+        tracing::info!(%broker, version, "serving devices over MQTT");
         loop {
-            match events.poll().await {
-                Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                    // First the news, then the subscriptions: a stream that a device opens after the news is not void.
-                    let installation = self.shared.door.installation();
-                    let news = self.client.try_publish(
-                        topic::hub(installation),
-                        QoS::AtMostOnce,
-                        false,
-                        HubNews::Came.encode(),
-                    );
-                    let filters = topic::up_filters(installation);
-                    let filters = filters.map(|filter| SubscribeFilter::new(filter, QoS::AtMostOnce));
-                    if news.is_err() || self.client.try_subscribe_many(filters).is_err() {
-                        return "the queue to the broker is full".to_owned();
-                    }
-                }
-                Ok(Event::Incoming(Packet::SubAck(answer))) => {
-                    if answer.return_codes.contains(&SubscribeReasonCode::Failure) {
-                        return "the broker does not let the hub subscribe to its topics".to_owned();
-                    }
-                    self.shared.connected.store(true, Ordering::Relaxed);
-                    tracing::info!(broker = %self.shared.broker, "serving devices over MQTT");
-                    arrived();
-                }
-                Ok(Event::Incoming(Packet::Publish(message))) => self.message(&message),
-                Ok(Event::Outgoing(Outgoing::Disconnect)) => return "the hub stops".to_owned(),
-                Ok(_) => {}
-                Err(error) => return error.to_string(),
+            match connection.next().await {
+                Ok(Some(message)) => self.message(&message),
+                Ok(None) => return "the hub stops".to_owned(),
+                Err(error) => return error,
             }
         }
     }
 
-    fn message(self: &Arc<Self>, message: &Publish) {
+    fn message(self: &Arc<Self>, message: &Message) {
         if message.retain {
             return;
         }
@@ -294,7 +283,7 @@ impl Visit {
     fn say_close(&self, party: &Party, session: SessionId, reason: CloseReason) {
         let topic = party.topic(self.shared.door.installation(), Direction::Down);
         let frame = Frame { session, body: Body::Close { reason } }.encode();
-        if self.client.try_publish(topic, QoS::AtMostOnce, false, frame).is_err() {
+        if self.client.try_publish(&topic, frame).is_err() {
             tracing::debug!(%party, "the queue to the broker is full: a close was not said");
         }
     }

@@ -11,11 +11,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use rumqttc::{AsyncClient, QoS};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::client::Client;
 use super::frame::{Body, CloseReason, Frame, SessionId};
 use super::stream::{Broken, Role, Stream};
 
@@ -116,13 +116,13 @@ impl Link {
     }
 
     /// Publishes what is due on `topic` until the stream ends, and then says so to the peer.
-    pub(super) async fn pump(&self, client: &AsyncClient, topic: &str) {
+    pub(super) async fn pump(&self, client: &Client, topic: &str) {
         loop {
             let (due, deadline) = self.due();
             for body in due {
                 let closing = matches!(body, Body::Close { .. });
                 let frame = Frame { session: self.session, body }.encode();
-                if client.publish_bytes(topic, QoS::AtMostOnce, false, frame).await.is_err() {
+                if client.publish(topic, frame).await.is_err() {
                     self.end("the connection to the broker is gone");
                     return;
                 }

@@ -7,7 +7,9 @@ use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::frame::{Body, CloseReason, Frame};
+use super::packet::Version;
 use super::topic::{Direction, Party};
+use super::url::Trust;
 use super::*;
 use crate::enrol::{Introduction, Proof, enrol};
 use crate::identity::{DeviceKeys, InstallationId};
@@ -19,16 +21,46 @@ use crate::transport::{ConnectError, Incoming, Listener, Pipe, Target};
 const MOSQUITTO: &str = "/usr/sbin/mosquitto";
 const DEVICES: usize = 60;
 
+/// Each of these with both versions of the protocol.
+macro_rules! with_both_versions {
+    ($($test:ident)*) => {
+        mod version_3_1_1 {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::Version::V311).await;
+            })*
+        }
+        mod version_5 {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(super::Version::V5).await;
+            })*
+        }
+    };
+}
+
+with_both_versions! {
+    pipes_carry_bytes_through_a_broker_and_its_restart
+    a_listener_waits_for_its_broker_and_a_device_for_the_hub
+    ends_of_hub_and_device_are_noticed_at_once
+    duplicates_do_nothing_and_a_gap_restarts_the_session
+    hostile_messages_leave_others_alone
+    nobody_gets_in_with_anothers_certificate
+    a_device_enrols_through_a_broker
+    many_devices_share_one_broker
+}
+
 /// A real broker, killed when dropped.
 struct Broker {
     child: Child,
     port: u16,
+    version: Version,
     _config: tempfile::NamedTempFile,
 }
 
 impl Broker {
     /// `None`, said aloud, when there is no mosquitto here.
-    fn start() -> Option<Self> {
+    fn start(version: Version) -> Option<Self> {
         if !std::path::Path::new(MOSQUITTO).exists() {
             assert!(std::env::var("FLOTILLA_REQUIRE_ALL").as_deref() != Ok("1"), "{MOSQUITTO} is required and absent");
             #[allow(clippy::print_stderr, reason = "a skipped test says so")]
@@ -43,12 +75,17 @@ impl Broker {
             return None;
         }
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self::start_on(port))
+        Some(Self::start_on(port, version))
     }
 
-    fn start_on(port: u16) -> Self {
+    fn start_on(port: u16, version: Version) -> Self {
+        Self::start_with(port, version, "allow_anonymous true\n")
+    }
+
+    /// On a listener with settings of its own.
+    fn start_with(port: u16, version: Version, settings: &str) -> Self {
         let mut config = tempfile::NamedTempFile::new().unwrap();
-        writeln!(config, "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\nlog_dest stderr").unwrap();
+        writeln!(config, "listener {port} 127.0.0.1\n{settings}user root\nlog_dest stderr").unwrap();
         writeln!(config, "connection_messages false\nmessage_size_limit 65536").unwrap();
         let mut child = Command::new(MOSQUITTO)
             .arg("-c")
@@ -63,11 +100,11 @@ impl Broker {
         assert!(said.is_some(), "mosquitto did not start on port {port}");
         // Its log must go on being read.
         std::thread::spawn(move || lines.count());
-        Self { child, port, _config: config }
+        Self { child, port, version, _config: config }
     }
 
     fn url(&self) -> BrokerUrl {
-        BrokerUrl::parse(&format!("mqtt://127.0.0.1:{}", self.port)).unwrap()
+        BrokerUrl::parse(&format!("mqtt://127.0.0.1:{}?version={}", self.port, self.version.as_str())).unwrap()
     }
 
     fn target(&self) -> Target {
@@ -75,9 +112,9 @@ impl Broker {
     }
 
     fn restart(mut self) -> Self {
-        let port = self.port;
+        let (port, version) = (self.port, self.version);
         self.stop();
-        Self::start_on(port)
+        Self::start_on(port, version)
     }
 
     fn stop(&mut self) {
@@ -133,9 +170,8 @@ async fn assert_ends(pipe: &mut Pipe, within_s: u64) {
     end.expect("the pipe hangs").unwrap_or_default();
 }
 
-#[tokio::test]
-async fn pipes_carry_bytes_through_a_broker_and_its_restart() {
-    let Some(broker) = Broker::start() else { return };
+async fn pipes_carry_bytes_through_a_broker_and_its_restart(version: Version) {
+    let Some(broker) = Broker::start(version) else { return };
     let site = Site::new();
     let listener = Listener::mqtt(broker.url(), &site.door);
     let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
@@ -163,9 +199,8 @@ async fn pipes_carry_bytes_through_a_broker_and_its_restart() {
     serving.abort();
 }
 
-#[tokio::test]
-async fn a_listener_waits_for_its_broker_and_a_device_for_the_hub() {
-    let Some(mut broker) = Broker::start() else { return };
+async fn a_listener_waits_for_its_broker_and_a_device_for_the_hub(version: Version) {
+    let Some(mut broker) = Broker::start(version) else { return };
     broker.stop();
     let site = Site::new();
     let target = broker.target();
@@ -175,14 +210,13 @@ async fn a_listener_waits_for_its_broker_and_a_device_for_the_hub() {
     let serving = serve(listener, &site, admits);
     let connector = site.connector("edge-1");
     assert!(matches!(connector.connect(&target).await, Err(ConnectError::Unreachable { .. })));
-    let _broker = Broker::start_on(broker.port);
+    let _broker = Broker::start_on(broker.port, version);
     check_echo(&mut connect_when_open(&connector, &target).await, "edge-1", 10).await;
     serving.abort();
 }
 
-#[tokio::test]
-async fn ends_of_hub_and_device_are_noticed_at_once() {
-    let Some(broker) = Broker::start() else { return };
+async fn ends_of_hub_and_device_are_noticed_at_once(version: Version) {
+    let Some(broker) = Broker::start(version) else { return };
     let site = Site::new();
     let mut listener = Listener::mqtt(broker.url(), &site.door);
     let connector = site.connector("edge-1");
@@ -222,9 +256,8 @@ async fn ends_of_hub_and_device_are_noticed_at_once() {
     drop(theirs);
 }
 
-#[tokio::test]
-async fn duplicates_do_nothing_and_a_gap_restarts_the_session() {
-    let Some(broker) = Broker::start() else { return };
+async fn duplicates_do_nothing_and_a_gap_restarts_the_session(version: Version) {
+    let Some(broker) = Broker::start(version) else { return };
     let site = Site::new();
     let listener = Listener::mqtt(broker.url(), &site.door);
     let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
@@ -265,9 +298,8 @@ async fn duplicates_do_nothing_and_a_gap_restarts_the_session() {
     serving.abort();
 }
 
-#[tokio::test]
-async fn hostile_messages_leave_others_alone() {
-    let Some(broker) = Broker::start() else { return };
+async fn hostile_messages_leave_others_alone(version: Version) {
+    let Some(broker) = Broker::start(version) else { return };
     let site = Site::new();
     let listener = Listener::mqtt(broker.url(), &site.door);
     let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
@@ -315,9 +347,8 @@ async fn hostile_messages_leave_others_alone() {
     serving.abort();
 }
 
-#[tokio::test]
-async fn nobody_gets_in_with_anothers_certificate() {
-    let Some(broker) = Broker::start() else { return };
+async fn nobody_gets_in_with_anothers_certificate(version: Version) {
+    let Some(broker) = Broker::start(version) else { return };
     let site = Site::new();
     let listener = Listener::mqtt(broker.url(), &site.door);
     let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
@@ -337,9 +368,8 @@ async fn nobody_gets_in_with_anothers_certificate() {
     serving.abort();
 }
 
-#[tokio::test]
-async fn a_device_enrols_through_a_broker() {
-    let Some(broker) = Broker::start() else { return };
+async fn a_device_enrols_through_a_broker(version: Version) {
+    let Some(broker) = Broker::start(version) else { return };
     let site = Site::new();
     let listener = Listener::mqtt(broker.url(), &site.door);
     let (admits, token) = Admits::new(&site, Vec::new(), NOW_MS);
@@ -417,9 +447,20 @@ fn broker_addresses_are_parsed_and_hide_their_password() {
     assert_eq!((url.host(), url.port(), url.login()), ("broker.example", 1884, Some(("user", "p@ss:word"))));
     assert_eq!(format!("{url} {url:?}"), "mqtt://broker.example:1884 BrokerUrl(mqtt://broker.example:1884)");
     assert_eq!(BrokerUrl::parse("mqtt://[::1]").unwrap().to_string(), "mqtt://[::1]:1883");
+    let pinned = BrokerUrl::parse(&format!("mqtts://broker?version=3.1.1&pin={}", "ab:".repeat(31) + "ab")).unwrap();
+    assert_eq!((pinned.to_string().as_str(), pinned.version()), ("mqtts://broker:8883", Some(Version::V311)));
+    assert_eq!(pinned.trust(), Some(&Trust::Pin([0xab; 32])));
+    let file = BrokerUrl::parse("ssl://broker:9/?ca=/etc/broker.pem").unwrap();
+    assert_eq!(
+        (file.port(), file.version(), file.trust()),
+        (9, None, Some(&Trust::File("/etc/broker.pem".to_owned())))
+    );
     for (text, part) in [
         ("broker:1883", "the scheme is not mqtt"),
-        ("mqtts://broker", "TLS to the broker is not supported"),
+        ("mqtt://broker?version=6", "the version is neither 5 nor 3.1.1"),
+        ("mqtt://broker?pin=00", "the pin is no SHA-256"),
+        ("mqtt://broker?ca=/x", "ca and pin belong to mqtts"),
+        ("mqtts://broker?speed=1", "may stand version"),
         ("mqtt://", "host is missing"),
         ("mqtt://host:0", "port is not valid"),
         ("mqtt://host:x", "port is not valid"),
@@ -431,9 +472,8 @@ fn broker_addresses_are_parsed_and_hide_their_password() {
     }
 }
 
-#[tokio::test]
-async fn many_devices_share_one_broker() {
-    let Some(broker) = Broker::start() else { return };
+async fn many_devices_share_one_broker(version: Version) {
+    let Some(broker) = Broker::start(version) else { return };
     let site = Site::new();
     let listener = Listener::mqtt(broker.url(), &site.door);
     let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
@@ -450,6 +490,141 @@ async fn many_devices_share_one_broker() {
     }
     while let Some(ended) = devices.join_next().await {
         ended.unwrap();
+    }
+    serving.abort();
+}
+
+/// A broker of old in front of a new one: it does not let version 5 in, and says so, or nothing at all.
+async fn old_broker(behind: u16, says: &'static [u8]) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut head = [0; 9];
+                client.read_exact(&mut head).await.unwrap();
+                if head.contains(&5) {
+                    client.write_all(says).await.unwrap();
+                    return;
+                }
+                let mut server = tokio::net::TcpStream::connect(("127.0.0.1", behind)).await.unwrap();
+                server.write_all(&head).await.unwrap();
+                // Until one of them goes.
+                tokio::io::copy_bidirectional(&mut client, &mut server).await.map(drop).unwrap_or_default();
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn the_newest_version_that_both_speak_is_chosen() {
+    let Some(broker) = Broker::start(Version::V5) else { return };
+    let site = Site::new();
+    let joined = async |port: u16| {
+        let url = BrokerUrl::parse(&format!("mqtt://127.0.0.1:{port}")).unwrap();
+        let joining = client::Joining {
+            broker: &url,
+            client_id: "one".to_owned(),
+            will: ("gone".to_owned(), Bytes::new()),
+            news: None,
+            filters: vec!["x".to_owned()],
+            queue_len: 1,
+        };
+        client::join(&joining).await.map(|(_, connection)| connection.version())
+    };
+    assert_eq!(joined(broker.port).await.unwrap(), Version::V5);
+    for says in [&b"\x20\x02\0\x01"[..], b"\x20\x03\0\x84\0", b""] {
+        let old = old_broker(broker.port, says).await;
+        assert_eq!(joined(old).await.unwrap(), Version::V311, "{says:?}");
+        // A device that speaks 3.1.1 and a hub that speaks 5 meet in the middle.
+        let listener = Listener::mqtt(broker.url(), &site.door);
+        let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
+        let serving = serve(listener, &site, admits);
+        let target = Target::Mqtt(BrokerUrl::parse(&format!("mqtt://127.0.0.1:{old}")).unwrap());
+        check_echo(&mut connect_when_open(&site.connector("edge-1"), &target).await, "edge-1", 10_000).await;
+        serving.abort();
+    }
+    let refusing = old_broker(broker.port, b"\x20\x08\0\x87\x05\x1f\0\x02no").await;
+    let error = joined(refusing).await.unwrap_err();
+    assert_eq!(error.to_string(), "the broker refuses this client: this client is not authorized (0x87: no)");
+}
+
+/// Not every broker says it: mosquitto 2.0 just closes.
+#[tokio::test]
+async fn a_broker_of_version_5_says_why_it_ends_a_connection() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = BrokerUrl::parse(&format!("mqtt://{}", listener.local_addr().unwrap())).unwrap();
+    let serving = tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        client.write_all(b"\x20\x03\0\0\0\x90\x04\0\x01\0\0\xe0\x01\x8e").await.unwrap();
+        // Until the client has gone.
+        client.read_to_end(&mut Vec::new()).await.unwrap_or_default();
+    });
+    let joining = client::Joining {
+        broker: &url,
+        client_id: "one".to_owned(),
+        will: ("gone".to_owned(), Bytes::new()),
+        news: None,
+        filters: vec!["x".to_owned()],
+        queue_len: 1,
+    };
+    let (_client, mut connection) = client::join(&joining).await.unwrap();
+    let error = connection.next().await.unwrap_err();
+    assert!(error.contains("two devices with one identity?"), "{error}");
+    drop(connection);
+    serving.await.unwrap();
+}
+
+#[tokio::test]
+async fn brokers_are_reached_with_tls_and_a_login() {
+    if !std::path::Path::new(MOSQUITTO).exists() {
+        drop(Broker::start(Version::V5));
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let authority = ca.self_signed(&ca_key).unwrap();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    std::fs::write(path("ca.pem"), authority.pem()).unwrap();
+    std::fs::write(path("leaf.pem"), leaf.pem()).unwrap();
+    std::fs::write(path("key.pem"), key.serialize_pem()).unwrap();
+    let made = Command::new("mosquitto_passwd").args(["-b", "-c", &path("logins"), "user", "secret"]).status();
+    let (login, settings) = match made {
+        Ok(status) if status.success() => ("user:secret@", format!("password_file {}\n", path("logins"))),
+        _ => ("", "allow_anonymous true\n".to_owned()),
+    };
+    let settings = format!("{settings}certfile {}\nkeyfile {}\n", path("leaf.pem"), path("key.pem"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let _broker = Broker::start_with(port, Version::V5, &settings);
+    let pin = crate::identity::hex(&crate::identity::pin_of(leaf.der()));
+    let url = |rest: &str| BrokerUrl::parse(&format!("mqtts://{login}localhost:{port}{rest}")).unwrap();
+
+    let site = Site::new();
+    let listener = Listener::mqtt(url(&format!("?ca={}", path("ca.pem"))), &site.door);
+    let (admits, _token) = Admits::new(&site, Vec::new(), NOW_MS);
+    let serving = serve(listener, &site, admits);
+    let connector = site.connector("edge-1");
+    let target = Target::Mqtt(url(&format!("?version=3.1.1&pin={pin}")));
+    check_echo(&mut connect_when_open(&connector, &target).await, "edge-1", 200_000).await;
+    for (rest, part) in [
+        (format!("?pin={}", "00".repeat(32)), "no TLS connection to the broker"),
+        (format!("?ca={}", path("absent.pem")), "cannot read the authorities"),
+        (format!("?ca={}", path("key.pem")), "no certificate of an authority"),
+    ] {
+        let error = connector.connect(&Target::Mqtt(url(&rest))).await.unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    if !login.is_empty() {
+        let wrong = format!("mqtts://user:wrong@localhost:{port}?pin={pin}");
+        let error = connector.connect(&Target::Mqtt(BrokerUrl::parse(&wrong).unwrap())).await.unwrap_err().to_string();
+        assert!(error.contains("the broker refuses this client") && !error.contains("wrong@"), "{error}");
     }
     serving.abort();
 }
