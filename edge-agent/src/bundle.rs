@@ -170,6 +170,7 @@ impl Ready {
             hub_sealing: None,
             enrolled: None,
             acknowledged: Vec::new(),
+            blobs: Vec::new(),
         };
         let report = bundle::export(&*self.replica, &PeerIdentity::Hub, export, target).await?;
         tracing::info!(

@@ -15,13 +15,17 @@ use flotilla_manifests::label::Selector;
 use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::time::Timestamp;
 use flotilla_manifests::{derive, rollout};
+use flotilla_sync::blob::BlobRef;
 use flotilla_sync::bundle::courier::{Clerk, Failure, Selection, Wish};
-use flotilla_sync::bundle::{self, Direction, Export, Incoming, Intake, Joining, Receiver, Report, Seal, Side};
-use flotilla_sync::channel::{Positions, positions_of};
+use flotilla_sync::bundle::{
+    self, Direction, Export, Incoming, Intake, Introduction, Joining, Receiver, Report, Seal, Side,
+};
+use flotilla_sync::channel::{ChannelName, Positions, positions_of};
 use flotilla_sync::enrol::{self, EnrolProof, EnrolRequest, Enroller as _};
 use flotilla_sync::identity::NodeName;
 use flotilla_sync::identity::writer::WriterSubject;
 use flotilla_sync::observation::Clock;
+use flotilla_sync::replica::Replica as _;
 use flotilla_sync::transport::PeerIdentity;
 use tokio::io::{AsyncRead, DuplexStream};
 
@@ -95,6 +99,26 @@ impl HubClerk {
         Ok(Some(Bytes::from(enrol::answer_of(response).map_err(Failure::other)?)))
     }
 
+    /// Large values of what the bundle carries, and those the device lacked when it was last heard.
+    async fn blobs(&self, node: &NodeName, positions: &Positions, stick: &Stick) -> Result<Vec<BlobRef>, Failure> {
+        let writer = self.door.identity().id();
+        let channels = self.door.heads(&PeerIdentity::Device { node: node.clone() }).await.map_err(Failure::other)?;
+        let after = |channel: &ChannelName| positions.get(channel).and_then(|logs| logs.get(&writer)).copied();
+        let after: Vec<(ChannelName, u64)> =
+            channels.into_keys().map(|channel| (channel.clone(), after(&channel).unwrap_or(0))).collect();
+        let wanted: Vec<BlobRef> = stick.wants().collect();
+        let named = self.registrar.store.write(move |batch| {
+            let mut named = wanted;
+            for (channel, seq) in &after {
+                named.extend(batch.blobs_after(channel, *seq)?);
+            }
+            named.sort_unstable_by_key(|blob| blob.hash);
+            named.dedup();
+            Ok(named)
+        });
+        named.await.map_err(Failure::other)
+    }
+
     async fn join(&self, joining: Joining) -> Result<Report, Failure> {
         let root = self.registrar.installation.root().public();
         let request = enrol::request_of(&joining.request, &joining.binding, &root)
@@ -147,8 +171,7 @@ impl HubClerk {
         let seen = Timestamp(maker.time_ms.min(self.registrar.store.now().0));
         let report = intake.take(&*self.door, &peer, newest).await?;
         if newest {
-            let positions = positions_of(&maker.introduction.heads);
-            self.note(name, maker.introduction.clock, positions, seen, device.last_contact).await?;
+            self.note(name, &maker.introduction, seen, device.last_contact).await?;
         }
         Ok(report)
     }
@@ -157,14 +180,14 @@ impl HubClerk {
     async fn note(
         &self,
         node: String,
-        clock: Clock,
-        positions: Positions,
+        introduction: &Introduction,
         seen: Timestamp,
         heard: Timestamp,
     ) -> Result<(), Failure> {
         let name = node.clone();
+        let stick = Stick::told(introduction.clock, &positions_of(&introduction.heads), &introduction.wants);
         let noted = self.registrar.store.write(move |batch| {
-            batch.put_stick(&name, &Stick::told(clock, &positions))?;
+            batch.put_stick(&name, &stick)?;
             if seen > heard {
                 batch.set_last_contact(&name, seen)?;
             }
@@ -205,6 +228,7 @@ impl Clerk for HubClerk {
             Some(positions) => positions,
             None => prepared.stick.positions(),
         };
+        let blobs = self.blobs(&node, &positions, &prepared.stick).await?;
         let store = &self.registrar.store;
         let export = Export {
             signer: &self.door.identity(),
@@ -221,6 +245,7 @@ impl Clerk for HubClerk {
             hub_sealing: self.registrar.installation.sealing().public().ok(),
             enrolled,
             acknowledged: prepared.acknowledged,
+            blobs,
         };
         let peer = PeerIdentity::Device { node: node.clone() };
         let mut report = bundle::export(&*self.door, &peer, export, target).await?;

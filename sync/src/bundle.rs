@@ -37,7 +37,7 @@ use crate::replica::ReplicaError;
 pub use envelope::Seal;
 pub use export::{Export, JoinExport, export, export_join};
 pub use format::{HEADER_BYTES_MAX, Header, SECTION_BYTES_MAX};
-pub use import::{Incoming, Inspected, Intake, Joining, Maker, Side, inspect};
+pub use import::{Incoming, Inspected, Intake, Joining, Maker, Side, inspect, peek};
 pub use report::{LogReport, Missing, Report};
 pub use section::{Introduction, OBSERVATIONS_PER_SECTION_MAX};
 

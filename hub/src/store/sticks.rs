@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_sync::blob::{BlobRef, BlobWant};
 use flotilla_sync::channel::{ChannelName, Positions, WriterId};
 use flotilla_sync::identity::{PublicKey, SealingPublicKey};
 use flotilla_sync::observation::Clock;
@@ -23,6 +24,8 @@ pub(crate) struct Stick {
     pub(crate) clock: Option<Clock>,
     /// How far it had read then, and where its own log stood.
     positions: Vec<(String, Vec<(WriterBytes, u64)>)>,
+    /// Large values that it lacked then: digest and length.
+    wants: Vec<([u8; 32], u64)>,
 }
 
 type WriterBytes = [u8; 32];
@@ -37,25 +40,45 @@ pub(crate) struct StoredJoin {
 
 impl Stick {
     pub(crate) fn positions(&self) -> Positions {
-        let logs = |logs: &Vec<(WriterBytes, u64)>| logs.iter().map(|(writer, seq)| (WriterId(*writer), *seq)).collect();
+        let logs =
+            |logs: &Vec<(WriterBytes, u64)>| logs.iter().map(|(writer, seq)| (WriterId(*writer), *seq)).collect();
         let channel = |(name, read): &(String, Vec<_>)| Some((ChannelName::parse(name).ok()?, logs(read)));
         self.positions.iter().filter_map(channel).collect()
     }
 
     /// What a device's newest bundle said: it has joined, and is so far.
-    pub(crate) fn told(clock: Clock, positions: &Positions) -> Self {
+    pub(crate) fn told(clock: Clock, positions: &Positions, wants: &[BlobWant]) -> Self {
         let logs = |logs: &BTreeMap<WriterId, u64>| logs.iter().map(|(writer, seq)| (writer.0, *seq)).collect();
         let positions = positions.iter().map(|(channel, read)| (channel.to_string(), logs(read))).collect();
-        Self { join: None, clock: Some(clock), positions }
+        let wants = wants.iter().map(|want| (want.name.hash, want.name.len)).collect();
+        Self { join: None, clock: Some(clock), positions, wants }
+    }
+}
+
+impl Stick {
+    /// Blobs that the device lacked when it last said so.
+    pub(crate) fn wants(&self) -> impl Iterator<Item = BlobRef> {
+        self.wants.iter().map(|(hash, len)| BlobRef { hash: *hash, len: *len })
     }
 }
 
 impl Batch<'_> {
+    /// Blobs that documents of a channel name whose newest record comes after `seq`.
+    pub(crate) fn blobs_after(&self, channel: &ChannelName, seq: u64) -> Result<Vec<BlobRef>, StoreError> {
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT DISTINCT blob.hash, blob.len FROM blob JOIN blob_reference USING (hash)
+             JOIN item ON item.id = blob_reference.uid WHERE blob.whole AND item.channel = ?1 AND item.seq > ?2",
+        )?;
+        let rows = statement.query_map(params![channel.to_string(), seq.cast_signed()], |row| {
+            Ok(BlobRef { hash: row.get(0)?, len: row.get::<_, i64>(1)?.cast_unsigned() })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// What is known of a device by bundles; nothing when none came.
     pub(crate) fn stick(&self, node: &str) -> Result<Stick, StoreError> {
         let mut statement = self.transaction.prepare_cached("SELECT value FROM setting WHERE name = ?1")?;
-        let stored: Option<Vec<u8>> =
-            statement.query_row([format!("{PREFIX}{node}")], |row| row.get(0)).optional()?;
+        let stored: Option<Vec<u8>> = statement.query_row([format!("{PREFIX}{node}")], |row| row.get(0)).optional()?;
         Ok(stored.map_or_else(Stick::default, |stored| read(node, &stored)))
     }
 
@@ -84,9 +107,9 @@ impl Batch<'_> {
 
     /// Subjects of a device with the newest clock taken of each: what its outbox may forget.
     pub(crate) fn observed(&self, node: &str) -> Result<Vec<(String, Clock)>, StoreError> {
-        let mut statement = self
-            .transaction
-            .prepare_cached("SELECT subject, incarnation, boot, seq FROM observation WHERE node = ?1 ORDER BY subject")?;
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT subject, incarnation, boot, seq FROM observation WHERE node = ?1 ORDER BY subject",
+        )?;
         let rows = statement.query_map([node], |row| {
             let clock = Clock {
                 incarnation: row.get::<_, i64>(1)?.cast_unsigned(),

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use super::envelope::{Seal, Sealer};
-use super::section::{Introduction, OBSERVATIONS_PER_SECTION_MAX, PIECE_BYTES, Section};
+use super::section::{Introduction, OBSERVATIONS_PER_SECTION_MAX, PIECE_BYTES, Section, WANTS_MAX};
 use super::{BundleError, Direction, Report};
+use crate::blob::BlobRef;
 use crate::channel::{ChannelName, Head, Positions, WriterId};
 use crate::enrol::JoinMaterial;
 use crate::identity::DeviceKeys;
@@ -47,6 +48,8 @@ pub struct Export<'a> {
     pub enrolled: Option<Bytes>,
     /// Down: what the hub has of the device's observations.
     pub acknowledged: Vec<(String, Clock)>,
+    /// Blobs that the receiver will need and may lack.
+    pub blobs: Vec<BlobRef>,
 }
 
 /// A request to join, and for whom.
@@ -76,6 +79,10 @@ pub async fn export<R: Replica>(
         Direction::Up => replica.outbox(Urgency::All, OBSERVATIONS_MAX).await?,
         Direction::Down | Direction::Join => Vec::new(),
     };
+    let wants = match export.direction {
+        Direction::Up => replica.missing_blobs(peer, WANTS_MAX).await?,
+        Direction::Down | Direction::Join => Vec::new(),
+    };
     let greeting = replica.greeting().await?;
     let introduction = Introduction {
         direction: export.direction,
@@ -84,7 +91,8 @@ pub async fn export<R: Replica>(
         greeting: greeting.map(|greeting| greeting.encoded().clone()),
         hub_sealing: export.hub_sealing,
         observations: observations.len() as u64,
-        blobs: 0,
+        blobs: export.blobs.len() as u64,
+        wants,
     };
     let (mut out, binding) = Out::begin(&export.seal, target).await?;
     out.report.direction = Some(export.direction);
@@ -108,6 +116,9 @@ pub async fn export<R: Replica>(
         logs.retain(|writer, _| !export.own_log_only || *writer == own);
         let known = export.positions.get(channel).cloned().unwrap_or_default();
         channel_logs(replica, channel, &logs, known, &mut introduced, &mut out).await?;
+    }
+    for name in &export.blobs {
+        blob(replica, peer, name, &mut out).await?;
     }
     for observations in in_sections(observations) {
         out.report.observations += observations.len() as u64;
@@ -187,6 +198,25 @@ async fn channel_logs<R: Replica>(
             }
         }
     }
+    Ok(())
+}
+
+/// A blob in pieces. One that went in the meantime is named by nothing any more.
+async fn blob<R: Replica>(
+    replica: &R,
+    peer: &PeerIdentity,
+    name: &BlobRef,
+    out: &mut Out<'_, impl AsyncWrite + Unpin>,
+) -> Result<(), BundleError> {
+    let mut offset = 0;
+    while offset < name.len {
+        let piece = replica.read_blob(peer, &name.hash, offset, PIECE_BYTES).await?;
+        let Some(piece) = piece.filter(|piece| !piece.is_empty()) else { return Ok(()) };
+        let next = offset + piece.len() as u64;
+        out.put(Section::Blob { name: *name, offset, piece }).await?;
+        offset = next;
+    }
+    out.report.blobs += 1;
     Ok(())
 }
 

@@ -13,7 +13,8 @@ use super::export::{OPENING_DOMAIN, signed_opening};
 use super::format::{Found, FrameReader, Header};
 use super::section::{Introduction, Section};
 use super::{BUNDLE_BYTES_MAX, BundleError, Direction, Missing, Receiver, Report};
-use crate::channel::{ChannelName, Head, Heads, WriterId, positions_of};
+use crate::blob::{BlobRef, BlobStored};
+use crate::channel::{ChannelName, Hash, Head, Heads, WriterId, positions_of};
 use crate::identity::writer::{WriterChain, WriterSubject};
 use crate::identity::{InstallationId, PublicKey, SealingKey};
 use crate::list::{ChannelSnapshot, SNAPSHOT_BYTES_MAX, STATE_BYTES_MAX, SignedList};
@@ -27,6 +28,8 @@ const READ_BYTES: usize = 64 * 1024;
 /// Most inputs of one commit, and their bytes.
 const INPUTS_MAX: usize = 64;
 const INPUT_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Most blobs of one bundle that are told apart.
+const BLOBS_MAX: usize = 16_384;
 
 /// Who reads a bundle.
 #[derive(Debug, Clone)]
@@ -191,6 +194,8 @@ impl<S: AsyncRead + Unpin> Intake<S> {
             input_bytes: 0,
             coming: None,
             observed: 0,
+            lacking: None,
+            blobs: BTreeMap::new(),
         };
         taking.compare(&self.maker.introduction.heads).await?;
         loop {
@@ -289,6 +294,10 @@ struct Taking<'a, R> {
     input_bytes: usize,
     coming: Option<Coming>,
     observed: u64,
+    /// Blobs that are wanted here, with what is here of each; asked for when the first one comes.
+    lacking: Option<BTreeMap<Hash, u64>>,
+    /// Bytes that came of each blob.
+    blobs: BTreeMap<Hash, (u64, u64)>,
 }
 
 /// A snapshot whose states come.
@@ -341,7 +350,7 @@ impl<R: Replica> Taking<'_, R> {
                 self.replica.outbox_acknowledged(entries).await?;
             }
             Section::Enrolled { .. } if down => {}
-            Section::Blob { .. } => {}
+            Section::Blob { name, offset, piece } => self.blob(name, offset, piece, report).await?,
             Section::End => self.flush(report).await?,
             Section::Opening { .. }
             | Section::Join { .. }
@@ -527,6 +536,38 @@ impl<R: Replica> Taking<'_, R> {
         self.inputs.extend([Input::Writer(chain), Input::Snapshot(verified)]);
     }
 
+    /// A piece of a blob: only as far as it is wanted, and from where what is here ends.
+    async fn blob(&mut self, name: BlobRef, offset: u64, piece: Bytes, report: &mut Report) -> Result<(), BundleError> {
+        self.flush(report).await?;
+        let end = offset.saturating_add(piece.len() as u64);
+        if self.blobs.len() < BLOBS_MAX || self.blobs.contains_key(&name.hash) {
+            let (came, _) = self.blobs.entry(name.hash).or_insert((0, name.len));
+            *came = if *came == offset { end } else { *came };
+        }
+        let lacking = match &mut self.lacking {
+            Some(lacking) => lacking,
+            none => {
+                let wants = self.replica.missing_blobs(self.peer, BLOBS_MAX).await?;
+                none.insert(wants.into_iter().map(|want| (want.name.hash, want.offset)).collect())
+            }
+        };
+        let Some(here) = lacking.get_mut(&name.hash).filter(|here| (offset..end).contains(*here)) else {
+            return Ok(());
+        };
+        let Ok(skip) = usize::try_from(*here - offset) else { return Ok(()) };
+        let stored = self.replica.store_blob(self.peer, &name, *here, piece.slice(skip..)).await?;
+        match stored {
+            BlobStored::Partly => *here = end,
+            BlobStored::Whole => report.blobs += 1,
+            BlobStored::Damaged => report.set_aside(vec!["a blob that is not what its name says".to_owned()]),
+            BlobStored::Unwanted => {}
+        }
+        if stored != BlobStored::Partly {
+            lacking.remove(&name.hash);
+        }
+        Ok(())
+    }
+
     /// A snapshot that goes no further.
     fn abandon(&mut self, report: &mut Report) {
         if let Some(coming) = self.coming.take().filter(|coming| !coming.known) {
@@ -551,6 +592,10 @@ impl<R: Replica> Taking<'_, R> {
                     report.miss(Missing::Behind { channel, writer, at, meant: goal.seq });
                 }
             }
+        }
+        let whole = self.blobs.values().filter(|(came, len)| came == len).count() as u64;
+        if let Some(count) = introduction.blobs.checked_sub(whole).filter(|count| *count > 0) {
+            report.miss(Missing::Blobs { count });
         }
         if let Some(count) = introduction.observations.checked_sub(self.observed).filter(|count| *count > 0) {
             report.miss(Missing::Observations { count });

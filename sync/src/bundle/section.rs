@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use super::Direction;
 use super::format::SECTION_BYTES_MAX;
-use crate::channel::{CHANNEL_NAME_BYTES_MAX, CHANNELS_MAX, ChannelName, Hash, Head, Heads, WRITERS_MAX, WriterId};
+use crate::blob::{BlobRef, BlobWant};
+use crate::channel::{CHANNEL_NAME_BYTES_MAX, CHANNELS_MAX, ChannelName, Head, Heads, WRITERS_MAX, WriterId};
 use crate::identity::SealingPublicKey;
 use crate::identity::writer::CHAIN_BYTES_MAX;
 use crate::list::LIST_BYTES_MAX;
@@ -17,6 +18,8 @@ use crate::session::GREETING_BYTES_MAX;
 
 /// Most observations, or acknowledgements of some, in one section.
 pub const OBSERVATIONS_PER_SECTION_MAX: usize = 1024;
+/// Most blobs a device says it lacks; what is beyond waits for the next bundle.
+pub(super) const WANTS_MAX: usize = 1024;
 /// Largest piece of a state or a blob in one section, in bytes.
 pub(super) const PIECE_BYTES: usize = 512 * 1024;
 /// Largest message of an enrolment.
@@ -42,6 +45,8 @@ pub struct Introduction {
     pub observations: u64,
     /// Blobs that follow.
     pub blobs: u64,
+    /// Up: blobs that the device's items name and that it lacks.
+    pub wants: Vec<BlobWant>,
 }
 
 /// One verified part of a bundle.
@@ -66,7 +71,7 @@ pub(super) enum Section {
     /// What the hub has of it.
     Acknowledged { entries: Vec<(String, Clock)> },
     /// A piece of a blob.
-    Blob { hash: Hash, len: u64, offset: u64, piece: Bytes },
+    Blob { name: BlobRef, offset: u64, piece: Bytes },
     /// Nothing follows.
     End,
 }
@@ -79,18 +84,21 @@ impl Introduction {
             Direction::Up => 2,
             Direction::Join => 3,
         };
-        encoder.array(10).uint(VERSION).uint(direction);
+        encoder.array(11).uint(VERSION).uint(direction);
         encoder.uint(self.clock.incarnation).uint(self.clock.boot).uint(self.clock.seq);
         encode_heads(&mut encoder, &self.heads);
         optional(&mut encoder, self.greeting.as_deref());
         optional(&mut encoder, self.hub_sealing.as_ref().map(|key| &key.0[..]));
-        encoder.uint(self.observations).uint(self.blobs);
+        encoder.uint(self.observations).uint(self.blobs).array(self.wants.len());
+        for want in &self.wants {
+            encoder.array(3).bytes(&want.name.hash).uint(want.name.len).uint(want.offset);
+        }
         encoder.finish()
     }
 
     pub(super) fn decode(encoded: &Bytes) -> Result<Self, CborError> {
         let mut d = Decoder::new(encoded);
-        d.array_of(10)?;
+        d.array_of(11)?;
         let error = d.error("the version is unknown: update this program");
         if d.uint()? != VERSION {
             return Err(error);
@@ -106,8 +114,14 @@ impl Introduction {
         let greeting = optional_bytes(&mut d, encoded, GREETING_BYTES_MAX)?;
         let hub_sealing = if d.null() { None } else { Some(SealingPublicKey(d.hash()?)) };
         let (observations, blobs) = (d.uint()?, d.uint()?);
+        let count = d.array(WANTS_MAX)?;
+        let want = |_| {
+            d.array_of(3)?;
+            Ok(BlobWant { name: BlobRef { hash: d.hash()?, len: d.uint()? }, offset: d.uint()? })
+        };
+        let wants = (0..count).map(want).collect::<Result<_, CborError>>()?;
         d.end()?;
-        Ok(Self { direction, clock, heads, greeting, hub_sealing, observations, blobs })
+        Ok(Self { direction, clock, heads, greeting, hub_sealing, observations, blobs, wants })
     }
 }
 
@@ -142,8 +156,8 @@ impl Section {
                 }
                 e
             }
-            Self::Blob { hash, len, offset, piece } => {
-                e.array(5).uint(9).bytes(hash).uint(*len).uint(*offset).bytes(piece)
+            Self::Blob { name, offset, piece } => {
+                e.array(5).uint(9).bytes(&name.hash).uint(name.len).uint(*offset).bytes(piece)
             }
             Self::End => e.array(1).uint(10),
         };
@@ -182,8 +196,7 @@ impl Section {
                 Self::Acknowledged { entries: (0..count).map(entry).collect::<Result<_, CborError>>()? }
             }
             (9, 5) => Self::Blob {
-                hash: d.hash()?,
-                len: d.uint()?,
+                name: BlobRef { hash: d.hash()?, len: d.uint()? },
                 offset: d.uint()?,
                 piece: encoded.slice_ref(d.bytes(PIECE_BYTES)?),
             },
