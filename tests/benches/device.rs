@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use flotilla_tests::fleet::{Fleet, Road, is_ready};
+use flotilla_tests::fleet::{Containers, Fleet, Road, is_ready};
 use flotilla_tests::process::{self, Process};
 use flotilla_tests::wait;
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ pub(crate) fn measure(binary: &str, report: &mut Report) {
     let server = Server::of(&fleet.hub_folder().join("admin.kubeconfig")).unwrap();
     let mut api = server.connect().unwrap();
     let path = "/apis/apps/v1/namespaces/default/deployments";
-    api.request("POST", path, "application/json", Some(&workload("Deployment", "idle")));
+    api.request("POST", path, "application/json", Some(&workload("Deployment", "idle", Containers::Processes)));
     wait::until("20 Running pods", || all_ready(&api.get("/api/v1/namespaces/default/pods"), PODS));
     let before = relay.count();
     std::thread::park_timeout(IDLE);
@@ -103,7 +103,7 @@ fn wire(fleet: &Fleet, api: &mut Connection, relay: &Relay, report: &mut Report)
     let before = relay.count();
     let data = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "wire"}, "data": {"SPEED": "0"}});
     api.request("POST", &format!("{namespace}/configmaps"), "application/json", Some(&data));
-    let mut daemon = workload("DaemonSet", "wire");
+    let mut daemon = workload("DaemonSet", "wire", Containers::Processes);
     daemon["spec"]["template"]["spec"]["containers"][0]["env"] =
         json!([{"name": "SPEED", "valueFrom": {"configMapKeyRef": {"name": "wire", "key": "SPEED"}}}]);
     api.request("POST", "/apis/apps/v1/namespaces/default/daemonsets", "application/json", Some(&daemon));
@@ -138,24 +138,28 @@ fn wire(fleet: &Fleet, api: &mut Connection, relay: &Relay, report: &mut Report)
     });
 }
 
-fn connected(kubeconfig: &Path) -> Result<Connection, String> {
+pub(crate) fn connected(kubeconfig: &Path) -> Result<Connection, String> {
     Server::of(kubeconfig)?.connect()
 }
 
-fn all_ready(list: &Value, count: usize) -> Result<(), String> {
+pub(crate) fn all_ready(list: &Value, count: usize) -> Result<(), String> {
     let ready = list["items"].as_array().into_iter().flatten().filter(|pod| is_ready(pod)).count();
     if ready == count { Ok(()) } else { Err(format!("{ready} of {count} ready")) }
 }
 
-fn workload(kind: &str, name: &str) -> Value {
+pub(crate) fn workload(kind: &str, name: &str, containers: Containers) -> Value {
     let mut all = json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name}, "spec": {
         "selector": {"matchLabels": {"app": name}},
         "template": {"metadata": {"labels": {"app": name}}, "spec": {
-            "runtimeClassName": "process",
             "terminationGracePeriodSeconds": 1,
-            "containers": [{"name": "main", "image": "host", "command": ["/bin/sleep", "36000"]}],
+            "containers": [{"name": "main", "image": "busybox", "command": ["/bin/sleep", "36000"]}],
         }},
     }});
+    if containers == Containers::Processes {
+        let pod = &mut all["spec"]["template"]["spec"];
+        pod["runtimeClassName"] = json!("process");
+        pod["containers"][0]["image"] = json!("host");
+    }
     if kind == "Deployment" {
         all["spec"]["replicas"] = json!(PODS);
     }

@@ -3,7 +3,7 @@
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flotilla_tests::fleet::{Fleet, is_ready};
+use flotilla_tests::fleet::{Containers, Fleet, is_ready};
 use serde_json::{Value, json};
 
 use crate::api::{Connection, Event, Server};
@@ -38,20 +38,18 @@ struct Sample {
 }
 
 /// One bench run's connections.
-struct Bench {
+pub(crate) struct Bench {
     connection: Connection,
     pods: Receiver<Event>,
     devices: usize,
+    containers: Containers,
     number: usize,
     probe: Probe,
 }
 
 /// Measures applies to the devices of `fleet`, and the share of durable commits in them.
 pub(crate) fn measure(fleet: &mut Fleet, devices: usize, report: &mut Report) {
-    let server = Server::of(&fleet.hub_folder().join("admin.kubeconfig")).unwrap();
-    let pods = server.watch("/api/v1/namespaces/default/pods");
-    let probe = Probe::beside(fleet.folder());
-    let mut bench = Bench { connection: server.connect().unwrap(), pods, devices, number: 0, probe };
+    let mut bench = Bench::of(fleet, devices, Containers::Processes);
     for workload in [Workload::OneDevice, Workload::Deployment, Workload::AllDevices] {
         bench.sample(workload);
     }
@@ -77,6 +75,18 @@ pub(crate) fn measure(fleet: &mut Fleet, devices: usize, report: &mut Report) {
 }
 
 impl Bench {
+    pub(crate) fn of(fleet: &Fleet, devices: usize, containers: Containers) -> Self {
+        let server = Server::of(&fleet.hub_folder().join("admin.kubeconfig")).unwrap();
+        let pods = server.watch("/api/v1/namespaces/default/pods");
+        let probe = Probe::beside(fleet.folder());
+        Self { connection: server.connect().unwrap(), pods, devices, containers, number: 0, probe }
+    }
+
+    /// Milliseconds from the apply of one Pod on the first device to Running.
+    pub(crate) fn one(&mut self) -> f64 {
+        self.sample(Workload::OneDevice).running
+    }
+
     fn samples(&mut self, workload: Workload) -> Vec<Sample> {
         (0..SAMPLES).map(|_| self.sample(workload)).collect()
     }
@@ -85,7 +95,7 @@ impl Bench {
     fn sample(&mut self, workload: Workload) -> Sample {
         self.number += 1;
         let name = format!("walk-{}", self.number);
-        let (path, body) = manifest(workload, &name);
+        let (path, body) = manifest(workload, &name, self.containers);
         let wanted = if workload == Workload::AllDevices { self.devices } else { 1 };
         let from = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         let answer = self.connection.request("POST", path, "application/json", Some(&body));
@@ -156,15 +166,19 @@ impl Bench {
     }
 }
 
-fn manifest(workload: Workload, name: &str) -> (&'static str, Value) {
+fn manifest(workload: Workload, name: &str, containers: Containers) -> (&'static str, Value) {
     let mut spec = json!({
         "selector": {"matchLabels": {"app": name}},
         "template": {"metadata": {"labels": {"app": name}}, "spec": {
-            "runtimeClassName": "process",
-            "terminationGracePeriodSeconds": 2,
-            "containers": [{"name": "main", "image": "host", "command": ["/bin/sleep", "3600"]}],
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "main", "image": "busybox", "command": ["/bin/sleep", "3600"]}],
         }},
     });
+    if containers == Containers::Processes {
+        let pod = &mut spec["template"]["spec"];
+        pod["runtimeClassName"] = json!("process");
+        pod["containers"][0]["image"] = json!("host");
+    }
     let (path, kind) = match workload {
         Workload::Deployment => {
             spec["replicas"] = json!(1);

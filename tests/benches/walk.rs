@@ -12,6 +12,7 @@
 
 mod api;
 mod commits;
+mod containers;
 mod device;
 mod latency;
 mod relay;
@@ -36,6 +37,8 @@ fn main() {
     drop(fleet);
     say("one device: memory, wire, start without a hub ...");
     device::measure(BINARY, &mut report);
+    say("containers: beside a bare crun, and a reboot without a hub ...");
+    containers::measure(BINARY, &mut report);
     let folder = Path::new(BINARY).ancestors().nth(2).unwrap().join("bench");
     report.write(&folder);
     say(&format!("written: {}", folder.join("walk.json").display()));

@@ -1,7 +1,7 @@
 //! Story d: what happened while a device was away, and the hub forgot its log, is true on its return, and nothing else.
 
 use flotilla_tests::database::log_floor;
-use flotilla_tests::fleet::{Fleet, Road, is_ready};
+use flotilla_tests::fleet::{Containers, Fleet, Road, is_ready};
 use flotilla_tests::kubectl::Kubectl;
 use flotilla_tests::wait;
 use serde_json::Value;
@@ -71,10 +71,20 @@ spec:
 
 #[test]
 fn a_device_returns_after_the_hub_forgot_its_log() {
-    if !story::ready_to_run() {
-        return;
+    if story::ready_to_run() {
+        returns_after_the_hub_forgot(Containers::Processes);
     }
-    let mut fleet = Fleet::start(BINARY, Road::Quic, &["--log-records-max", RECORDS_MAX]);
+}
+
+#[test]
+fn a_device_with_containers_returns_after_the_hub_forgot_its_log() {
+    if story::ready_to_run() && story::containers_are_here() {
+        returns_after_the_hub_forgot(Containers::Oci);
+    }
+}
+
+fn returns_after_the_hub_forgot(containers: Containers) {
+    let mut fleet = Fleet::start_with(BINARY, Road::Quic, containers, &["--log-records-max", RECORDS_MAX]);
     for node in ["n1", "n2"] {
         fleet.join(node, &[]);
         fleet.wait_for_node(node, "Ready=True");
@@ -82,7 +92,7 @@ fn a_device_returns_after_the_hub_forgot_its_log() {
     let kubectl = fleet.kubectl();
     let edited = with_secret(&daemon_set("edited"));
     for manifest in [WEB, &daemon_set("gone"), &secret("swordfish"), &edited, BARE] {
-        kubectl.apply(manifest);
+        fleet.apply(manifest);
     }
     for (selector, count) in [("app=web", 2), ("app=gone", 2), ("app=edited", 2), ("app=bare", 1)] {
         fleet.running_pods(selector, count);

@@ -13,7 +13,7 @@ use crate::story::{self, WEB, local_pods, pod_pids};
 
 /// A fleet with one device that runs one Pod, and that Pod's process.
 fn running_fleet() -> (Fleet, Vec<i32>) {
-    let fleet = Fleet::with_agents(BINARY, Road::Quic, 1);
+    let fleet = Fleet::with_agents(BINARY, Road::Quic, flotilla_tests::fleet::Containers::Processes, 1);
     fleet.kubectl().apply(WEB);
     fleet.running_pods("app=web", 1);
     let pids = pod_pids(&fleet, "n1");

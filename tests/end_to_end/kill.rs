@@ -48,10 +48,10 @@ spec:
 "#;
 
 /// SplitMix64: choices that a seed repeats.
-struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    fn seeded() -> Self {
+    pub(crate) fn seeded() -> Self {
         let given = std::env::var("FLOTILLA_TEST_SEED").ok();
         let seed = match given {
             Some(text) => text.parse().expect("FLOTILLA_TEST_SEED is a number"),
@@ -61,7 +61,7 @@ impl Dice {
         Self(seed)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

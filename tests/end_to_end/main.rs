@@ -1,11 +1,13 @@
 //! The walk of one manifest with real parts: real kubectl, real sockets, real processes, a real mosquitto.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
+mod apps;
 mod away;
 mod bad_input;
 mod damage;
 mod demo;
 mod kill;
+mod reaper;
 mod rogue;
 mod rollout;
 mod story;

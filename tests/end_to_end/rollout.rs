@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use flotilla_tests::fleet::{Fleet, Road, is_ready};
+use flotilla_tests::fleet::{Containers, Fleet, Road, is_ready};
 use flotilla_tests::kubectl::{Kubectl, Watch};
 use flotilla_tests::wait;
 use serde_json::Value;
@@ -65,12 +65,22 @@ fn per_node(pods: &BTreeMap<String, Value>) -> BTreeMap<&str, usize> {
 
 #[test]
 fn a_deployment_spreads_rolls_and_goes_back() {
-    if !story::ready_to_run() {
-        return;
+    if story::ready_to_run() {
+        spreads_rolls_and_goes_back(Containers::Processes);
     }
-    let fleet = Fleet::with_agents(BINARY, Road::Quic, 3);
+}
+
+#[test]
+fn a_deployment_of_containers_spreads_rolls_and_goes_back() {
+    if story::ready_to_run() && story::containers_are_here() {
+        spreads_rolls_and_goes_back(Containers::Oci);
+    }
+}
+
+fn spreads_rolls_and_goes_back(containers: Containers) {
+    let fleet = Fleet::with_agents(BINARY, Road::Quic, containers, 3);
     let kubectl = fleet.kubectl();
-    kubectl.apply(&deployment(6, "1"));
+    fleet.apply(&deployment(6, "1"));
     let pods = fleet.running_pods("app=shop", 6);
     assert_eq!(per_node(&pods), BTreeMap::from([("n1", 2), ("n2", 2), ("n3", 2)]));
     kubectl.run("rollout status deploy/shop --timeout=30s");
@@ -110,13 +120,23 @@ fn revisions(kubectl: &Kubectl) -> Vec<String> {
 
 #[test]
 fn a_silent_device_blocks_nobody_and_runs_nothing_twice() {
-    if !story::ready_to_run() {
-        return;
+    if story::ready_to_run() {
+        a_silent_device(Containers::Processes);
     }
-    let mut fleet = Fleet::with_agents(BINARY, Road::Quic, 3);
+}
+
+#[test]
+fn a_silent_device_blocks_nobody_and_runs_no_container_twice() {
+    if story::ready_to_run() && story::containers_are_here() {
+        a_silent_device(Containers::Oci);
+    }
+}
+
+fn a_silent_device(containers: Containers) {
+    let mut fleet = Fleet::with_agents(BINARY, Road::Quic, containers, 3);
     let kubectl = fleet.kubectl();
-    kubectl.apply(WEB);
-    kubectl.apply(&deployment(6, "1"));
+    fleet.apply(WEB);
+    fleet.apply(&deployment(6, "1"));
     fleet.running_pods("app=web", 3);
     let placed = fleet.running_pods("app=shop", 6);
     let there = uids_on(&placed, "n3");

@@ -76,6 +76,22 @@ pub(crate) fn broker_is_here() -> bool {
     true
 }
 
+/// Whether real containers can be run: a runtime, root, and the shell that the image is made of.
+pub(crate) fn containers_are_here() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    for (here, what) in [
+        (process_path("crun").or_else(|| process_path("runc")).is_some(), "crun or runc"),
+        (process_path("busybox").is_some(), "busybox-static"),
+        (root, "root"),
+    ] {
+        if !here {
+            skip(&format!("no {what}, which containers need"));
+            return false;
+        }
+    }
+    true
+}
+
 /// Node name -> (pod name, restart count, uid) of the running pods with this selector.
 pub(crate) fn by_node(fleet: &Fleet, selector: &str, count: usize) -> BTreeMap<String, (String, i64, String)> {
     let pods = fleet.running_pods(selector, count);

@@ -1,6 +1,6 @@
 //! What a technician can do at one device, with kubectl and no hub, and what operators see of it afterwards.
 
-use flotilla_tests::fleet::{Fleet, Road, is_ready};
+use flotilla_tests::fleet::{Containers, Fleet, Road, is_ready};
 use flotilla_tests::kubectl::Kubectl;
 use flotilla_tests::wait;
 use serde_json::Value;
@@ -10,12 +10,22 @@ use crate::story::{self, WEB, env, local_pods, pod_pids};
 
 #[test]
 fn a_technician_changes_one_device() {
-    if !story::ready_to_run() {
-        return;
+    if story::ready_to_run() {
+        changes_one_device(Containers::Processes);
     }
-    let mut fleet = Fleet::with_agents(BINARY, Road::Quic, 2);
+}
+
+#[test]
+fn a_technician_changes_one_device_with_containers() {
+    if story::ready_to_run() && story::containers_are_here() {
+        changes_one_device(Containers::Oci);
+    }
+}
+
+fn changes_one_device(containers: Containers) {
+    let mut fleet = Fleet::with_agents(BINARY, Road::Quic, containers, 2);
     let kubectl = fleet.kubectl();
-    kubectl.apply(WEB);
+    fleet.apply(WEB);
     fleet.running_pods("app=web", 2);
     let other = pod_pids(&fleet, "n2");
     let local = fleet.local_kubectl("n1");
@@ -65,7 +75,7 @@ fn deleting_a_workload_holds_it(fleet: &Fleet, local: &Kubectl) {
         let pids = pod_pids(fleet, "n1");
         if rows.is_empty() && pids.is_empty() { Ok(()) } else { Err(format!("{rows} {pids:?}")) }
     });
-    let applied = local.apply(&WEB[WEB.rfind("---").unwrap()..]);
+    let applied = local.apply(&fleet.manifest(&WEB[WEB.rfind("---").unwrap()..]));
     assert!(applied.contains("daemonset.apps/web"), "{applied}");
     local_pods(local, 1);
     assert_eq!(pod_pids(fleet, "n1").len(), 1);
@@ -133,7 +143,7 @@ fn the_end_of_the_base(fleet: &Fleet, kubectl: &Kubectl, local: &Kubectl) {
         let pids = [pod_pids(fleet, "n1"), pod_pids(fleet, "n2")];
         if rows.is_empty() && pids.iter().all(Vec::is_empty) { Ok(()) } else { Err(format!("{rows} {pids:?}")) }
     });
-    kubectl.apply(WEB);
+    fleet.apply(WEB);
     let pods = fleet.running_pods("app=web", 2);
     assert!(pods.values().all(|pod| env(pod, "COLOUR") == "blue"), "{pods:?}");
 }

@@ -59,7 +59,7 @@ fn every_kubectl_works() {
     if !story::ready_to_run() {
         return;
     }
-    let fleet = Fleet::with_agents(BINARY, Road::Quic, 1);
+    let fleet = Fleet::with_agents(BINARY, Road::Quic, flotilla_tests::fleet::Containers::Processes, 1);
     for binary in binaries() {
         let turn = Turn::of(&fleet, &binary);
         namespace(&turn);

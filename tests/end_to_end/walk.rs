@@ -1,6 +1,6 @@
 //! Stories a to f: apply, lose the hub, lose the agent, lose the device, meet again, edit on both sides; over QUIC and MQTT.
 
-use flotilla_tests::fleet::{Fleet, Road};
+use flotilla_tests::fleet::{Containers, Fleet, Road};
 use flotilla_tests::wait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,14 +12,28 @@ use crate::story::{self, WEB, by_node, env, local_pods, pod_pids};
 #[test]
 fn a_manifest_goes_there_and_back_over_quic() {
     if story::ready_to_run() {
-        there_and_back(Road::Quic);
+        there_and_back(Road::Quic, Containers::Processes);
     }
 }
 
 #[test]
 fn a_manifest_goes_there_and_back_over_mqtt() {
     if story::ready_to_run() && story::broker_is_here() {
-        there_and_back(Road::Mqtt);
+        there_and_back(Road::Mqtt, Containers::Processes);
+    }
+}
+
+#[test]
+fn a_manifest_goes_there_and_back_with_containers() {
+    if story::ready_to_run() && story::containers_are_here() {
+        there_and_back(Road::Quic, Containers::Oci);
+    }
+}
+
+#[test]
+fn a_manifest_goes_there_and_back_with_containers_over_mqtt() {
+    if story::ready_to_run() && story::broker_is_here() && story::containers_are_here() {
+        there_and_back(Road::Mqtt, Containers::Oci);
     }
 }
 
@@ -29,7 +43,7 @@ fn a_device_that_does_not_answer_blocks_no_rollout() {
     if !story::ready_to_run() {
         return;
     }
-    let mut fleet = Fleet::with_agents(BINARY, Road::Quic, 2);
+    let mut fleet = Fleet::with_agents(BINARY, Road::Quic, Containers::Processes, 2);
     let kubectl = fleet.kubectl();
     kubectl.apply(WEB);
     by_node(&fleet, "app=web", 2);
@@ -54,8 +68,8 @@ fn a_device_that_does_not_answer_blocks_no_rollout() {
     });
 }
 
-fn there_and_back(road: Road) {
-    let mut fleet = Fleet::with_agents(BINARY, road, 3);
+fn there_and_back(road: Road, containers: Containers) {
+    let mut fleet = Fleet::with_agents(BINARY, road, containers, 3);
     applied(&fleet);
     if road == Road::Mqtt {
         broker_restart(&mut fleet);
@@ -63,12 +77,13 @@ fn there_and_back(road: Road) {
     hub_gone(&mut fleet);
     agent_gone(&mut fleet);
     both_sides_edit(&mut fleet);
+    nothing_is_left(&mut fleet);
 }
 
 /// Story a: all Running, and get, logs and describe tell the truth.
 fn applied(fleet: &Fleet) {
     let kubectl = fleet.kubectl();
-    kubectl.apply(WEB);
+    fleet.apply(WEB);
     let pods = by_node(fleet, "app=web", 3);
     assert_eq!(pods.keys().collect::<Vec<_>>(), ["n1", "n2", "n3"]);
     wait::until("the DaemonSet counts three", || {
@@ -185,4 +200,15 @@ fn both_sides_edit(fleet: &mut Fleet) {
         let list = kubectl.json("get overrides -A")?;
         if list["items"].as_array().unwrap().is_empty() { Ok(()) } else { Err(list.to_string()) }
     });
+}
+
+/// What was deleted leaves no process, mount, cgroup or file on any device.
+fn nothing_is_left(fleet: &mut Fleet) {
+    fleet.kubectl().run("delete ds/web cm/web-config");
+    for node in ["n1", "n2", "n3"] {
+        wait::until(&format!("nothing of a pod is left on {node}"), || {
+            let left = fleet.leftovers(node);
+            if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+        });
+    }
 }

@@ -7,7 +7,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::images;
 use crate::kubectl::Kubectl;
+use crate::leftovers;
 use crate::process::{self, Process};
 use crate::wait;
 
@@ -18,12 +20,22 @@ pub enum Road {
     Mqtt,
 }
 
+/// What the stories' containers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Containers {
+    /// Commands of this machine, `runtimeClassName: process`.
+    Processes,
+    /// Real containers from a busybox image, imported from an OCI layout into every device.
+    Oci,
+}
+
 /// Everything of one test. Dropping it ends every process it started and removes the folder.
 #[derive(Debug)]
 pub struct Fleet {
     binary: PathBuf,
     folder: tempfile::TempDir,
     road: Road,
+    containers: Containers,
     api_port: u16,
     quic_port: u16,
     broker_port: u16,
@@ -34,13 +46,18 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts the hub (and for MQTT a mosquitto); no agents yet.
+    /// Starts the hub (and for MQTT a mosquitto); no agents yet. Containers are processes.
     pub fn start(binary: &str, road: Road, hub_arguments: &[&str]) -> Self {
+        Self::start_with(binary, road, Containers::Processes, hub_arguments)
+    }
+
+    pub fn start_with(binary: &str, road: Road, containers: Containers, hub_arguments: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("flotilla-test-").tempdir().unwrap();
         let mut fleet = Self {
             binary: binary.into(),
             folder,
             road,
+            containers,
             api_port: free_tcp_port(),
             quic_port: UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(),
             broker_port: free_tcp_port(),
@@ -52,13 +69,16 @@ impl Fleet {
         if road == Road::Mqtt {
             fleet.start_broker();
         }
+        if containers == Containers::Oci {
+            images::busybox(&fleet.layout());
+        }
         fleet.start_hub();
         fleet
     }
 
     /// Starts the hub and `nodes` agents named `n1`, `n2`, ... and waits until they are Ready.
-    pub fn with_agents(binary: &str, road: Road, nodes: usize) -> Self {
-        let mut fleet = Self::start(binary, road, &[]);
+    pub fn with_agents(binary: &str, road: Road, containers: Containers, nodes: usize) -> Self {
+        let mut fleet = Self::start_with(binary, road, containers, &[]);
         for number in 1..=nodes {
             fleet.join(&format!("n{number}"), &[]);
         }
@@ -78,6 +98,27 @@ impl Fleet {
         wait::until(&format!("node {name} is {condition}"), || {
             kubectl.attempt(&format!("wait --for=condition={condition} node/{name} --timeout=90s"))
         });
+    }
+
+    /// A story's manifest, written for processes, as this fleet runs it.
+    pub fn manifest(&self, text: &str) -> String {
+        match self.containers {
+            Containers::Processes => text.to_owned(),
+            Containers::Oci => {
+                let lines = text.lines().filter(|line| line.trim() != "runtimeClassName: process");
+                lines.map(|line| line.replace("image: host", "image: busybox") + "\n").collect()
+            }
+        }
+    }
+
+    /// `kubectl apply` of a story's manifest at the hub.
+    pub fn apply(&self, text: &str) -> String {
+        self.kubectl().apply(&self.manifest(text))
+    }
+
+    /// The OCI layout that devices import.
+    fn layout(&self) -> PathBuf {
+        self.folder.path().join("busybox-layout")
     }
 
     pub fn folder(&self) -> &Path {
@@ -143,6 +184,11 @@ impl Fleet {
     pub fn join(&mut self, name: &str, arguments: &[&str]) {
         let token =
             self.run(&["token", "create", "--data", &self.hub_folder().to_string_lossy(), "--node", name]).unwrap();
+        if self.containers == Containers::Oci {
+            let (data, layout) = (self.agent_folder(name), self.layout());
+            self.run(&["agent", "image", "import", "--data", &data.to_string_lossy(), &layout.to_string_lossy()])
+                .unwrap();
+        }
         let mut all = vec!["--join".to_owned(), token.trim().to_owned()];
         all.extend(arguments.iter().map(|text| (*text).to_owned()));
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
@@ -172,6 +218,17 @@ impl Fleet {
     pub fn power_cut(&mut self, name: &str) {
         self.agents.remove(name).unwrap().kill();
         process::kill_all_of(&self.agent_folder(name));
+    }
+
+    /// A reboot's first half: everything of the device ends, and mounts and cgroups with it. [`Self::start_agent`] is the other.
+    pub fn reboot(&mut self, name: &str) {
+        self.power_cut(name);
+        leftovers::forget_kernel_state(&self.agent_folder(name));
+    }
+
+    /// What the pods of one agent have on the machine now, a line each; see [`leftovers::of`].
+    pub fn leftovers(&self, name: &str) -> Vec<String> {
+        leftovers::of(&self.agent_folder(name))
     }
 
     /// kubectl as the hub's administrator.
@@ -279,6 +336,10 @@ impl Drop for Fleet {
         self.hub = None;
         self.broker = None;
         process::kill_all_of(self.folder.path());
+        let entries = std::fs::read_dir(self.folder.path()).into_iter().flatten().flatten();
+        for folder in entries.map(|entry| entry.path()).filter(|path| path.is_dir()) {
+            leftovers::forget_kernel_state(&folder);
+        }
     }
 }
 

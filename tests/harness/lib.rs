@@ -9,7 +9,9 @@
 
 pub mod database;
 pub mod fleet;
+pub mod images;
 pub mod kubectl;
+pub mod leftovers;
 pub mod process;
 pub mod wait;
 
