@@ -23,6 +23,8 @@ use crate::object::Object;
 use crate::schema;
 use crate::time::Timestamp;
 
+/// Why somebody changes something, in words: the reason of the records their changes make, and never a change itself.
+pub const CAUSE_ANNOTATION: &str = "kubernetes.io/change-cause";
 /// Most operations in one record; a change that needs more is refused.
 pub const OPERATIONS_MAX: usize = 256;
 /// Longest replaced value kept in clear beside its digest.

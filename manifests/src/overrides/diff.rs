@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::path::{Path, Step, key_text};
 use super::{Operation, Replaced, Verb, tree};
 use crate::object::Object;
-use crate::schema::{self, ListType, Schema};
+use crate::schema::{self, ListType, Schema, Type};
 
 /// Metadata that servers keep: no wish of a user's.
 const SERVER_METADATA: &[&str] = &[
@@ -34,6 +34,7 @@ const SERVER_ANNOTATIONS: &[&str] = &[
     crate::rollout::HASH_ANNOTATION,
     crate::rollout::SILENT_ANNOTATION,
     crate::derive::ATTEMPT_ANNOTATION,
+    super::CAUSE_ANNOTATION,
 ];
 
 /// The operations that make the desired part of `base` into that of `wanted`. The order of keyed list items is not compared.
@@ -67,6 +68,13 @@ fn compare(
     match (base, wanted) {
         (None, None) => {}
         (Some(base), Some(wanted)) if base == wanted => {}
+        // Entries of free maps (labels, annotations, data) are wishes of their own, also the first and the last one.
+        (None, Some(Value::Object(_))) if is_free_map(schema) => {
+            compare(schema, path, Some(&Value::Object(Map::new())), wanted, out);
+        }
+        (Some(Value::Object(_)), None) if is_free_map(schema) => {
+            compare(schema, path, base, Some(&Value::Object(Map::new())), out);
+        }
         (Some(Value::Object(base)), Some(Value::Object(wanted))) => {
             let names: BTreeSet<&String> = base.keys().chain(wanted.keys()).collect();
             for name in names {
@@ -97,6 +105,10 @@ fn compare(
         }
         _ => out.push(operation(path, base, wanted)),
     }
+}
+
+fn is_free_map(schema: Option<Schema>) -> bool {
+    schema.is_some_and(|schema| schema.node_type() == Type::Map && !schema.is_atomic())
 }
 
 fn operation(path: &Path, base: Option<&Value>, wanted: Option<&Value>) -> Operation {

@@ -116,6 +116,37 @@ fn what_servers_keep_is_no_difference() {
 }
 
 #[test]
+fn entries_of_a_free_map_are_wishes_of_their_own() {
+    let mut wanted = base();
+    wanted.set_annotation("site", "north");
+    wanted.set_annotation("b", "2");
+    assert_eq!(
+        texts(&between(&base(), &wanted)),
+        ["Set metadata.annotations.b = \"2\"", "Set metadata.annotations.site = \"north\""]
+    );
+    // What the operator adds later stands beside it.
+    let record = revise(&base(), &[], &wanted, by("1", 1)).unwrap().created.unwrap();
+    let mut moved = base();
+    moved.set_annotation("by-the-hub", "1");
+    let effective = apply(&moved, std::slice::from_ref(&record), Timestamp(9));
+    assert_eq!((effective.notices.len(), effective.object.annotations().len()), (0, 3));
+    // And back again, to a base without any.
+    let revision = revise(&base(), &[record], &base(), by("2", 2)).unwrap();
+    assert_eq!((revision.created, revision.ended), (None, vec!["1".to_owned()]));
+    let mut bare = base();
+    bare.metadata_mut().remove("labels");
+    assert_eq!(texts(&between(&base(), &bare)), ["Remove metadata.labels[\"app.kubernetes.io/name\"]"]);
+}
+
+#[test]
+fn why_something_changes_is_no_change() {
+    let mut wanted = base();
+    wanted.set_annotation(CAUSE_ANNOTATION, "too dark");
+    assert_eq!(between(&base(), &wanted), []);
+    assert_eq!(revise(&base(), &[], &wanted, by("1", 1)).unwrap(), Revision::default());
+}
+
+#[test]
 fn every_difference_applied_gives_what_was_wanted() {
     let edits: Vec<fn(&mut Value)> = vec![
         |web| web["env"][0]["value"] = "9".into(),
