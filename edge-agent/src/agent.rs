@@ -70,6 +70,8 @@ pub struct Agent {
     pub(crate) memory: Memory,
     /// By object uid; see [`crate::local_write::LAST_APPLIED_ANNOTATION`].
     pub(crate) last_applied: BTreeMap<String, String>,
+    /// By object uid: why people at this device change it; see [`crate::local_write::Kept`].
+    pub(crate) causes: BTreeMap<String, String>,
     pub(crate) inbox: Inbox,
     pub(crate) state: LoopState,
 }

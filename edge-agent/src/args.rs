@@ -55,6 +55,9 @@ pub struct RunArguments {
     /// Address of the local Kubernetes API; default: a free loopback port, kept once chosen
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Program that makes OCI containers; default: crun, else runc, where PATH has one
+    #[arg(long, value_name = "PATH")]
+    pub oci_runtime: Option<PathBuf>,
     /// Look for no network: this device joins, is updated and reports by the files of `flotilla bundle` alone
     #[arg(long)]
     pub offline: bool,

@@ -31,6 +31,10 @@ mod peer;
 /// Log streams the hub may have waiting for the loop.
 const STREAMS_LEN_MAX: usize = 16;
 
+/// Ends and Events that wait for the hub: rows, and their bytes.
+const OUTBOX_ROWS_MAX: usize = 1024;
+const OUTBOX_BYTES_MAX: usize = 512 * 1024;
+
 /// Subject, urgency, and JSON or the confirmation of an end.
 pub(crate) type Fact = (String, bool, Option<Vec<u8>>);
 
@@ -226,7 +230,27 @@ impl DeviceReplica {
             self.store.put_outbox(durable).await.map_err(|error| failed("store what it observed", error))?;
         }
         self.put(rows);
-        Ok(())
+        self.bound_outbox().await
+    }
+
+    /// A device that is away for years goes on writing down what ends and what happens: of these the oldest Events go first, then
+    /// the oldest ends. What is the case now is always told.
+    async fn bound_outbox(&self) -> Result<(), ReplicaError> {
+        let dropped = {
+            let mut state = self.state();
+            let dropped = surplus(state.outbox.values().filter(|row| must_last(row)));
+            for row in &dropped {
+                state.outbox.remove(&row.subject);
+            }
+            dropped
+        };
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        let ends = dropped.iter().filter(|row| row.body.is_none()).count();
+        tracing::warn!(dropped = dropped.len(), ends, "more waits for the hub than this device keeps; the oldest is dropped");
+        let entries = dropped.into_iter().map(|row| (row.subject, row.incarnation, row.boot, row.seq)).collect();
+        self.store.remove_outbox(entries).await.map_err(|error| failed("shorten its outbox", error))
     }
 
     /// Dates facts and gives them their place in this boot's order.
@@ -512,6 +536,28 @@ fn append_rows(rows: &mut Ingest, channel: &ChannelState, changed: &[ItemId]) {
         hash: head.hash.to_vec(),
     };
     rows.heads.extend(channel.heads.iter().map(head));
+}
+
+/// Which rows have to go so that the others are within bounds, a tenth below them.
+fn surplus<'a>(rows: impl Iterator<Item = &'a OutboxRow>) -> Vec<OutboxRow> {
+    let size = |row: &OutboxRow| row.subject.len() + row.body.as_ref().map_or(0, Vec::len);
+    let mut rows: Vec<&OutboxRow> = rows.collect();
+    let mut bytes: usize = rows.iter().map(|row| size(row)).sum();
+    if rows.len() <= OUTBOX_ROWS_MAX && bytes <= OUTBOX_BYTES_MAX {
+        return Vec::new();
+    }
+    // Ends have no body: they sort behind Events.
+    rows.sort_by_key(|row| (row.body.is_none(), row.incarnation, row.boot, row.seq));
+    let mut left = rows.len();
+    let mut dropped = Vec::new();
+    for row in rows {
+        if left <= OUTBOX_ROWS_MAX / 10 * 9 && bytes <= OUTBOX_BYTES_MAX / 10 * 9 {
+            break;
+        }
+        (left, bytes) = (left - 1, bytes - size(row));
+        dropped.push(row.clone());
+    }
+    dropped
 }
 
 /// Whether a restart could not observe this again.

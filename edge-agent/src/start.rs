@@ -66,7 +66,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let replica = Arc::new(replica);
     clerk.is_ready(&replica, &identity, &loaded);
     let executable = std::env::current_exe().context("finding the running program")?;
-    let runtime = Arc::new(ShimRuntime::open(&folder, &executable).await?);
+    let runtime = Arc::new(ShimRuntime::open_with(&folder, &executable, arguments.oci_runtime.as_deref()).await?);
     let shared = Arc::new(Shared::over(view(&store, &loaded, identity.enrolment.incarnation).await));
     *shared.history() = histories(&loaded);
     let (writes, write_queue) = mpsc::channel(WRITES_LEN_MAX);
@@ -108,6 +108,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         knowledge: Knowledge::opening_with(SealingKey::from_bytes(identity.keys.sealing.to_bytes())),
         memory: remembered(&loaded, "memory"),
         last_applied: remembered(&loaded, "last-applied"),
+        causes: remembered(&loaded, "change-cause"),
         inbox,
         state: LoopState::default(),
     };

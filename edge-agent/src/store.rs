@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::{mpsc, oneshot};
 
 mod blobs;
-mod damage;
+pub(crate) mod damage;
 mod evidence;
 mod opening;
 mod pages;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
-use flotilla_manifests::overrides;
+use flotilla_manifests::overrides::{self, CAUSE_ANNOTATION};
 use flotilla_manifests::time::Timestamp;
 use serde_json::{Value, json};
 
@@ -57,6 +57,9 @@ impl Agent {
         for object in objects.values_mut() {
             if let Some(text) = self.last_applied.get(object.uid()).cloned() {
                 object.set_annotation(LAST_APPLIED_ANNOTATION, &text);
+            }
+            if let Some(text) = self.causes.get(object.uid()).cloned() {
+                object.set_annotation(CAUSE_ANNOTATION, &text);
             }
         }
         local::count_pods(&mut objects);
@@ -176,6 +179,7 @@ impl Agent {
         let (facilities, now) = (&self.facilities, self.clock.now());
         let status = self.host.node_status(&self.node.name, facilities, &pressure, previous.as_ref(), now);
         let mut status = with_damage(status, &self.damage());
+        with_missing(&mut status, self.replica.missing_large_values(), previous.as_ref(), self.clock.now());
         status["images"] = super::images::shown(&self.images.current());
         if let Some(previous) = previous
             && without_heartbeats(previous.clone()) == without_heartbeats(status.clone())
@@ -198,6 +202,30 @@ fn with_damage(mut status: Value, damage: &Damage) -> Value {
         }));
     }
     status
+}
+
+/// Says whether the large values that objects name are here, once any was not.
+fn with_missing(status: &mut Value, missing: usize, previous: Option<&Value>, now: Timestamp) {
+    const TYPE: &str = "ObjectsComplete";
+    let known = previous.and_then(|status| status["conditions"].as_array()?.iter().find(|one| one["type"] == TYPE));
+    if missing == 0 && known.is_none() {
+        return;
+    }
+    let (value, reason, message) = if missing == 0 {
+        ("True", "AllPresent", "every large value that an object names is on this device".to_owned())
+    } else {
+        let message = format!("{missing} large values are on their way; until they are here, what was in force before stays");
+        ("False", "LargeValuesMissing", message)
+    };
+    let now = now.to_rfc3339();
+    let same = known.filter(|known| known["status"] == value);
+    let since = same.and_then(|known| known["lastTransitionTime"].as_str()).unwrap_or(&now).to_owned();
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        conditions.push(json!({
+            "type": TYPE, "status": value, "reason": reason, "message": message,
+            "lastTransitionTime": since, "lastHeartbeatTime": now,
+        }));
+    }
 }
 
 /// What of a PodStatus leaves at once when it changes: phase, and per container ready, restarts and the kind of its state.

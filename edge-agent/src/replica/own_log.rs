@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_sync::channel::{ChannelState, ItemId, ItemKind};
+use flotilla_sync::channel::{ChannelState, Head, ItemId, ItemKind};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::log::{Batch, LogWriter, VerifiedBatch};
 use flotilla_sync::record::Draft;
@@ -14,6 +14,12 @@ use crate::store::{BatchRow, Ingest};
 
 /// Batches of the device's own log kept for reading; a hub further behind gets a signed list.
 const OWN_BATCHES_MAX: usize = 256;
+
+/// And their bytes.
+const OWN_BATCHES_BYTES_MAX: usize = 256 * 1024;
+
+/// More records than a damaged database can have lost of this device's own log.
+const LOST_RECORDS_MAX: u64 = 1 << 20;
 
 /// The system gave no random bytes.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +62,40 @@ impl DeviceReplica {
     /// After a fork: a fresh writer, certified by the device's key, that states what the old one held. Its registers are newer than
     /// all before them.
     pub(super) async fn take_new_writer(&self) -> Result<(), ReplicaError> {
+        let start = self.newest_of_own();
+        self.replace_writer(start).await?;
+        let drafts = {
+            let channel = self.state().channel(&self.own_channel);
+            drafts_of(&channel, channel.items.keys())
+        };
+        if drafts.is_empty() { Ok(()) } else { self.append_gated(drafts).await }
+    }
+
+    /// After the database was damaged: if this device's own log is not whole, a fresh writer takes over. It numbers its records
+    /// beyond all that may have been lost, and states nothing until the hub has told what it had read: what is gone by then was
+    /// ended here before.
+    ///
+    /// # Errors
+    /// The disk, or the system's random source.
+    pub async fn mend_own_log(&self) -> Result<(), ReplicaError> {
+        let _gate = self.gate.lock().await;
+        let whole = {
+            let state = self.state();
+            !state.salvaged || own_log_is_whole(&state.own_batches, state.log.head(&self.own_channel))
+        };
+        if whole {
+            return Ok(());
+        }
+        tracing::warn!("this device's own log is not whole; it goes on under a new writer");
+        let start = self.newest_of_own().saturating_add(LOST_RECORDS_MAX).max(self.clock.now().0);
+        self.replace_writer(start).await
+    }
+
+    fn newest_of_own(&self) -> u64 {
+        self.state().channel(&self.own_channel).heads.values().map(|head| head.seq).max().unwrap_or(0)
+    }
+
+    async fn replace_writer(&self, start: u64) -> Result<(), ReplicaError> {
         let mut seed = [0; 32];
         SystemRandom::new().fill(&mut seed).map_err(|_unspecified| failed("take a new writer", NoRandomness))?;
         let identity = WriterIdentity::for_device(seed, self.incarnation, &self.signing, &self.certificate);
@@ -64,15 +104,24 @@ impl DeviceReplica {
         let stored = serde_json::to_vec(&(material.seed, &material.chain));
         let stored = stored.map_err(|error| failed("take a new writer", error))?;
         self.store.set_meta("writer", stored).await.map_err(|error| failed("take a new writer", error))?;
+        let mut state = self.state();
+        state.log = LogWriter::new(identity, BTreeMap::new());
+        state.log.start_at(&self.own_channel, start);
+        state.writer = material;
+        state.own_batches.clear();
+        Ok(())
+    }
+
+    /// States again, under the present writer, the overrides in force that another one wrote: the hub may not have them.
+    pub(super) async fn state_what_others_wrote(&self) -> Result<(), ReplicaError> {
         let drafts = {
-            let mut state = self.state();
-            let channel = state.channel(&self.own_channel);
-            let newest = channel.heads.values().map(|head| head.seq).max().unwrap_or(0);
-            state.log = LogWriter::new(identity, BTreeMap::new());
-            state.log.start_at(&self.own_channel, newest);
-            state.writer = material;
-            state.own_batches.clear();
-            drafts_of(&channel, channel.items.keys())
+            let state = self.state();
+            let (own, channel) = (state.log.identity().id(), state.channel(&self.own_channel));
+            let of_others = channel.items.iter().filter(|(_, item)| match &item.kind {
+                ItemKind::Register(register) => register.version.writer != own,
+                ItemKind::Absent | ItemKind::Document(_) | ItemKind::Removed(_) => false,
+            });
+            drafts_of(&channel, of_others.map(|(id, _)| id))
         };
         if drafts.is_empty() { Ok(()) } else { self.append_gated(drafts).await }
     }
@@ -101,10 +150,11 @@ impl DeviceReplica {
     async fn truncate(&self) -> Result<(), ReplicaError> {
         let forgotten = {
             let mut state = self.state();
-            if state.own_batches.len() <= OWN_BATCHES_MAX {
+            let surplus = surplus(&state.own_batches);
+            if surplus == 0 {
                 return Ok(());
             }
-            state.own_batches.drain(..OWN_BATCHES_MAX / 2);
+            state.own_batches.drain(..surplus);
             state.own_batches.first().map(|oldest| (self.own_channel.to_string(), oldest.first_seq))
         };
         let rows = Ingest { batches_before: forgotten, ..Ingest::default() };
@@ -121,6 +171,41 @@ impl DeviceReplica {
             state.log = LogWriter::new(identity, heads);
         }
     }
+}
+
+/// How many of the oldest batches have to go: none within the bounds, else what is beyond half of them.
+fn surplus(batches: &[Batch]) -> usize {
+    let bytes: usize = batches.iter().map(|batch| batch.payload.len()).sum();
+    if batches.len() <= OWN_BATCHES_MAX && bytes <= OWN_BATCHES_BYTES_MAX {
+        return 0;
+    }
+    let (mut kept, mut kept_bytes) = (0, 0);
+    for batch in batches.iter().rev() {
+        kept_bytes += batch.payload.len();
+        if kept == OWN_BATCHES_MAX / 2 || (kept > 0 && kept_bytes > OWN_BATCHES_BYTES_MAX / 2) {
+            break;
+        }
+        kept += 1;
+    }
+    batches.len() - kept
+}
+
+/// Takes what the device's own log says into effect once more. `salvaged`: its head too is what the batches say.
+pub(super) fn read_again(channel: &mut ChannelState, identity: &WriterIdentity, batches: &[Batch], salvaged: bool) {
+    for batch in batches.iter().filter_map(|batch| batch.clone().verify(identity.chain()).ok()) {
+        drop(channel.apply_branch(&batch));
+        if salvaged {
+            let head = channel.heads.entry(identity.id()).or_insert(batch.head());
+            *head = batch.head().max(*head);
+        }
+    }
+}
+
+/// Whether the batches follow one another up to where the log stands.
+fn own_log_is_whole(batches: &[Batch], head: Head) -> bool {
+    let follow = batches.windows(2).all(|pair| pair[0].last_seq + 1 == pair[1].first_seq);
+    let end = batches.last().map_or(0, |batch| batch.last_seq);
+    follow && end == head.seq
 }
 
 /// Overrides in force among these items, as records to write.

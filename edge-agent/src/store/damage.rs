@@ -5,9 +5,12 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+use flotilla_manifests::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Salvage;
+use crate::args::DamageArguments;
 
 /// Entries kept in full.
 const ENTRIES_MAX: usize = 64;
@@ -117,6 +120,36 @@ impl Damage {
     }
 }
 
+/// `flotilla agent damage`.
+pub(crate) fn run(arguments: &DamageArguments) -> anyhow::Result<()> {
+    let folder = &arguments.data;
+    let damage = Damage::read(folder);
+    let mut out = std::io::stdout().lock();
+    if damage == Damage::default() {
+        return Ok(writeln!(out, "no damage is noted in {}", folder.display())?);
+    }
+    for entry in &damage.entries {
+        writeln!(out, "{}  {}: {}", Timestamp(entry.time_ms).to_rfc3339(), entry.what, entry.why)?;
+        if let Some(salvage) = &entry.salvage {
+            for (what, count) in &salvage.rows {
+                writeln!(out, "    read: {count} {what}")?;
+            }
+            writeln!(out, "    unreadable pages and rows: {}", salvage.unreadable)?;
+            writeln!(out, "    the damaged file is kept as {}", salvage.file)?;
+        }
+    }
+    if damage.more > 0 {
+        writeln!(out, "and {} more", damage.more)?;
+    }
+    if arguments.clear {
+        let removed = Damage::clear(folder).with_context(|| format!("clearing {}", folder.display()))?;
+        for path in removed {
+            writeln!(out, "removed {}", path.display())?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -126,7 +159,8 @@ mod tests {
     fn notes_are_bounded_said_once_and_cleared() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Damage::read(folder.path()).message(), None);
-        let entry = |number: u64| Entry { time_ms: number, what: format!("item {number}"), why: "torn".into(), salvage: None };
+        let entry =
+            |number: u64| Entry { time_ms: number, what: format!("item {number}"), why: "torn".into(), salvage: None };
         Damage::note(folder.path(), (0..70).map(entry).collect()).unwrap();
         Damage::note(folder.path(), vec![entry(3)]).unwrap();
         let damage = Damage::read(folder.path());

@@ -174,8 +174,9 @@ fn list(connection: &Connection, channel: &str, writer: &[u8], after: u64) -> ru
          WHERE evidence_list.channel = ?1 AND evidence_cover.covered = ?2 AND evidence_cover.seq > ?3
          ORDER BY evidence_cover.seq DESC",
     )?;
-    let found: Option<(Vec<u8>, Vec<u8>)> =
-        statement.query_row(params![channel, writer, after.cast_signed()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let found: Option<(Vec<u8>, Vec<u8>)> = statement
+        .query_row(params![channel, writer, after.cast_signed()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
     let Some((speaker, list)) = found else { return Ok(Kept::Nothing) };
     let mut statement = connection
         .prepare_cached("SELECT bytes FROM evidence_state WHERE channel = ?1 AND writer = ?2 ORDER BY place")?;
@@ -209,6 +210,3 @@ pub(super) fn load(connection: &Connection) -> rusqlite::Result<Vec<KeptRow>> {
     rows.collect()
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests;

@@ -166,17 +166,22 @@ pub(super) fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
             Ok(ItemRow { channel: row.get(0)?, id: row.get(1)?, bytes: row.get(2)? })
         })?,
         histories: noted(connection, "SELECT pod, value FROM history", &mut aside, pair)?,
-        outbox: noted(connection, "SELECT subject, incarnation, boot, seq, time_ms, urgent, body FROM outbox", &mut aside, |row| {
-            Ok(OutboxRow {
-                subject: row.get(0)?,
-                incarnation: unsigned(row, 1)?,
-                boot: unsigned(row, 2)?,
-                seq: unsigned(row, 3)?,
-                time_ms: unsigned(row, 4)?,
-                urgent: row.get(5)?,
-                body: row.get(6)?,
-            })
-        })?,
+        outbox: noted(
+            connection,
+            "SELECT subject, incarnation, boot, seq, time_ms, urgent, body FROM outbox",
+            &mut aside,
+            |row| {
+                Ok(OutboxRow {
+                    subject: row.get(0)?,
+                    incarnation: unsigned(row, 1)?,
+                    boot: unsigned(row, 2)?,
+                    seq: unsigned(row, 3)?,
+                    time_ms: unsigned(row, 4)?,
+                    urgent: row.get(5)?,
+                    body: row.get(6)?,
+                })
+            },
+        )?,
         batches: noted(
             connection,
             "SELECT channel, writer, first, last, bytes FROM batch ORDER BY channel, writer, first",

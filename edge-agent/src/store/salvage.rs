@@ -10,7 +10,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use flotilla_sync::channel::{Applied, Item, ItemId};
+use flotilla_sync::channel::{Applied, Item, ItemId, WriterId};
+use flotilla_sync::identity::SigningKey;
 use rusqlite::Connection;
 
 use super::pages::{self, Cell, Row, Source, Tree};
@@ -25,7 +26,7 @@ const DAMAGED_KEPT_MAX: usize = 2;
 /// Largest write-ahead log that is read.
 const WAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Facts that the next start must know: some of what this device held may be missing.
+/// A fact about this device until it has read everything anew: some of what it held may be missing.
 pub(crate) const SALVAGED: &str = "salvaged";
 
 /// What was found in a damaged database.
@@ -96,8 +97,8 @@ fn numbers(folder: &Path) -> std::io::Result<(u64, Vec<u64>)> {
     let mut known: Vec<u64> = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("device.db.damaged-")?.parse().ok());
-        known.extend(number);
+        let number = name.to_str().and_then(|name| name.strip_prefix("device.db.damaged-"));
+        known.extend(number.and_then(|number| number.parse::<u64>().ok()));
     }
     known.sort_unstable();
     let next = known.last().map_or(1, |last| last + 1);
@@ -225,7 +226,19 @@ impl Found {
         }
     }
 
-    fn loaded(self) -> Loaded {
+    /// The device's own writer, if its key is among what was read.
+    fn own_writer(&self) -> Option<Vec<u8>> {
+        let (seed, _): ([u8; 32], Vec<u8>) = serde_json::from_slice(self.meta.get("writer")?).ok()?;
+        let key = SigningKey::from_seed(seed).ok()?;
+        Some(WriterId::of(&key.public()).0.to_vec())
+    }
+
+    /// Of the logs of others only the effects are here, and of those not all: the logs are read anew. Their heads go, and rows that
+    /// only look like batches of this device's own.
+    fn loaded(mut self) -> Loaded {
+        let own = self.own_writer();
+        self.heads.retain(|(_, writer), _| own.as_ref() == Some(writer));
+        self.batches.retain(|(_, writer, _), _| own.as_ref() == Some(writer));
         let head = |((channel, writer), (seq, hash))| HeadRow { channel, writer, seq, hash };
         let batch = |((channel, writer, first), (last, bytes))| BatchRow { channel, writer, first, last, bytes };
         Loaded {
@@ -245,7 +258,7 @@ impl Found {
 fn write(loaded: &Loaded, path: &Path) -> Result<BTreeMap<String, usize>, MendError> {
     let mut connection = Connection::open(path)?;
     connection.execute_batch("PRAGMA journal_mode=DELETE; PRAGMA synchronous=FULL; PRAGMA cache_size=-256;")?;
-    migrate(&mut connection).map_err(|error| MendError::Io {
+    migrate(&mut connection, path).map_err(|error| MendError::Io {
         what: "write a new database",
         source: std::io::Error::other(error.to_string()),
     })?;

@@ -13,6 +13,9 @@ pub const CHANNEL_ITEMS_MAX: usize = 16_384;
 /// Most removed items a channel remembers; the oldest versions are forgotten first.
 pub const TOMBSTONES_MAX: usize = 4096;
 
+/// Most items of a channel whose quarantine is remembered; records of more are set aside all the same.
+pub const QUARANTINED_MAX: usize = 1024;
+
 /// Items and heads of one channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelState {
@@ -152,6 +155,9 @@ impl ChannelState {
                 folded.changed.push(id.clone());
             }
             Ok(Applied::Unchanged) => {}
+            Err(error) if self.quarantined.len() >= QUARANTINED_MAX && !self.quarantined.contains_key(id) => {
+                folded.set_aside.push(error);
+            }
             Err(error) => {
                 let quarantined = self.quarantined.entry(id.clone()).or_default();
                 quarantined.count += 1;
