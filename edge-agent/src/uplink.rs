@@ -1,24 +1,28 @@
 //! The way to the hub: tries the known roads, runs a session on the best that works, and comes back after it ends.
 //!
-//! Owns reconnecting and the renewal of the session certificate. Refuses to matter: nothing that runs on the device waits for it.
+//! Owns reconnecting, the change to another road and the renewal of the session certificate. Refuses to matter: nothing that runs on the device waits for it.
 //! Start reading at [`Uplink::run`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_sync::backoff::{Backoff, Preference, Road, Roads, Step};
+use flotilla_sync::backoff::{Backoff, HEAD_START_MS, Preference, Road, Roads};
 use flotilla_sync::driver;
-use flotilla_sync::identity::{FlooredClock, TrustTime};
+use flotilla_sync::identity::{FlooredClock, IdentityError, TrustTime};
 use flotilla_sync::session::{SessionConfig, SessionEnd};
-use flotilla_sync::transport::{ConnectError, Connector, Target};
+use flotilla_sync::transport::{ConnectError, Connector, Pipe, Target};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::args::{RunArguments, Transport};
 use crate::clock::{Clock, monotonic_ms};
 use crate::enrolment::{self, Identity};
 use crate::replica::DeviceReplica;
 use crate::store::Store;
+
+/// While nothing is heard and no other road works, how long until all are tried again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Whether there is a session now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,12 +47,19 @@ pub struct Uplink {
     pub leave: watch::Receiver<bool>,
 }
 
-/// How an attempt or a session ended, as far as the next one cares.
-struct Ended {
+/// A road that works.
+struct Reached {
+    road: Road,
+    target: Target,
+    pipe: Pipe,
+}
+
+/// Why none did.
+#[derive(Default)]
+struct Failed {
     retry_after_ms: Option<u64>,
-    refused: bool,
-    /// There was a session: the next attempt waits its turn, so that the devices of a hub that stops do not come all at once.
-    served: bool,
+    /// Where the hub refused the certificate.
+    refused: Option<Target>,
 }
 
 impl Uplink {
@@ -59,24 +70,30 @@ impl Uplink {
             let targets = self.targets();
             let quic_len = targets.iter().filter(|target| matches!(target, Target::Quic(_))).count();
             let mut roads = Roads::new(self.preference(), quic_len, targets.len() - quic_len);
-            if roads.is_empty() {
+            if roads.order().is_empty() {
                 tracing::error!("the hub has no address for the transport asked for; this device stays offline");
                 return told(&mut self.leave).await;
             }
-            let mut retry_after_ms = None;
-            while let Step::Try(road) = roads.step() {
-                let target = target_of(&targets, road, quic_len);
-                let ended = self.attempt(&target, road, &mut roads, &mut backoff).await;
-                retry_after_ms = ended.retry_after_ms.or(retry_after_ms);
-                if *self.leave.borrow() {
-                    return;
+            let retry_after_ms = match self.reach(&targets, &roads).await {
+                Ok(mut reached) => {
+                    // A session that ended for a better road goes on there at once.
+                    loop {
+                        backoff.connected(monotonic_ms());
+                        match self.serve(reached, &targets, &mut roads).await {
+                            Served::Moved(next) => reached = next,
+                            Served::Ended { retry_after_ms } => break retry_after_ms,
+                        }
+                    }
                 }
-                if ended.refused {
-                    self.renew(&target).await;
+                Err(failed) => {
+                    if let Some(target) = failed.refused {
+                        self.renew(&target).await;
+                    }
+                    failed.retry_after_ms
                 }
-                if ended.served {
-                    break;
-                }
+            };
+            if *self.leave.borrow() {
+                return;
             }
             let wait_ms = backoff.wait_ms(monotonic_ms(), random(), retry_after_ms);
             tokio::select! {
@@ -86,55 +103,73 @@ impl Uplink {
         }
     }
 
-    /// One connection attempt, and the session if it works.
-    async fn attempt(&mut self, target: &Target, road: Road, roads: &mut Roads, backoff: &mut Backoff) -> Ended {
+    /// Opens the best road that works now.
+    async fn reach(&mut self, targets: &[Target], roads: &Roads) -> Result<Reached, Failed> {
         // By proven time: a clock that runs ahead must not renew at every attempt. A certificate that is over all the same is refused,
         // and then renewed.
         if self.identity.renew_at() <= self.clock.proven() {
-            self.renew(target).await;
+            for target in targets {
+                if self.renew(target).await {
+                    break;
+                }
+            }
         }
-        let enrolment = &self.identity.enrolment;
-        let node = self.identity.node.clone();
-        let connector =
-            Connector::new(&enrolment.credentials, &enrolment.authority, &enrolment.root, node.clone(), &self.time);
-        let connector = match connector {
+        let connector = match self.connector() {
             Ok(connector) => connector,
             Err(error) => {
                 tracing::error!(error = %enrolment::chain(&error), "the session certificate cannot be used");
-                return Ended { retry_after_ms: None, refused: true, served: false };
+                return Err(Failed { refused: targets.first().cloned(), ..Failed::default() });
             }
         };
-        let connected = tokio::select! {
-            connected = connector.connect(target) => connected,
-            () = told(&mut self.leave) => return Ended { retry_after_ms: None, refused: false, served: true },
-        };
-        let pipe = match connected {
-            Ok(pipe) => pipe,
-            Err(error) => {
-                tracing::debug!(%target, error = %enrolment::chain(&error), "no connection to the hub");
-                let refused = matches!(error, ConnectError::Refused { .. });
-                return Ended { retry_after_ms: error.retry_after_ms(), refused, served: false };
-            }
-        };
+        tokio::select! {
+            reached = race(&connector, targets, roads.order()) => reached,
+            () = told(&mut self.leave) => Err(Failed::default()),
+        }
+    }
+
+    fn connector(&self) -> Result<Connector, IdentityError> {
+        let enrolment = &self.identity.enrolment;
+        let node = self.identity.node.clone();
+        Connector::new(&enrolment.credentials, &enrolment.authority, &enrolment.root, node, &self.time)
+    }
+
+    /// One session.
+    async fn serve(&mut self, reached: Reached, targets: &[Target], roads: &mut Roads) -> Served {
+        let Reached { road, target, pipe } = reached;
         tracing::info!(%target, transport = %pipe.transport, "connected to the hub");
-        backoff.connected(monotonic_ms());
         roads.connected(road, monotonic_ms(), random());
+        let enrolment = &self.identity.enrolment;
         let config = SessionConfig {
             root: enrolment.root,
-            node: Some(node),
+            node: Some(self.identity.node.clone()),
             incarnation: enrolment.incarnation,
             boot: self.boot,
             seed: random(),
         };
         let (handle, commands) = driver::commands();
-        let better = self.watch_for_better(&connector, roads, target);
+        let renew_in_ms = self.identity.renew_at().0.saturating_sub(self.clock.proven().0).max(60_000);
+        let connector = self.connector();
+        let stalled = pipe.stalled.clone();
         self.link.send_replace(Link::Up);
-        let session = driver::run(pipe, config, self.replica.clone(), commands);
         let mut leave = self.leave.clone();
+        let session = driver::run(pipe, config, self.replica.clone(), commands);
+        let moved = async {
+            match &connector {
+                Ok(connector) => change_of_road(connector, targets, roads, stalled).await,
+                // The certificate was good enough for this session.
+                Err(_unusable) => std::future::pending().await,
+            }
+        };
         tokio::pin!(session);
+        let mut next = None;
         let end = tokio::select! {
             end = &mut session => end,
-            () = better => {
+            found = moved => {
+                next = Some(found);
+                handle.close("the device goes on by another road", None).await;
+                session.await
+            }
+            () = tokio::time::sleep(Duration::from_millis(renew_in_ms)) => {
                 handle.close("the device connects anew", None).await;
                 session.await
             }
@@ -146,57 +181,23 @@ impl Uplink {
         self.link.send_replace(Link::Down);
         roads.disconnected();
         tracing::info!(%target, reason = ?end, "the session with the hub ended; workloads go on");
-        let retry_after_ms = match end {
-            SessionEnd::RetryAfter { ms } => Some(ms),
-            _ => None,
-        };
-        Ended { retry_after_ms, refused: false, served: true }
-    }
-
-    /// Returns once a better road than the present one has been seen to work, or the certificate wants renewal; on the best
-    /// road with a young certificate, never.
-    fn watch_for_better(
-        &self,
-        connector: &Connector,
-        roads: &mut Roads,
-        present: &Target,
-    ) -> impl Future<Output = ()> + use<> {
-        let on_mqtt = matches!(present, Target::Mqtt(_));
-        let quic: Vec<Target> = self.targets().into_iter().filter(|target| matches!(target, Target::Quic(_))).collect();
-        let at_ms = roads.better_at_ms();
-        let renew_in_ms = self.identity.renew_at().0.saturating_sub(self.clock.proven().0).max(60_000);
-        let connector = connector.clone();
-        async move {
-            let renewal = tokio::time::sleep(Duration::from_millis(renew_in_ms));
-            let probing = async {
-                let Some(mut wait_ms) = at_ms.map(|at| at.saturating_sub(monotonic_ms())).filter(|_| on_mqtt) else {
-                    return std::future::pending().await;
-                };
-                loop {
-                    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-                    for target in &quic {
-                        if connector.connect(target).await.is_ok() {
-                            return;
-                        }
-                    }
-                    wait_ms = 60_000 + random() % 30_000;
-                }
-            };
-            tokio::select! {
-                () = renewal => {}
-                () = probing => {}
-            }
+        match (next, end) {
+            (Some(next), _) => Served::Moved(next),
+            (None, SessionEnd::RetryAfter { ms }) => Served::Ended { retry_after_ms: Some(ms) },
+            (None, _) => Served::Ended { retry_after_ms: None },
         }
     }
 
-    async fn renew(&mut self, target: &Target) {
+    async fn renew(&mut self, target: &Target) -> bool {
         match self.identity.renew(&self.store, target, &self.time).await {
             Ok(()) => {
                 self.trust.raise(self.identity.enrolment.hub_time_ms);
                 tracing::info!("the session certificate was renewed");
+                true
             }
             Err(error) => {
                 tracing::warn!(error = %enrolment::chain(&error), "the session certificate could not be renewed; workloads go on");
+                false
             }
         }
     }
@@ -215,12 +216,104 @@ impl Uplink {
     }
 }
 
+/// How a session ended, as far as what follows cares.
+enum Served {
+    /// It goes on by another road.
+    Moved(Reached),
+    /// The next attempt waits its turn, so that the devices of a hub that stops do not come all at once.
+    Ended { retry_after_ms: Option<u64> },
+}
+
+/// Tries roads, each a while after the one before it, or when that has failed; the first that works is taken.
+async fn race(connector: &Connector, targets: &[Target], order: &[Road]) -> Result<Reached, Failed> {
+    let mut failed = Failed::default();
+    let mut attempts = JoinSet::new();
+    let mut waiting = order.iter();
+    loop {
+        if let Some(road) = waiting.next() {
+            let (road, target, connector) = (*road, target_of(targets, *road), connector.clone());
+            attempts.spawn(async move {
+                let connected = connector.connect(&target).await;
+                (road, target, connected)
+            });
+        }
+        let more = waiting.len() > 0;
+        let ended = tokio::select! {
+            ended = attempts.join_next() => ended,
+            () = tokio::time::sleep(Duration::from_millis(HEAD_START_MS)), if more => continue,
+        };
+        match ended {
+            Some(Ok((road, target, Ok(pipe)))) => return Ok(Reached { road, target, pipe }),
+            Some(Ok((_, target, Err(error)))) => {
+                tracing::debug!(%target, error = %enrolment::chain(&error), "no connection to the hub");
+                failed.retry_after_ms = error.retry_after_ms().or(failed.retry_after_ms);
+                if matches!(error, ConnectError::Refused { .. }) {
+                    failed.refused = Some(target);
+                }
+            }
+            Some(Err(error)) => tracing::error!(%error, "an attempt to connect broke off"),
+            None if more => {}
+            None => return Err(failed),
+        }
+    }
+}
+
+/// Returns another road once one has been opened: a better one than the present, or any while nothing is heard on the present one.
+async fn change_of_road(
+    connector: &Connector,
+    targets: &[Target],
+    roads: &mut Roads,
+    mut stalled: Option<watch::Receiver<bool>>,
+) -> Reached {
+    loop {
+        let better_in_ms = roads.better_at_ms().map(|at| at.saturating_sub(monotonic_ms()));
+        let better = async {
+            match better_in_ms {
+                Some(wait_ms) => tokio::time::sleep(Duration::from_millis(wait_ms)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let order = tokio::select! {
+            () = better => roads.better(monotonic_ms(), random()),
+            () = silent(&mut stalled), if roads.order().len() > 1 => roads.others(),
+        };
+        if order.is_empty() {
+            continue;
+        }
+        let answered = async {
+            match stalled.clone().filter(|stalled| *stalled.borrow()) {
+                Some(mut stalled) => drop(stalled.wait_for(|stalled| !*stalled).await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            raced = race(connector, targets, &order) => match raced {
+                Ok(reached) => return reached,
+                Err(_failed) => tokio::time::sleep(AGAIN).await,
+            },
+            () = answered => tracing::debug!("the hub answers again on the present road"),
+        }
+    }
+}
+
+/// Returns while nothing is heard on the present road.
+async fn silent(stalled: &mut Option<watch::Receiver<bool>>) {
+    if let Some(receiver) = stalled
+        && receiver.wait_for(|stalled| *stalled).await.is_ok()
+    {
+        return;
+    }
+    // The pipe is gone: the session ends by itself.
+    std::future::pending().await
+}
+
 /// Returns once the agent ends, or whoever would say so is gone.
 async fn told(leave: &mut watch::Receiver<bool>) {
     drop(leave.wait_for(|leave| *leave).await);
 }
 
-fn target_of(targets: &[Target], road: Road, quic_len: usize) -> Target {
+fn target_of(targets: &[Target], road: Road) -> Target {
+    let quic_len = targets.iter().filter(|target| matches!(target, Target::Quic(_))).count();
     match road {
         Road::Quic(index) => targets[index].clone(),
         Road::Mqtt(index) => targets[quic_len + index].clone(),

@@ -8,12 +8,14 @@ use flotilla_manifests::api_error::{ApiError, Reason, Violation};
 use flotilla_manifests::kind::{self, Scope};
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::rollout::{self, RolloutNumber, THRESHOLD_ALL};
+use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::{WriteRequest, Written};
 use serde_json::{Value, json};
 
+use crate::leases::NODE_LEASES;
 use crate::priority;
 use crate::publish::FLEET_LABEL;
-use crate::store::devices::{LAST_SEEN_ANNOTATION, SYNC_ANNOTATION};
+use crate::store::devices::{LAST_SEEN_ANNOTATION, ROAD_ANNOTATION, SYNC_ANNOTATION};
 use crate::store::{Batch, Index};
 
 /// What is to be stored, and what the caller hears.
@@ -22,6 +24,13 @@ pub(crate) struct Decision {
     pub(crate) written: Written,
     /// A number minted by this write.
     number: Option<RolloutNumber>,
+}
+
+impl Decision {
+    /// Of what is written without a request.
+    pub(crate) fn of(written: Written, number: Option<RolloutNumber>) -> Self {
+        Self { written, number }
+    }
 }
 
 /// Decides one request against the current objects.
@@ -35,14 +44,25 @@ pub(crate) fn decide(
     request: &WriteRequest,
     context: &Context,
 ) -> Result<Decision, ApiError> {
-    check_namespace(index, request)?;
     let key = match &request.mutation {
         Mutation::Create { body } => admission::created_key(&request.key, body, &context.name_suffix),
         _ => request.key.clone(),
     };
     let current = index.get(&key).map(AsRef::as_ref);
-    check_kind(current, request)?;
-    let admitted = admission::admit(&request.key, current, &request.mutation, context)?;
+    let creates = match &request.mutation {
+        Mutation::Create { .. } => true,
+        Mutation::Apply { .. } => current.is_none(),
+        _ => false,
+    };
+    if creates {
+        check_namespace(index, request)?;
+    }
+    check_kind(current, request, creates)?;
+    let mut admitted = admission::admit(&request.key, current, &request.mutation, context)?;
+    if let (Some(current), Outcome::Updated(object)) = (current, &mut admitted.outcome) {
+        track(current, object, request, context.now);
+        admitted.warnings.extend(overridden(index, current, request));
+    }
     let mut number = None;
     let outcome = match admitted.outcome {
         Outcome::Created(mut object) => {
@@ -71,6 +91,28 @@ pub(crate) fn decide(
         Outcome::Removed(object) => remove(index, current, object),
     };
     Ok(Decision { written: Written { outcome, warnings: admitted.warnings }, number })
+}
+
+/// Notes who has written what, where an object has been server-side applied.
+fn track(current: &Object, object: &mut Object, request: &WriteRequest, now: Timestamp) {
+    let (Mutation::Replace { part, .. } | Mutation::Patch { part, .. }) = &request.mutation else { return };
+    let manager = request.field_manager.as_deref().unwrap_or(&request.user.name);
+    flotilla_manifests::apply::track(current, object, manager, *part, now);
+}
+
+/// What is applied here never conflicts with what technicians hold at their devices: it is told instead.
+fn overridden(index: &Index, current: &Object, request: &WriteRequest) -> Option<String> {
+    let Mutation::Apply { part: Part::Main, .. } = &request.mutation else { return None };
+    let stands = |one: &&std::sync::Arc<Object>| {
+        one.text("/spec/target/uid") == current.uid() && one.deletion_timestamp().is_none()
+    };
+    let nodes: std::collections::BTreeSet<&str> =
+        index.list(&kind::OVERRIDE, None).filter(stands).map(|one| one.text("/spec/nodeName")).collect();
+    match nodes.len() {
+        0 => None,
+        1 => Some(format!("device {} overrides fields of this object: kubectl get overrides", nodes.first()?)),
+        count => Some(format!("{count} devices override fields of this object: kubectl get overrides")),
+    }
 }
 
 /// Stores a decision. The answer carries the resource versions given.
@@ -114,7 +156,7 @@ pub(crate) fn default_account(namespace: &str) -> Object {
 
 fn check_namespace(index: &Index, request: &WriteRequest) -> Result<(), ApiError> {
     let key = &request.key;
-    if key.kind.scope == Scope::Cluster || !matches!(request.mutation, Mutation::Create { .. }) {
+    if key.kind.scope == Scope::Cluster {
         return Ok(());
     }
     let namespace = ObjectKey::of(&kind::NAMESPACE, "", key.namespace.as_str());
@@ -136,25 +178,32 @@ fn check_namespace(index: &Index, request: &WriteRequest) -> Result<(), ApiError
 }
 
 /// Kinds that devices, not users, bring into being.
-fn check_kind(current: Option<&Object>, request: &WriteRequest) -> Result<(), ApiError> {
+fn check_kind(current: Option<&Object>, request: &WriteRequest, creates: bool) -> Result<(), ApiError> {
     let key = &request.key;
     let forbidden = |why: &str| {
         let message = format!("{} {:?} is forbidden: {why}", key.kind.plural, key.name);
         Err(ApiError::of(Reason::Forbidden, message).about(key))
     };
     match &request.mutation {
-        Mutation::Create { .. } if key.kind == &kind::NODE => {
+        _ if creates && key.kind == &kind::NODE => {
             forbidden("a Node appears when its device enrols: make a token with `flotilla token create`")
         }
-        Mutation::Create { .. } | Mutation::Replace { .. } | Mutation::Patch { .. } if key.kind == &kind::OVERRIDE => {
+        Mutation::Create { .. } | Mutation::Replace { .. } | Mutation::Patch { .. } | Mutation::Apply { .. }
+            if key.kind == &kind::OVERRIDE =>
+        {
             forbidden("an Override is made at its device; here it can be read, and deleted to revert it")
         }
-        Mutation::Replace { part: Part::Main, .. } | Mutation::Patch { part: Part::Main, .. }
+        Mutation::Replace { part: Part::Main, .. }
+        | Mutation::Patch { part: Part::Main, .. }
+        | Mutation::Apply { part: Part::Main, .. }
             if current.is_some_and(is_daemon_pod) =>
         {
             forbidden(
                 "the device makes this Pod from its DaemonSet: change the DaemonSet, or the Pod at the device's own API",
             )
+        }
+        _ if key.kind == &kind::LEASE && key.namespace == NODE_LEASES => {
+            forbidden("the Lease of a Node is made from its device's session; it can only be read")
         }
         Mutation::Delete(_) if key.kind == &kind::PRIORITY_CLASS && priority::is_system(&key.name) => {
             forbidden("this is a system priority class and cannot be deleted")
@@ -207,7 +256,7 @@ fn keep_shown_facts(current: Option<&Object>, object: &mut Object) {
     if object.kind() != &kind::NODE {
         return;
     }
-    for name in [SYNC_ANNOTATION, LAST_SEEN_ANNOTATION] {
+    for name in [SYNC_ANNOTATION, LAST_SEEN_ANNOTATION, ROAD_ANNOTATION] {
         match current.and_then(|current| current.annotation(name)) {
             Some(text) => object.set_annotation(name, text),
             None => {

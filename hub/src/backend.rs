@@ -13,8 +13,9 @@ use tokio::sync::mpsc;
 use crate::admission::{apply, decide};
 use crate::fleet::door::FleetDoor;
 use crate::fleet::logs;
+use crate::leases::{self, NODE_LEASES};
 use crate::mint;
-use crate::store::devices::{LAST_SEEN_ANNOTATION, SYNC_ANNOTATION};
+use crate::store::devices::{LAST_SEEN_ANNOTATION, ROAD_ANNOTATION, SYNC_ANNOTATION};
 use crate::store::inbox::AuditEntry;
 use crate::store::{Batch, Store};
 
@@ -40,8 +41,33 @@ impl HubBackend {
         let Some(state) = self.door.sync_state(node.name()) else { return node };
         let mut shown = (*node).clone();
         shown.set_annotation(SYNC_ANNOTATION, &state.to_string());
+        if let Some(road) = self.door.road(node.name()) {
+            shown.set_annotation(ROAD_ANNOTATION, &road);
+        }
         shown.set_annotation(LAST_SEEN_ANNOTATION, &self.store.now().to_rfc3339());
         Arc::new(shown)
+    }
+
+    fn lease_of(&self, node: &Object) -> Arc<Object> {
+        Arc::new(leases::of_node(node, self.door.contact(node.name()), self.store.now()))
+    }
+
+    /// A list with what is said of Nodes at the moment of the question.
+    fn with_shown_facts(
+        &self,
+        mut listing: Listing,
+        kind: KindRef,
+        namespace: Option<&str>,
+        nodes: impl FnOnce() -> Result<Listing, ApiError>,
+    ) -> Result<Listing, ApiError> {
+        if kind == &kind::NODE {
+            listing.items = listing.items.into_iter().map(|node| self.in_contact(node)).collect();
+        }
+        if kind == &kind::LEASE && namespace.is_none_or(|namespace| namespace == NODE_LEASES) {
+            listing.items.extend(nodes()?.items.iter().map(|node| self.lease_of(node)));
+            listing.items.sort_by_key(|lease| lease.key());
+        }
+        Ok(listing)
     }
 }
 
@@ -51,24 +77,22 @@ impl Backend for HubBackend {
     }
 
     async fn read(&self, key: &ObjectKey) -> Result<Arc<Object>, ApiError> {
+        if key.kind == &kind::LEASE && key.namespace == NODE_LEASES {
+            let node = self.store.read(&ObjectKey::of(&kind::NODE, "", key.name.as_str()));
+            return node.map(|node| self.lease_of(&node)).ok_or_else(|| ApiError::not_found(key));
+        }
         let object = self.store.read(key).ok_or_else(|| ApiError::not_found(key))?;
         Ok(if key.kind == &kind::NODE { self.in_contact(object) } else { object })
     }
 
     async fn list(&self, kind: KindRef, namespace: Option<&str>) -> Result<Listing, ApiError> {
-        let mut listing = self.store.list(kind, namespace);
-        if kind == &kind::NODE {
-            listing.items = listing.items.into_iter().map(|node| self.in_contact(node)).collect();
-        }
-        Ok(listing)
+        let nodes = || Ok(self.store.list(&kind::NODE, None));
+        self.with_shown_facts(self.store.list(kind, namespace), kind, namespace, nodes)
     }
 
     async fn list_at(&self, kind: KindRef, namespace: Option<&str>, version: u64) -> Result<Listing, ApiError> {
-        let mut listing = self.store.list_at(kind, namespace, version)?;
-        if kind == &kind::NODE {
-            listing.items = listing.items.into_iter().map(|node| self.in_contact(node)).collect();
-        }
-        Ok(listing)
+        let nodes = || self.store.list_at(&kind::NODE, None, version);
+        self.with_shown_facts(self.store.list_at(kind, namespace, version)?, kind, namespace, nodes)
     }
 
     async fn watch(
@@ -81,6 +105,9 @@ impl Backend for HubBackend {
     }
 
     async fn write(&self, request: WriteRequest) -> Result<Written, ApiError> {
+        if let Some(refusal) = self.door.lessons.refusal() {
+            return Err(refusal);
+        }
         let audit_count_max = self.audit_count_max;
         match request.dry_run {
             DryRun::All => {
@@ -100,7 +127,7 @@ impl Backend for HubBackend {
     }
 
     async fn ready(&self) -> Result<(), String> {
-        Ok(())
+        self.door.lessons.refusal().map_or(Ok(()), |refusal| Err(refusal.message))
     }
 }
 
@@ -125,6 +152,7 @@ fn write(batch: &mut Batch<'_>, request: &WriteRequest, audit_count_max: u64) ->
             Mutation::Patch { .. } => "patch",
             Mutation::Delete(_) => "delete",
             Mutation::Evict(_) => "evict",
+            Mutation::Apply { .. } => "apply",
         },
         key: &object.key(),
         result,

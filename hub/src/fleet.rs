@@ -35,6 +35,11 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Numbers the sessions of this run.
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
+/// Reads observations again that came while the hub was learning.
+pub(crate) fn replay_deferred(batch: &mut crate::store::Batch<'_>) -> Result<(), flotilla_manifests::api_error::ApiError> {
+    observe::replay(batch)
+}
+
 /// What one transport's loop needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Reception {
@@ -104,7 +109,7 @@ async fn session(pipe: Pipe, reception: Reception) {
     let (handle, commands) = driver::commands();
     let number = SESSIONS.fetch_add(1, Ordering::Relaxed);
     let (transport, remote) = (pipe.transport, pipe.remote.clone());
-    if let Some(earlier) = door.opened(&name, number, handle) {
+    if let Some(earlier) = door.opened(&name, number, handle, format!("{transport} {remote}")) {
         earlier.close("a newer session of this device has begun", None).await;
     }
     tracing::info!(node = name, %transport, remote, "a device is in contact");
@@ -121,7 +126,7 @@ async fn session(pipe: Pipe, reception: Reception) {
 }
 
 /// Whether a device with a valid certificate is still enrolled; its Node is made again if someone deleted it.
-async fn welcome(door: &FleetDoor, name: &str) -> bool {
+pub(crate) async fn welcome(door: &FleetDoor, name: &str) -> bool {
     let node = name.to_owned();
     let write = door.store.write(move |batch| {
         let Some(device) = batch.device(&node)? else { return Ok(false) };

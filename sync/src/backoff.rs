@@ -11,8 +11,11 @@ const LATE_MS_MAX: u64 = 60_000;
 const STABLE_MS: u64 = 60_000;
 /// Largest wait that a hub may ask for.
 const RETRY_AFTER_MS_MAX: u64 = 60 * 60_000;
-/// While on a worse road, how long until a better one is tried.
-const BETTER_AFTER_MS: u64 = 5 * 60_000;
+/// While on a worse road, how long until a better one is tried; doubled with each attempt, and spread upwards by as much.
+const BETTER_AFTER_MS_MIN: u64 = 20_000;
+const BETTER_AFTER_MS_MAX: u64 = 5 * 60_000;
+/// How long a road is tried before the next one is tried beside it. Milliseconds.
+pub const HEAD_START_MS: u64 = 3_000;
 
 /// Full-jitter exponential backoff.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,22 +97,13 @@ pub enum Road {
     Mqtt(usize),
 }
 
-/// What to do next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Try this one.
-    Try(Road),
-    /// All have failed: wait as [`Backoff`] says, then ask again.
-    Wait,
-}
-
-/// The order in which the known addresses are tried: best first.
+/// The order in which the known addresses are tried, best first, and when a better one than the present is tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roads {
     order: Vec<Road>,
-    next: usize,
     connected: Option<usize>,
     better_at_ms: Option<u64>,
+    better_wait_ms: u64,
 }
 
 impl Roads {
@@ -117,42 +111,31 @@ impl Roads {
     pub fn new(preference: Preference, quic_len: usize, mqtt_len: usize) -> Self {
         let quic = (0..quic_len).map(Road::Quic).filter(|_| preference != Preference::Mqtt);
         let mqtt = (0..mqtt_len).map(Road::Mqtt).filter(|_| preference != Preference::Quic);
-        Self { order: quic.chain(mqtt).collect(), next: 0, connected: None, better_at_ms: None }
+        let order = quic.chain(mqtt).collect();
+        Self { order, connected: None, better_at_ms: None, better_wait_ms: BETTER_AFTER_MS_MIN }
     }
 
-    /// Whether there is any road at all. When not, the configuration is at fault and waiting does not help.
-    pub fn is_empty(&self) -> bool {
-        self.order.is_empty()
-    }
-
-    /// The next road, best first; [`Step::Wait`] once after each has been tried.
-    pub fn step(&mut self) -> Step {
-        match self.order.get(self.next) {
-            Some(road) => {
-                self.next += 1;
-                Step::Try(*road)
-            }
-            None => {
-                self.next = 0;
-                Step::Wait
-            }
-        }
+    /// All of them, best first; each begins [`HEAD_START_MS`] after the one before it, or when that has failed, and the first that
+    /// works is taken. None at all: the configuration is at fault and waiting does not help.
+    pub fn order(&self) -> &[Road] {
+        &self.order
     }
 
     /// The road works. `random` is uniform over all of `u64` and spreads the return of many devices to a better road.
     pub fn connected(&mut self, road: Road, now_ms: u64, random: u64) {
         let Some(index) = self.order.iter().position(|known| *known == road) else { return };
         self.connected = Some(index);
-        self.next = 0;
         let better = self.order.first().is_some_and(|best| kind(*best) != kind(road));
-        self.better_at_ms = better.then(|| now_ms + BETTER_AFTER_MS + random % BETTER_AFTER_MS);
+        if !better {
+            self.better_wait_ms = BETTER_AFTER_MS_MIN;
+        }
+        self.better_at_ms = better.then(|| now_ms + self.wait(random));
     }
 
-    /// The connection ended: the search begins at the best road again.
+    /// The connection ended.
     pub fn disconnected(&mut self) {
         self.connected = None;
         self.better_at_ms = None;
-        self.next = 0;
     }
 
     /// When to ask [`Self::better`] while connected; `None` on the best kind of road. Milliseconds.
@@ -160,16 +143,27 @@ impl Roads {
         self.better_at_ms
     }
 
-    /// The roads of a better kind to probe now while the present one keeps serving; empty when it is not time. Asking when it is
-    /// time sets the time of the next probe.
+    /// The roads of a better kind to try now while the present one keeps serving; empty when it is not time. Asking when it is
+    /// time sets the time of the next attempt, each later than the one before.
     pub fn better(&mut self, now_ms: u64, random: u64) -> Vec<Road> {
         let (Some(index), Some(at_ms)) = (self.connected, self.better_at_ms) else { return Vec::new() };
         if now_ms < at_ms {
             return Vec::new();
         }
-        self.better_at_ms = Some(now_ms + BETTER_AFTER_MS + random % BETTER_AFTER_MS);
+        self.better_wait_ms = (self.better_wait_ms * 2).min(BETTER_AFTER_MS_MAX);
+        self.better_at_ms = Some(now_ms + self.wait(random));
         let present = kind(self.order[index]);
         self.order[..index].iter().copied().filter(|road| kind(*road) != present).collect()
+    }
+
+    /// The roads to try, best first, while nothing is heard on the present one.
+    pub fn others(&self) -> Vec<Road> {
+        let present = self.connected.map(|index| self.order[index]);
+        self.order.iter().copied().filter(|road| Some(*road) != present).collect()
+    }
+
+    fn wait(&self, random: u64) -> u64 {
+        self.better_wait_ms + random % self.better_wait_ms
     }
 }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use door::{AcceptBucket, Door, DoorLimits, Gate, OpenGate, RetryAfter};
 pub use memory::{MemoryDoor, MemoryFault};
@@ -54,6 +54,9 @@ pub struct Pipe {
     pub transport: Transport,
     /// The peer's address as text, for people.
     pub remote: String,
+    /// At a device over QUIC: true while what was sent has had no answer for seconds, so that another road is worth trying. The
+    /// pipe lives on: a gap in the air is no reason to begin anew.
+    pub stalled: Option<watch::Receiver<bool>>,
 }
 
 /// Who is at the other end.
@@ -73,7 +76,7 @@ pub enum PeerIdentity {
 pub enum Transport {
     /// QUIC (RFC 9000) with mutual TLS.
     Quic,
-    /// MQTT 3.1.1 with mutual TLS inside.
+    /// MQTT with mutual TLS inside.
     Mqtt,
     /// Within one process.
     Memory,

@@ -145,11 +145,10 @@ impl DeviceReplica {
         content.map_err(|error| tracing::error!(%error, "a large value cannot be read")).ok()
     }
 
-    /// How many large values of the hub's newest word are not here yet, and their bytes that are missing.
-    pub fn missing_large_values(&self) -> (usize, u64) {
+    /// How many large values of the hub's newest word are not here yet.
+    pub fn missing_large_values(&self) -> usize {
         let state = self.state();
-        let missing = state.beside.missing(&state.channels);
-        (missing.len(), missing.iter().map(|want| want.name.len - want.offset.min(want.name.len)).sum())
+        state.beside.missing(&state.channels).len()
     }
 
     pub(super) fn missing(&self, limit: usize) -> Vec<BlobWant> {

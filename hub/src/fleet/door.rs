@@ -30,6 +30,9 @@ use crate::store::settings::Setting;
 use crate::learn::{self, Lessons};
 use crate::{Contact, Contacts, mint};
 
+/// Condition of a Node by which its device says whether all large values are there.
+const COMPLETE_CONDITION: &str = "ObjectsComplete";
+
 /// The hub's end of every session.
 #[derive(Debug)]
 pub(crate) struct FleetDoor {
@@ -39,7 +42,7 @@ pub(crate) struct FleetDoor {
     /// Replaced when a fork of the hub's own log is found.
     pub(super) writer: RwLock<WriterIdentity>,
     /// The session of each connected node, with a number that tells a later one from an earlier.
-    sessions: Mutex<HashMap<String, (u64, SessionHandle)>>,
+    sessions: Mutex<HashMap<String, Served>>,
     /// What each connected node has made durable, as its session said.
     durable: Mutex<HashMap<String, Positions>>,
     /// Connected nodes that owe an acknowledgement, and since when without any.
@@ -48,12 +51,23 @@ pub(crate) struct FleetDoor {
     pub(crate) lessons: Lessons,
 }
 
+/// One session.
+#[derive(Debug)]
+struct Served {
+    number: u64,
+    handle: SessionHandle,
+    /// Transport and address, for people.
+    road: String,
+}
+
 /// How much of what the hub wants of a connected device is durable there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SyncState {
     Synced,
     /// So many records of the hub's logs are not acknowledged yet.
     Behind(u64),
+    /// All records are there; the device waits for large values that some of them name.
+    WaitsForValues,
     /// The hub learns from its devices; whether this one has given all it holds.
     Learning { heard: bool },
 }
@@ -63,6 +77,7 @@ impl std::fmt::Display for SyncState {
         match self {
             Self::Synced => formatter.write_str("synced"),
             Self::Behind(records) => write!(formatter, "behind {records}"),
+            Self::WaitsForValues => formatter.write_str("waits for values"),
             Self::Learning { heard: true } => formatter.write_str("heard"),
             Self::Learning { heard: false } => formatter.write_str("not heard"),
         }
@@ -91,7 +106,7 @@ impl FleetDoor {
 
     /// The open session of a node.
     pub(crate) fn session(&self, node: &str) -> Option<SessionHandle> {
-        self.sessions().get(node).map(|(_, handle)| handle.clone())
+        self.sessions().get(node).map(|served| served.handle.clone())
     }
 
     /// Whether a node is in contact, or when it was last heard.
@@ -107,9 +122,21 @@ impl FleetDoor {
         }
     }
 
+    /// The road that the session of a connected node takes: its transport, and the address it comes from.
+    pub(crate) fn road(&self, node: &str) -> Option<String> {
+        self.sessions().get(node).map(|served| served.road.clone())
+    }
+
     /// Registers a session; answers the one it replaces.
-    pub(super) fn opened(&self, node: &str, number: u64, handle: SessionHandle) -> Option<SessionHandle> {
-        let replaced = self.sessions().insert(node.to_owned(), (number, handle)).map(|(_, handle)| handle);
+    pub(super) fn opened(
+        &self,
+        node: &str,
+        number: u64,
+        handle: SessionHandle,
+        road: String,
+    ) -> Option<SessionHandle> {
+        let served = Served { number, handle, road };
+        let replaced = self.sessions().insert(node.to_owned(), served).map(|served| served.handle);
         self.contacts.set(node, Contact::Connected { since: self.store.now() });
         replaced
     }
@@ -117,7 +144,7 @@ impl FleetDoor {
     /// Takes a session off; `false` when a later one stands in its place.
     pub(super) fn closed(&self, node: &str, number: u64) -> bool {
         let mut sessions = self.sessions();
-        let current = sessions.get(node).is_some_and(|(own, _)| *own == number);
+        let current = sessions.get(node).is_some_and(|served| served.number == number);
         if current {
             sessions.remove(node);
             self.durable.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
@@ -149,7 +176,21 @@ impl FleetDoor {
             }
         };
         let records = self.channels_of(&name).iter().map(behind).sum();
-        Some(if records == 0 { SyncState::Synced } else { SyncState::Behind(records) })
+        Some(match records {
+            0 if self.lacks_values(node) => SyncState::WaitsForValues,
+            0 => SyncState::Synced,
+            records => SyncState::Behind(records),
+        })
+    }
+
+    /// Whether the device last said that it lacks large values.
+    fn lacks_values(&self, node: &str) -> bool {
+        let key = ObjectKey::of(&kind::NODE, "", node);
+        self.store.view(|index| {
+            let conditions = index.get(&key).and_then(|node| node.at("/status/conditions")?.as_array());
+            let lacks = |one: &serde_json::Value| one["type"] == COMPLETE_CONDITION && one["status"] == "False";
+            conditions.is_some_and(|all| all.iter().any(lacks))
+        })
     }
 
     /// Names of the nodes with a session.
@@ -224,14 +265,14 @@ impl FleetDoor {
     }
 
     pub(super) fn handles(&self) -> Vec<SessionHandle> {
-        self.sessions().values().map(|(_, handle)| handle.clone()).collect()
+        self.sessions().values().map(|served| served.handle.clone()).collect()
     }
 
     pub(crate) fn identity(&self) -> WriterIdentity {
         self.writer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<String, (u64, SessionHandle)>> {
+    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<String, Served>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -10,18 +10,19 @@ use serde_json::{Map, Value, json};
 
 use super::{Channel, Item};
 use crate::store::Index;
-use crate::store::devices::{LAST_SEEN_ANNOTATION, SYNC_ANNOTATION};
+use crate::store::devices::{LAST_SEEN_ANNOTATION, ROAD_ANNOTATION, SYNC_ANNOTATION};
 
 /// Annotations that are the hub's or kubectl's own bookkeeping.
-const KEPT_BACK_ANNOTATIONS: [&str; 5] = [
+pub(crate) const KEPT_BACK_ANNOTATIONS: [&str; 6] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     rollout::SILENT_ANNOTATION,
     "deployment.kubernetes.io/revision",
     LAST_SEEN_ANNOTATION,
     SYNC_ANNOTATION,
+    ROAD_ANNOTATION,
 ];
 /// Taints by which the hub tells its own scheduler of a silence; the device knows better.
-const KEPT_BACK_TAINTS: [&str; 2] = ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"];
+pub(crate) const KEPT_BACK_TAINTS: [&str; 2] = ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"];
 
 /// The wanted content of one place.
 #[derive(Debug, Clone, PartialEq)]

@@ -14,6 +14,9 @@ pub(crate) const LAST_SEEN_ANNOTATION: &str = "flotilla.dev/last-seen";
 /// Annotation of a shown Node: whether its device holds what the hub wants of it. Never stored.
 pub(crate) const SYNC_ANNOTATION: &str = "flotilla.dev/sync";
 
+/// Annotation of a shown Node in contact: the road its session takes. Never stored.
+pub(crate) const ROAD_ANNOTATION: &str = "flotilla.dev/road";
+
 /// A device that has enrolled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Device {

@@ -51,29 +51,31 @@ fn the_hubs_word_wins() {
 
 #[test]
 fn roads_are_tried_best_first() {
-    let steps = |preference| {
-        let mut roads = Roads::new(preference, 2, 1);
-        std::iter::repeat_with(|| roads.step()).take(5).collect::<Vec<_>>()
-    };
-    let (first, second) = (Step::Try(Road::Quic(0)), Step::Try(Road::Quic(1)));
-    let broker = Step::Try(Road::Mqtt(0));
-    assert_eq!(steps(Preference::Auto), [first, second, broker, Step::Wait, first]);
-    assert_eq!(steps(Preference::Quic), [first, second, Step::Wait, first, second]);
-    assert_eq!(steps(Preference::Mqtt), [broker, Step::Wait, broker, Step::Wait, broker]);
-    assert!(Roads::new(Preference::Mqtt, 2, 0).is_empty());
-    assert_eq!(Roads::new(Preference::Mqtt, 2, 0).step(), Step::Wait);
+    let order = |preference| Roads::new(preference, 2, 1).order().to_vec();
+    assert_eq!(order(Preference::Auto), [Road::Quic(0), Road::Quic(1), Road::Mqtt(0)]);
+    assert_eq!(order(Preference::Quic), [Road::Quic(0), Road::Quic(1)]);
+    assert_eq!(order(Preference::Mqtt), [Road::Mqtt(0)]);
+    assert!(Roads::new(Preference::Mqtt, 2, 0).order().is_empty());
 }
 
 #[test]
 fn a_worse_road_is_left_when_a_better_one_may_work() {
     let mut roads = Roads::new(Preference::Auto, 2, 1);
     roads.connected(Road::Mqtt(0), 1_000, 0);
-    assert_eq!(roads.better_at_ms(), Some(301_000));
-    assert_eq!(roads.better(300_999, 0), []);
-    assert_eq!(roads.better(301_000, 0), [Road::Quic(0), Road::Quic(1)]);
-    assert_eq!(roads.better(301_001, 0), [], "the next probe has its time");
+    assert_eq!(roads.better_at_ms(), Some(21_000));
+    assert_eq!(roads.better(20_999, 0), []);
+    assert_eq!(roads.better(21_000, 0), [Road::Quic(0), Road::Quic(1)]);
+    assert_eq!(roads.better(21_001, 0), [], "the next attempt has its time");
+    assert_eq!(roads.better_at_ms(), Some(61_000), "and each waits longer");
+    for _ in 0..10 {
+        roads.better(u64::MAX / 2, 0);
+    }
+    assert_eq!(roads.better_at_ms(), Some(u64::MAX / 2 + 300_000));
+    assert_eq!(roads.others(), [Road::Quic(0), Road::Quic(1)]);
     roads.connected(Road::Quic(1), 302_000, 0);
     assert_eq!(roads.better_at_ms(), None, "another address of the best kind is as good");
+    assert_eq!(roads.others(), [Road::Quic(0), Road::Mqtt(0)]);
     roads.disconnected();
-    assert_eq!(roads.step(), Step::Try(Road::Quic(0)));
+    roads.connected(Road::Mqtt(0), 400_000, 0);
+    assert_eq!(roads.better_at_ms(), Some(420_000), "the best road worked: it is looked for soon");
 }

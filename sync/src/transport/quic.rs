@@ -4,7 +4,9 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
@@ -12,8 +14,10 @@ use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TransportCon
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 
 use super::door::{self, Door, GreetingError};
 use super::{ConnectError, EnrolStream, Incoming, ListenError, PeerIdentity, Pipe, Reader, Transport, Writer};
@@ -24,6 +28,13 @@ use crate::identity::{ALPN_ENROL, ALPN_SESSION, InstallationId, peer_node};
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// A peer that has said nothing for so long is gone.
 const IDLE: Duration = Duration::from_secs(90);
+/// How often a device looks whether its packets are answered, and how often while they are not.
+const LOOK: Duration = Duration::from_secs(5);
+const LOOK_CLOSELY: Duration = Duration::from_secs(1);
+/// So many packets without any answer are more than acknowledgements that need none.
+const UNANSWERED_MIN: u64 = 4;
+/// For so long: then another road is worth trying.
+const STALLED_AFTER: Duration = Duration::from_secs(3);
 /// Bytes in flight on the stream, each way.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Wished socket buffers of a door: a burst of ten thousand devices must not fall out of them. The system may give less.
@@ -138,7 +149,7 @@ async fn arrive(incoming: quinn::Incoming, door: &Door) -> Result<Incoming, Stri
         .await
         .map_err(|error| error.to_string())?;
     Ok(match peer {
-        Some(peer) => Incoming::Session(Pipe { reader, writer, peer, transport: Transport::Quic, remote }),
+        Some(peer) => Incoming::Session(Pipe { reader, writer, peer, transport: Transport::Quic, remote, stalled: None }),
         None => {
             let binding = binding(&connection)?;
             Incoming::Enrol(EnrolStream { reader, writer, binding, transport: Transport::Quic, remote })
@@ -152,8 +163,50 @@ pub(super) async fn connect(
     tls: &Arc<ClientConfig>,
     installation: &InstallationId,
 ) -> Result<Pipe, ConnectError> {
-    let (_connection, reader, writer, remote) = dial(address, tls, installation).await?;
-    Ok(Pipe { reader, writer, peer: PeerIdentity::Hub, transport: Transport::Quic, remote })
+    let (connection, reader, writer, remote) = dial(address, tls, installation).await?;
+    let (sender, stalled) = watch::channel(false);
+    let mut watching = JoinSet::new();
+    watching.spawn(watch_path(connection, sender));
+    let reader = Box::new(Watched { reader, _watching: watching });
+    let (peer, transport) = (PeerIdentity::Hub, Transport::Quic);
+    Ok(Pipe { reader, writer, peer, transport, remote, stalled: Some(stalled) })
+}
+
+/// A reader whose connection is watched for as long as it lives, and no longer: a watcher holds the connection open.
+struct Watched {
+    reader: Reader,
+    _watching: JoinSet<()>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().reader).poll_read(context, buffer)
+    }
+}
+
+/// Says whether what leaves is answered, as long as anybody listens and the connection lives.
+async fn watch_path(connection: quinn::Connection, stalled: watch::Sender<bool>) {
+    let (mut heard, mut sent, mut unanswered_since) = (0, 0, None);
+    let mut pause = LOOK;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stalled.closed() => return,
+        }
+        if connection.close_reason().is_some() {
+            return;
+        }
+        let stats = connection.stats();
+        let (received, left) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams);
+        if received != heard {
+            (heard, sent, unanswered_since) = (received, left, None);
+        } else if left >= sent + UNANSWERED_MIN && unanswered_since.is_none() {
+            unanswered_since = Some(Instant::now());
+        }
+        pause = if unanswered_since.is_some() { LOOK_CLOSELY } else { LOOK };
+        let now_stalled = unanswered_since.is_some_and(|since| since.elapsed() >= STALLED_AFTER);
+        stalled.send_if_modified(|known| std::mem::replace(known, now_stalled) != now_stalled);
+    }
 }
 
 /// Opens an enrolment's stream.

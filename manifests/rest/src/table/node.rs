@@ -20,6 +20,7 @@ pub(super) const COLUMNS: &[Column] = &[
     wide("OS-Image", "Operating system"),
     wide("Kernel-Version", "Kernel"),
     wide("Container-Runtime", "What runs its containers"),
+    wide("Road", "How its session with the hub goes, and from where"),
 ];
 
 /// Label: the node's site.
@@ -28,6 +29,8 @@ const SITE: &str = "flotilla.dev/site";
 const LAST_SEEN: &str = "flotilla.dev/last-seen";
 /// Annotation: a word on how far the device's copy is.
 const SYNC: &str = "flotilla.dev/sync";
+/// Annotation: the road of its session.
+const ROAD: &str = "flotilla.dev/road";
 const ROLE_PREFIX: &str = "node-role.kubernetes.io/";
 
 pub(super) fn cells(node: &Object, now: Timestamp) -> Vec<Value> {
@@ -53,6 +56,7 @@ pub(super) fn cells(node: &Object, now: Timestamp) -> Vec<Value> {
         info("osImage").into(),
         info("kernelVersion").into(),
         info("containerRuntimeVersion").into(),
+        none_if_empty(node.annotation(ROAD).unwrap_or("")).into(),
     ]
 }
 

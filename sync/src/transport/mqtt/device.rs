@@ -47,6 +47,7 @@ pub(in crate::transport) async fn connect(
         peer: PeerIdentity::Hub,
         transport: Transport::Mqtt,
         remote: broker.to_string(),
+        stalled: None,
     })
 }
 

@@ -274,7 +274,7 @@ impl Visit {
             .map_err(|error| error.to_string())?;
         let transport = Transport::Mqtt;
         Ok(match peer {
-            Some(peer) => Incoming::Session(Pipe { reader, writer, peer, transport, remote }),
+            Some(peer) => Incoming::Session(Pipe { reader, writer, peer, transport, remote, stalled: None }),
             None => Incoming::Enrol(EnrolStream { reader, writer, binding, transport, remote }),
         })
     }
