@@ -10,6 +10,7 @@ use std::time::Duration;
 use flotilla_manifests::time::Timestamp;
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::enrolment::chain;
 use crate::reconcile::{Action, Failure};
 use crate::runtime::Runtime;
 use crate::volume::{VolumeError, VolumeStore};
@@ -181,16 +182,4 @@ impl std::fmt::Debug for StepName<'_> {
             Action::RemoveSandbox => formatter.write_str("remove sandbox"),
         }
     }
-}
-
-/// An error with its sources, as one line of a status.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }

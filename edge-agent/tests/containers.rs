@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// The OCI runtimes of this machine; a test runs with each. Empty (and said) when there is nothing to test with.
 fn runtimes() -> Vec<&'static str> {
-    let strict = std::env::var("FLOTILLA_REQUIRE_ALL").is_ok_and(|value| value == "1");
+    let strict = std::env::var_os("FLOTILLA_REQUIRE_ALL").is_some();
     let mut missing = Vec::new();
     if !nix::unistd::Uid::effective().is_root() {
         missing.push("root".to_owned());
@@ -32,10 +32,16 @@ fn runtimes() -> Vec<&'static str> {
     missing.extend(["crun", "runc", "busybox"].iter().filter(|name| !find(name)).map(|name| (*name).to_owned()));
     assert!(!strict || missing.is_empty(), "missing: {missing:?}");
     if missing.iter().any(|part| part == "root" || part == "busybox") || found.is_empty() {
-        eprintln!("skipped: this needs root, busybox and crun or runc; missing: {missing:?}");
+        skip(&format!("this needs root, busybox and crun or runc; missing: {missing:?}"));
         return Vec::new();
     }
     found
+}
+
+/// Past the test runner, which keeps what a passing test prints to itself.
+fn skip(reason: &str) {
+    use std::io::Write as _;
+    writeln!(std::io::stderr(), "SKIPPED: {reason}").unwrap();
 }
 
 fn path_of(name: &str) -> PathBuf {
@@ -179,7 +185,13 @@ impl Device {
         let shim = self.shim_file().shim;
         self.runtime.remove_sandbox(&self.uid).await.unwrap();
         assert!(!self.dir().exists());
-        assert!(!proc_table::runs(shim));
+        // It lets go of its lock a moment before it is gone.
+        let gone = timeout(LIMIT, async {
+            while proc_table::runs(shim) {
+                tokio::task::yield_now().await;
+            }
+        });
+        gone.await.expect("the shim lives on");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let own = self.folder.path().to_str().unwrap();
         assert!(!mounts.contains(own), "a mount is left: {mounts}");
@@ -301,4 +313,336 @@ async fn what_cannot_be_executed_is_an_exit_and_says_so() {
         assert_eq!(device.exit_of("e").await.code, 0);
         device.remove_and_search().await;
     }
+}
+
+#[tokio::test]
+async fn limits_are_kept_and_their_end_has_a_name() {
+    for oci in runtimes() {
+        let mut device = Device::boot(oci).await;
+        if !device.runtime.facilities().limits.why.is_empty() {
+            skip(&format!("limits cannot be kept here: {}", device.runtime.facilities().limits.why));
+            return;
+        }
+        device.sandbox(0).await;
+        let mut hungry = device.shell("hungry", "dd if=/dev/zero of=/dev/shm/x bs=1M count=60; tail /dev/zero");
+        hungry.resources.memory_bytes_max = Some(32 << 20);
+        device.start(&hungry).await;
+        let exit = device.exit_of("hungry").await;
+        assert_eq!(
+            (exit.code, exit.reason.as_str()),
+            (137, "OOMKilled"),
+            "{oci}: {exit:?} {:?}",
+            device.log("hungry", 0)
+        );
+        let mut forks = device.shell("forks", "i=0; while [ $i -lt 40 ]; do sleep 5 & i=$((i+1)); done; echo all");
+        forks.resources.pids_max = Some(20);
+        device.start(&forks).await;
+        assert_ne!(device.exit_of("forks").await.code, 0, "{oci}: forty processes were more than twenty");
+        assert!(device.log("forks", 0).iter().any(|line| line.contains("fork")), "{:?}", device.log("forks", 0));
+        let mut slow =
+            device.shell("slow", "i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done; cat /proc/self/cgroup >/dev/null");
+        slow.resources = Resources { cpu_quota_us: Some(20_000), cpu_shares: Some(204), ..Resources::default() };
+        device.start(&slow).await;
+        let cgroup = device.cgroup().unwrap().child("slow-0");
+        let quota = fs::read_to_string(cpu_file(&cgroup)).unwrap();
+        assert!(quota.trim() == "20000" || quota.trim() == "20000 100000", "{oci}: {quota}");
+        assert_eq!(device.exit_of("slow").await.code, 0);
+        device.remove_and_search().await;
+    }
+}
+
+/// Where a quota stands.
+fn cpu_file(cgroup: &Tree) -> PathBuf {
+    use flotilla_agent::cgroup::Layout;
+    let below = |mount: &Path| mount.join(cgroup.path.trim_start_matches('/'));
+    match &cgroup.layout {
+        Layout::V1 { hierarchies, .. } => {
+            let cpu = hierarchies.iter().find(|one| one.controllers.iter().any(|name| name == "cpu")).unwrap();
+            below(&cpu.mount).join("cpu.cfs_quota_us")
+        }
+        Layout::V2 { mount, .. } => below(mount).join("cpu.max"),
+        Layout::None { why } => panic!("{why}"),
+    }
+}
+
+#[tokio::test]
+async fn volumes_users_and_what_a_container_may_do() {
+    for oci in runtimes() {
+        let mut device = Device::boot(oci).await;
+        device.sandbox(0).await;
+        let data = device.folder.path().join("data");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("in"), "from the host\n").unwrap();
+        let mount = |source: &Path, destination: &str, read_only| Mount {
+            source: source.to_owned(),
+            destination: destination.into(),
+            read_only,
+        };
+        let script = "cat /new/place/in; touch /new/place/no || echo refused; cat /one; echo out > /rw/out; id; \
+                      touch /root-file || echo root is read only; grep CapEff /proc/self/status; grep NoNewPrivs /proc/self/status";
+        let mut config = device.shell("app", script);
+        config.mounts =
+            vec![mount(&data, "/new/place", true), mount(&data.join("in"), "/one", true), mount(&data, "/rw", false)];
+        config.root.as_mut().unwrap().read_only = true;
+        config.security.dropped_capabilities = vec!["ALL".into()];
+        config.security.added_capabilities = vec!["NET_RAW".into()];
+        config.security.no_new_privileges = true;
+        config.security.seccomp_default = true;
+        config.supplemental_groups = vec![2000];
+        device.start(&config).await;
+        assert_eq!(device.exit_of("app").await.code, 0);
+        let log = device.log("app", 0);
+        assert_eq!(log[0], "from the host", "{oci}: {log:?}");
+        assert_eq!(log.iter().filter(|line| *line == "refused" || *line == "root is read only").count(), 2, "{log:?}");
+        assert_eq!(log.iter().filter(|line| *line == "from the host").count(), 2);
+        assert!(log.iter().any(|line| line.contains("uid=0") && line.contains("2000")), "{log:?}");
+        assert!(log.contains(&"CapEff:\t0000000000002000".into()) && log.contains(&"NoNewPrivs:\t1".into()), "{log:?}");
+        assert_eq!(fs::read_to_string(data.join("out")).unwrap(), "out\n");
+        let mut other = device.shell(
+            "other",
+            "id -u; id -g; grep CapEff /proc/self/status; cat /etc/resolv.conf > /dev/null && echo readable",
+        );
+        (other.run_as_user, other.run_as_group) = (Some(1000), Some(1001));
+        device.start(&other).await;
+        device.exit_of("other").await;
+        assert_eq!(device.log("other", 0), ["1000", "1001", "CapEff:\t0000000000000000", "readable"], "{oci}");
+        device.remove_and_search().await;
+    }
+}
+
+#[tokio::test]
+async fn commands_run_inside_and_end_at_their_deadline() {
+    for oci in runtimes() {
+        let mut device = Device::boot(oci).await;
+        device.sandbox(0).await;
+        device.start(&device.shell("app", "echo up; trap 'exit 4' TERM; while :; do sleep 0.05; done")).await;
+        device.printed("app", "up").await;
+        let run = |script: &str, timeout: Duration| ExecRequest {
+            pod_uid: device.uid.clone(),
+            container: "app".into(),
+            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            env: BTreeMap::new(),
+            working_dir: "/".into(),
+            timeout,
+        };
+        let outcome = device.runtime.exec(&run("cat /marker; echo $COLOUR; hostname; exit 3", LIMIT)).await.unwrap();
+        assert_eq!(outcome, ExecOutcome::Exited { code: 3, output: "upper layer\ngreen\nweb-0\n".into() }, "{oci}");
+        let outcome = device.runtime.exec(&run("sleep 6543", Duration::from_millis(500))).await.unwrap();
+        assert_eq!(outcome, ExecOutcome::TimedOut);
+        let waited = timeout(LIMIT, async {
+            while running("6543") {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        waited.await.expect("the command outlived its deadline");
+        device.runtime.stop_container(&device.uid, "app", 0, LIMIT).await.unwrap();
+        assert_eq!(device.exit_of("app").await.code, 4, "its own end of TERM");
+        device.remove_and_search().await;
+    }
+}
+
+fn running(word: &str) -> bool {
+    let pids =
+        fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.into_iter().any(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        alive(pid) && line.split(|&byte| byte == 0).any(|argument| argument == word.as_bytes())
+    })
+}
+
+#[tokio::test]
+async fn containers_survive_the_agent_and_are_adopted() {
+    for oci in runtimes() {
+        let mut device = Device::boot(oci).await;
+        device.sandbox(0).await;
+        let mut config =
+            device.shell("app", "trap 'echo bye; exit 5' QUIT; trap '' TERM; echo up; while :; do sleep 0.05; done");
+        config.stop_signal = Some("SIGQUIT".into());
+        device.start(&config).await;
+        device.printed("app", "up").await;
+        let before = device.container("app").await;
+        device.restart_agent().await;
+        assert_eq!(device.container("app").await, before, "adopted as it was: same pid, same start");
+        // Asked again, because the answer was lost: it is done already.
+        device.start(&config).await;
+        assert_eq!(device.container("app").await, before);
+        device.runtime.stop_container(&device.uid, "app", 0, LIMIT).await.unwrap();
+        assert_eq!(device.exit_of("app").await.code, 5, "{oci}");
+        assert_eq!(device.log("app", 0).last().unwrap(), "bye");
+        assert!(!files::root_path(&device.dir(), "app", 0).exists(), "what it wrote is gone with it");
+        // The next attempt begins with the image as it is.
+        let mut again = device.shell("app", "ls /; echo second");
+        again.attempt = 1;
+        device.start(&again).await;
+        assert_eq!(device.exit_of("app").await.code, 0);
+        device.remove_and_search().await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_shim_or_container_leaves_nothing_to_the_next() {
+    for oci in runtimes() {
+        let mut device = Device::boot(oci).await;
+        device.sandbox(0).await;
+        device.start(&device.shell("app", "sleep 6541 & sleep 6542")).await;
+        device.start(&device.shell("other", "sleep 6541")).await;
+        // Its first process is killed from outside: an end like any other.
+        kill(device.pid("other").await);
+        let exit = device.exit_of("other").await;
+        assert_eq!((exit.code, exit.signal), (137, Some(9)), "{oci}");
+        let pid = device.pid("app").await;
+        let cgroup = device.cgroup();
+        kill(device.shim_file().shim.pid);
+        device.until("the loss of the sandbox", |_, state| state == SandboxState::Lost).await;
+        assert!(alive(pid), "nobody has ended it yet");
+        device.sandbox(1).await;
+        assert!(!alive(pid) && !running("6542"), "{oci}: the old container outlived its sandbox");
+        assert!(!files::root_path(&device.dir(), "app", 0).exists());
+        assert!(!cgroup.as_ref().is_some_and(|cgroup| cgroup.child("app-0").exists()));
+        let mut again = device.shell("app", "echo again");
+        again.attempt = 1;
+        device.start(&again).await;
+        assert_eq!(device.exit_of("app").await.code, 0, "{oci}");
+        device.remove_and_search().await;
+    }
+}
+
+/// Everything dies at once, and what is on the disk is from another boot.
+#[tokio::test]
+async fn after_a_power_cut_the_old_state_is_in_nobodys_way() {
+    for oci in runtimes() {
+        let mut device = Device::boot(oci).await;
+        device.sandbox(0).await;
+        device.start(&device.shell("app", "sleep 6540")).await;
+        let (pid, state) = (device.pid("app").await, device.shim_file());
+        kill(state.shim.pid);
+        kill(pid);
+        device.until("the loss of the sandbox", |_, state| state == SandboxState::Lost).await;
+        // As after a reboot: no cgroups, another boot id, the OCI runtime's state still there, its pid somebody else's.
+        if let Some(cgroup) = device.cgroup() {
+            while cgroup.remove().is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        assert!(
+            files::oci_state_path(&device.dir()).join("app-0").exists(),
+            "{oci} keeps no state where it was told to"
+        );
+        let text = serde_json::to_string(&ShimFile { boot: "another".into(), ..state }).unwrap();
+        fs::write(files::state_path(&device.dir()), text).unwrap();
+        device.restart_agent().await;
+        assert_eq!(device.exit_of("app").await.reason, "Unknown");
+        device.sandbox(1).await;
+        // The same attempt again: its names are those of the dead one.
+        device.start(&device.shell("app", "echo up again; exit 0")).await;
+        assert_eq!(device.exit_of("app").await.code, 0, "{oci}");
+        device.remove_and_search().await;
+    }
+}
+
+#[tokio::test]
+async fn many_layers_and_containers_that_end_at_once() {
+    for oci in runtimes() {
+        let mut device = Device::boot(oci).await;
+        device.sandbox(0).await;
+        let mut config = device.shell("layers", "cat /layer-0 /layer-119");
+        let root = config.root.as_mut().unwrap();
+        for index in 0..120 {
+            let layer =
+                device.folder.path().join(format!("layers-with-a-long-name-that-fills-a-page-of-options/{index}"));
+            fs::create_dir_all(&layer).unwrap();
+            fs::write(layer.join(format!("layer-{index}")), format!("{index}\n")).unwrap();
+            root.lower_dirs.insert(0, layer);
+        }
+        device.start(&config).await;
+        assert_eq!(device.exit_of("layers").await.code, 0, "{oci}: {:?}", device.log("layers", 0));
+        assert_eq!(device.log("layers", 0), ["0", "119"]);
+        // Several launches at once, each over before its runtime is.
+        let quick: Vec<ContainerConfig> =
+            (0..6).map(|index| device.shell(&format!("quick-{index}"), "exit 9")).collect();
+        let starts = quick.iter().map(|config| device.runtime.start_container(&device.uid, config));
+        let mut starts: Vec<_> = starts.map(Box::pin).collect();
+        for start in &mut starts {
+            start.await.unwrap();
+        }
+        drop(starts);
+        for config in &quick {
+            assert_eq!(device.exit_of(&config.name).await.code, 9);
+        }
+        device.remove_and_search().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_container_wrote_goes_without_holding_anybody_up() {
+    for oci in runtimes() {
+        let mut device = Device::boot(oci).await;
+        device.sandbox(0).await;
+        let script = "i=0; while [ $i -lt 600 ]; do echo x > /f$i; i=$((i+1)); done; echo done";
+        device.start(&device.shell("writes", script)).await;
+        assert_eq!(device.exit_of("writes").await.code, 0);
+        let root = files::root_path(&device.dir(), "writes", 0);
+        let waited = timeout(LIMIT, async {
+            while root.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        waited.await.expect("what the container wrote was never removed");
+        device.remove_and_search().await;
+    }
+}
+
+/// An OCI runtime that hangs, dies or lies.
+#[tokio::test]
+async fn a_runtime_that_fails_is_an_error_that_says_what_happened() {
+    use std::os::unix::fs::PermissionsExt as _;
+    if runtimes().is_empty() {
+        return;
+    }
+    let mut device = Device::boot(runtimes()[0]).await;
+    let script = device.folder.path().join("runtime");
+    let make = |body: &str| {
+        let text = format!("#!/bin/sh\nif [ \"$1\" = --version ]; then echo fake version 1.0; exit; fi\n{body}\n");
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    make("exit 3");
+    let exe = Path::new(env!("CARGO_BIN_EXE_flotilla-agent"));
+    device.runtime = ShimRuntime::open_with(device.folder.path(), exe, Some(&script)).await.unwrap();
+    device.events = device.runtime.events().unwrap();
+    assert_eq!(device.runtime.facilities().version(), "fake://1.0");
+    device.sandbox(0).await;
+    device.start(&device.shell("silent", "true")).await;
+    let exit = device.exit_of("silent").await;
+    assert!(exit.code == 128 && exit.message.contains("said nothing"), "{exit:?}");
+    make("exit 0");
+    let error = device.runtime.start_container(&device.uid, &device.shell("liar", "true")).await.unwrap_err();
+    assert!(error.to_string().contains("left no process id"), "{error}");
+    // Hanging: the pod's end ends it too, children included.
+    make("sleep 6539 & sleep 6538");
+    let (uid, config) = (device.uid.clone(), device.shell("hangs", "true"));
+    let start = device.runtime.start_container(&uid, &config);
+    let stop = async {
+        while !running("6539") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!device.runtime.list().await.unwrap()[&uid].containers.contains_key("hangs"), "it is nothing yet");
+        device.runtime.stop_sandbox(&uid).await.unwrap();
+    };
+    let (started, ()) = tokio::join!(start, stop);
+    assert!(started.is_err());
+    assert!(!running("6538") && !running("6539"), "the runtime outlived the pod");
+    device.remove_and_search().await;
+}
+
+#[tokio::test]
+async fn a_device_without_a_runtime_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let exe = Path::new(env!("CARGO_BIN_EXE_flotilla-agent"));
+    let runtime = ShimRuntime::open_with(folder.path(), exe, Some(Path::new("/no/such/crun"))).await.unwrap();
+    let why = runtime.facilities().oci.as_ref().unwrap_err();
+    assert!(why.contains("/no/such/crun") || why.contains("root"), "{why}");
+    assert!(runtime.facilities().version().starts_with("process://"));
+    let refused = flotilla_agent::runtime::admission::refusal(&serde_json::json!({}), runtime.facilities()).unwrap();
+    assert!(refused.reason == "RuntimeHandlerNotFound" && refused.message.contains(why.as_str()), "{refused:?}");
 }

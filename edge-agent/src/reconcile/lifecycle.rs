@@ -241,6 +241,15 @@ impl<'a> Planner<'a> {
         self.sandbox.is_none_or(|sandbox| sandbox.isolated == self.spec.isolated())
     }
 
+    /// What stands before a container's name in its id: the runtime that makes it.
+    pub(super) fn container_scheme(&self) -> &str {
+        match &self.place.facilities.oci {
+            Ok(oci) if self.spec.isolated() => &oci.name,
+            _ if self.spec.isolated() => crate::runtime::facilities::OCI,
+            _ => crate::runtime::facilities::PROCESS,
+        }
+    }
+
     fn sandbox_is_ready(&self) -> bool {
         self.sandbox.is_some_and(|sandbox| sandbox.state == SandboxState::Ready) && self.fits()
     }

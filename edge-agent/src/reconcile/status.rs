@@ -52,7 +52,8 @@ fn told(planner: &Planner<'_>, container: &ContainerSpec<'_>) -> Told {
     let waiting = planner.waiting.get(container.name);
     let ended = known.and_then(|known| known.ended());
     let latest = known.and_then(|known| known.last_exit.as_ref().zip(known.last_exit_attempt));
-    let identity = |attempt: u32| format!("process://{}/{}/{attempt}", planner.uid, container.name);
+    let runtime = planner.container_scheme();
+    let identity = |attempt: u32| format!("{runtime}://{}/{}/{attempt}", planner.uid, container.name);
     let (mut state, mut last, mut running, mut shown_attempt) = (json!({}), None, false, None);
     if let Some((status, started_at)) = live.and_then(|status| match status.state {
         ContainerState::Running { started_at, .. } => Some((status, started_at)),

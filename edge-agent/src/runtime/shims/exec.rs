@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -15,6 +16,9 @@ use crate::stage::{Namespace, Spec};
 
 /// Kept of what the command prints; the rest is read and dropped, so that it never blocks.
 const OUTPUT_BYTES_MAX: usize = 10 * 1024;
+
+/// For an OCI runtime to see the end of what it started.
+const REAPED_MAX: Duration = Duration::from_secs(2);
 
 /// Where a container is, if it is more than a process of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,11 +72,14 @@ pub(super) async fn run(exe: &Path, request: &ExecRequest, place: Option<Place>)
     if outcome.is_err() {
         if let Some(pid) = pid_file.as_deref().and_then(pid_in) {
             kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            // The runtime that started it reaps it and ends. Killed itself, it would leave a zombie to whoever is process 1, and a
+            // container cannot end before the last process in its pid namespace is reaped.
+            drop(tokio::time::timeout(REAPED_MAX, child.wait()).await);
         }
-        if let Some(group) = group {
+        if let Some(group) = group.filter(|_| child.id().is_some()) {
             killpg(Pid::from_raw(group), Signal::SIGKILL).ok();
+            drop(child.wait().await);
         }
-        drop(child.wait().await);
     }
     if let Some(path) = pid_file {
         drop(std::fs::remove_file(path));
