@@ -1,13 +1,17 @@
 //! What a write at the device's own API amounts to: override records, a restart, a hold, or a clear refusal.
 //!
 //! Pure. Owns the technician's rules of DESIGN section 6: a change becomes an override, setting a field back ends it, deleting a
-//! Pod restarts it, deleting a workload holds it, applying it again lifts the hold. Start reading at [`decide`].
+//! Pod restarts it, deleting a workload holds it, applying it again lifts the hold. Start reading at [`decide`];
+//! [`expiry`] has how long a change stands.
 
-use flotilla_manifests::admission::{self, Context, Mutation, Outcome, Part};
-use flotilla_manifests::api_error::{ApiError, Reason};
+mod expiry;
+
+use flotilla_manifests::admission::{self, Admitted, Context, Mutation, Outcome, Part};
+use flotilla_manifests::api_error::{ApiError, Reason, Violation};
+use flotilla_manifests::apply::ApplyOptions;
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
-use flotilla_manifests::overrides::{self, Authorship, OverrideRecord, Revision};
+use flotilla_manifests::overrides::{self, Authorship, CAUSE_ANNOTATION, OverrideRecord, Revision};
 
 use crate::effective::HOLD_ANNOTATION;
 
@@ -18,14 +22,22 @@ pub const LAST_APPLIED_ANNOTATION: &str = "kubectl.kubernetes.io/last-applied-co
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
     /// Records of this device's own log.
-    /// `last_applied`: what `kubectl apply` left as its annotation, kept on this device and never in an override.
-    Revise { revision: Box<Revision>, outcome: Box<Outcome>, last_applied: Option<String> },
+    Revise { revision: Box<Revision>, outcome: Box<Outcome>, kept: Kept },
     /// End this attempt of a derived Pod and begin the next.
     Restart { pod: Box<Object> },
     /// The override with this id is no more.
     EndOverride { id: String, removed: Box<Object> },
     /// Nothing changes.
     Nothing(Box<Outcome>),
+}
+
+/// Annotations that are kept on this device and never in an override.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Kept {
+    /// What `kubectl apply` left.
+    pub last_applied: Option<String>,
+    /// The reason of this change and of those after it, where it is not the base's own.
+    pub cause: Option<String>,
 }
 
 /// What the device knows about the object written to.
@@ -60,6 +72,14 @@ pub fn decide(
         return Err(ApiError::of(Reason::Forbidden, message).about(key));
     }
     match key.kind {
+        k if k == &kind::LEASE => {
+            let message = format!(
+                "leases.coordination.k8s.io {:?} is forbidden: a Lease means one holder everywhere, and a device that may be cut off \
+                 cannot promise that (both sides would elect a leader). Use the hub's API",
+                key.name
+            );
+            Err(ApiError::of(Reason::Forbidden, message).about(key))
+        }
         k if k == &kind::OVERRIDE => end_override(key, subject, mutation, context),
         k if k == &kind::POD && matches!(mutation, Mutation::Delete(_)) => restart(key, subject, mutation, context),
         _ => {
@@ -74,7 +94,7 @@ pub fn decide(
 
 fn refuse_status(key: &ObjectKey, mutation: &Mutation) -> Result<(), ApiError> {
     let part = match mutation {
-        Mutation::Replace { part, .. } | Mutation::Patch { part, .. } => *part,
+        Mutation::Replace { part, .. } | Mutation::Patch { part, .. } | Mutation::Apply { part, .. } => *part,
         Mutation::Create { .. } | Mutation::Delete(_) | Mutation::Evict(_) => Part::Main,
     };
     if part == Part::Status {
@@ -122,7 +142,7 @@ fn revise(
     id: &str,
     author: &str,
 ) -> Decided {
-    if let Mutation::Create { .. } = mutation
+    if let Mutation::Create { .. } | Mutation::Apply { .. } = mutation
         && subject.base.is_none()
     {
         let message = format!(
@@ -130,7 +150,10 @@ fn revise(
         );
         return Err(ApiError::of(Reason::Forbidden, message).about(key));
     }
-    let admitted = admission::admit(key, subject.shown, mutation, context)?;
+    let admitted = match mutation {
+        Mutation::Apply { .. } => applied(key, subject, mutation, context, author)?,
+        _ => admission::admit(key, subject.shown, mutation, context)?,
+    };
     let base = subject.base.ok_or_else(|| ApiError::not_found(key))?;
     let (wanted, outcome) = match admitted.outcome {
         Outcome::Unchanged(_) => return Ok((Decision::Nothing(Box::new(admitted.outcome)), admitted.warnings)),
@@ -145,17 +168,75 @@ fn revise(
             (wanted, Outcome::Removed(object))
         }
     };
-    let (wanted, last_applied) = without_last_applied(wanted);
+    let (mut wanted, last_applied) = without_last_applied(wanted);
+    let expiry = expiry::take(&mut wanted, context.now)?;
     refuse_scaling_up(key, base, &wanted)?;
-    let reason = wanted.annotation("kubernetes.io/change-cause").unwrap_or_default().to_owned();
-    let by = Authorship { id: id.to_owned(), author: author.to_owned(), reason, time: context.now, expires: None };
-    let revision = overrides::revise(base, subject.records, &wanted, by)?;
-    let known = subject.shown.and_then(|shown| shown.annotation(LAST_APPLIED_ANNOTATION));
-    if revision == Revision::default() && last_applied.as_deref() == known {
+    // The base's cause is why the operator changed it.
+    let cause = wanted.annotation(CAUSE_ANNOTATION).filter(|cause| base.annotation(CAUSE_ANNOTATION) != Some(cause));
+    let cause = cause.map(str::to_owned);
+    let reason = cause.clone().unwrap_or_default();
+    let by =
+        Authorship { id: id.to_owned(), author: author.to_owned(), reason, time: context.now, expires: expiry.time() };
+    let mut revision = overrides::revise(base, subject.records, &wanted, by)?;
+    expiry.extend(&mut revision, base.uid(), subject.records);
+    let known = |name: &str| subject.shown.and_then(|shown| shown.annotation(name));
+    let known_cause = known(CAUSE_ANNOTATION).filter(|cause| base.annotation(CAUSE_ANNOTATION) != Some(cause));
+    let same = last_applied.as_deref() == known(LAST_APPLIED_ANNOTATION) && cause.as_deref() == known_cause;
+    if revision == Revision::default() && same {
         return Ok((Decision::Nothing(Box::new(Outcome::Unchanged(wanted))), admitted.warnings));
     }
     let revision = Box::new(revision);
-    Ok((Decision::Revise { revision, outcome: Box::new(outcome), last_applied }, admitted.warnings))
+    let kept = Kept { last_applied, cause };
+    Ok((Decision::Revise { revision, outcome: Box::new(outcome), kept }, admitted.warnings))
+}
+
+/// Server-side apply. Who owns the manifest's fields is the hub's matter; here it conflicts with what others hold by overrides.
+fn applied(
+    key: &ObjectKey,
+    subject: &Subject<'_>,
+    mutation: &Mutation,
+    context: &Context,
+    author: &str,
+) -> Result<Admitted, ApiError> {
+    let Mutation::Apply { part, body, options } = mutation else {
+        return admission::admit(key, subject.shown, mutation, context);
+    };
+    let forced = ApplyOptions { force: true, ..options.clone() };
+    let forced = Mutation::Apply { part: *part, body: body.clone(), options: forced };
+    let mut admitted = admission::admit(key, subject.shown, &forced, context)?;
+    if let Outcome::Created(object) | Outcome::Updated(object) = &mut admitted.outcome {
+        object.metadata_mut().remove("managedFields");
+        if let Some(shown) = subject.shown.filter(|_| !options.force) {
+            check_overrides(shown, object, subject.records, author)?;
+        }
+        if subject.shown == Some(object) {
+            admitted.outcome = Outcome::Unchanged(object.clone());
+        }
+    }
+    Ok(admitted)
+}
+
+fn check_overrides(shown: &Object, wanted: &Object, records: &[OverrideRecord], author: &str) -> Result<(), ApiError> {
+    let others = records.iter().filter(|record| record.target.uid == shown.uid() && record.author != author);
+    let held: Vec<(&OverrideRecord, &overrides::Path)> =
+        others.flat_map(|record| record.operations.iter().map(move |operation| (record, &operation.path))).collect();
+    let mut causes = Vec::new();
+    for change in overrides::between(shown, wanted) {
+        let holder = held.iter().find(|(_, path)| path.is_within(&change.path) || change.path.is_within(path));
+        if let Some((record, path)) = holder {
+            let message = format!("conflict with the override {} of {:?}", record.id, record.author);
+            causes.push(Violation { reason: "FieldManagerConflict", field: path.to_string(), message });
+        }
+    }
+    if causes.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = causes.iter().map(|cause| format!("{}: {}", cause.message, cause.field)).collect();
+    let word = if lines.len() == 1 { "conflict" } else { "conflicts" };
+    let message = format!("Apply failed with {} {word}: {}", lines.len(), lines.join("\n- "));
+    let mut error = ApiError::of(Reason::Conflict, message).about(&shown.key());
+    error.causes = causes;
+    Err(error)
 }
 
 /// How many replicas there are is the hub's to say; a device can run its share or none of it.

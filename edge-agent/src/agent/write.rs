@@ -1,5 +1,7 @@
 //! Writes at the local API: decide, make durable, answer.
 
+use std::collections::BTreeMap;
+
 use flotilla_manifests::admission::{Context, Outcome};
 use flotilla_manifests::api_error::{ApiError, Reason};
 use flotilla_manifests::derive::uuid_v8;
@@ -10,7 +12,7 @@ use flotilla_sync::record::Draft;
 
 use super::{Agent, override_item};
 use crate::backend::WriteCommand;
-use crate::local_write::{self, Decision, Subject};
+use crate::local_write::{self, Decision, Kept, Subject};
 use crate::uplink::{Link, random};
 
 impl Agent {
@@ -78,8 +80,8 @@ impl Agent {
             Decision::EndOverride { id, .. } => {
                 override_item(id).map(|item| Draft::remove(item, author, now)).into_iter().collect()
             }
-            Decision::Revise { revision, outcome, last_applied } => {
-                self.keep_last_applied(outcome, last_applied.as_ref()).await?;
+            Decision::Revise { revision, outcome, kept } => {
+                self.keep(outcome, kept).await?;
                 drafts_of(revision, author, now)?
             }
         };
@@ -102,21 +104,33 @@ impl Agent {
         Ok(())
     }
 
-    /// Keeps kubectl's annotation on this device, and forgets those of objects that are gone.
-    async fn keep_last_applied(&mut self, outcome: &Outcome, text: Option<&String>) -> Result<(), ApiError> {
+    /// Keeps annotations on this device, and forgets those of objects that are gone.
+    async fn keep(&mut self, outcome: &Outcome, kept: &Kept) -> Result<(), ApiError> {
         let (Outcome::Created(object) | Outcome::Updated(object)) = outcome else { return Ok(()) };
-        let mut all = self.last_applied.clone();
-        all.retain(|uid, _| self.state.bases.values().any(|base| base.uid() == uid));
-        match text {
-            Some(text) => drop(all.insert(object.uid().to_owned(), text.clone())),
-            None => drop(all.remove(object.uid())),
+        let next = |mut all: BTreeMap<String, String>, text: &Option<String>| {
+            all.retain(|uid, _| self.state.bases.values().any(|base| base.uid() == uid));
+            match text {
+                Some(text) => drop(all.insert(object.uid().to_owned(), text.clone())),
+                None => drop(all.remove(object.uid())),
+            }
+            all
+        };
+        let last_applied = next(self.last_applied.clone(), &kept.last_applied);
+        let causes = next(self.causes.clone(), &kept.cause);
+        if last_applied != self.last_applied {
+            self.store_kept("last-applied", &last_applied).await?;
+            self.last_applied = last_applied;
         }
-        if all != self.last_applied {
-            let bytes = serde_json::to_vec(&all).map_err(|error| not_durable(&error))?;
-            self.store.set_meta("last-applied", bytes).await.map_err(|error| not_durable(&error))?;
-            self.last_applied = all;
+        if causes != self.causes {
+            self.store_kept("change-cause", &causes).await?;
+            self.causes = causes;
         }
         Ok(())
+    }
+
+    async fn store_kept(&self, name: &'static str, texts: &BTreeMap<String, String>) -> Result<(), ApiError> {
+        let bytes = serde_json::to_vec(texts).map_err(|error| not_durable(&error))?;
+        self.store.set_meta(name, bytes).await.map_err(|error| not_durable(&error))
     }
 
     fn outcome_of(&self, decision: Decision) -> Outcome {

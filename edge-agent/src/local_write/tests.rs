@@ -132,8 +132,8 @@ fn what_apply_leaves_behind_is_kept_here_and_never_in_an_override() {
     let body = json!({"metadata": {"annotations": {LAST_APPLIED_ANNOTATION: "{}"}}});
     let patch = Mutation::Patch { part: Part::Main, patch: Patch::StrategicMerge(body) };
     let decision = write(Some(&base), Some(&base), &[], &patch).unwrap();
-    let Decision::Revise { revision, last_applied, .. } = decision else { panic!("{decision:?}") };
-    assert_eq!((*revision, last_applied.as_deref()), (Revision::default(), Some("{}")));
+    let Decision::Revise { revision, kept, .. } = decision else { panic!("{decision:?}") };
+    assert_eq!((*revision, kept.last_applied.as_deref()), (Revision::default(), Some("{}")));
 
     let mut again = base.clone();
     again.metadata_mut().remove("uid");
@@ -172,4 +172,67 @@ fn a_deployment_scales_here_to_nothing_or_back_and_to_no_other_number() {
     let error = scale(5).unwrap_err();
     assert_eq!(error.reason, Reason::Forbidden);
     assert!(error.message.contains("0") && error.message.contains("back to 3"), "{error}");
+}
+
+fn annotated(text: &str) -> Mutation {
+    let body = json!({"metadata": {"annotations": {"flotilla.dev/override-expires": text}}});
+    Mutation::Patch { part: Part::Main, patch: Patch::JsonMerge(body) }
+}
+
+#[test]
+fn a_change_may_say_when_it_ends() {
+    let base = base();
+    let mut body = json!({"metadata": {"annotations": {"flotilla.dev/override-expires": "2h"}}});
+    body["spec"] = json!({"template": {"spec": {"containers": [{"name": "web", "image": "other"}]}}});
+    let both = Mutation::Patch { part: Part::Main, patch: Patch::StrategicMerge(body) };
+    let record = created(&write(Some(&base), Some(&base), &[], &both).unwrap());
+    assert_eq!(record.expires, Some(Timestamp(5_000 + 7_200_000)));
+    assert_eq!(record.operations.len(), 1, "the annotation is no part of the change: {record:?}");
+
+    // Said afterwards, it is meant for the changes that stand.
+    let shown = overrides::apply(&base, std::slice::from_ref(&record), Timestamp(0)).object;
+    let longer = write(Some(&shown), Some(&base), std::slice::from_ref(&record), &annotated("never")).unwrap();
+    let Decision::Revise { revision, .. } = longer else { panic!("{longer:?}") };
+    assert_eq!(revision.rewritten, [OverrideRecord { expires: None, ..record }]);
+    let refused = write(Some(&base), Some(&base), &[], &annotated("soon")).unwrap_err();
+    assert!(
+        refused.message.contains("flotilla.dev/override-expires") && refused.message.contains("1d12h"),
+        "{refused}"
+    );
+    let nothing = write(Some(&base), Some(&base), &[], &annotated("2h")).unwrap();
+    assert!(matches!(nothing, Decision::Nothing(_)), "{nothing:?}");
+}
+
+#[test]
+fn leases_and_evictions_are_the_hubs() {
+    let key = ObjectKey::of(&kind::LEASE, "default", "office");
+    let body = Object::empty(&kind::LEASE, "default", "office");
+    let nobody = Subject { shown: None, base: None, records: &[] };
+    let refused = decide(&key, &nobody, &Mutation::Create { body }, &context(), "o1", "me").unwrap_err();
+    assert_eq!(refused.reason, Reason::Forbidden);
+    assert!(refused.message.contains("cut off") && refused.message.contains("hub's API"), "{refused}");
+    let pod = ObjectKey::of(&kind::POD, "default", "web");
+    let refused =
+        decide(&pod, &nobody, &Mutation::Evict(DeleteOptions::default()), &context(), "o1", "me").unwrap_err();
+    assert!(refused.message.contains("only the hub can place it elsewhere"), "{refused}");
+}
+
+#[test]
+fn a_cause_is_the_reason_of_later_changes_and_no_change_itself() {
+    let mut base = base();
+    base.set_annotation(CAUSE_ANNOTATION, "the operator's");
+    let annotate = |text: &str| {
+        let body = json!({"metadata": {"annotations": {CAUSE_ANNOTATION: text}}});
+        Mutation::Patch { part: Part::Main, patch: Patch::JsonMerge(body) }
+    };
+    let decision = write(Some(&base), Some(&base), &[], &annotate("too dark")).unwrap();
+    let Decision::Revise { revision, kept, .. } = decision else { panic!("{decision:?}") };
+    assert_eq!((*revision, kept.cause.as_deref()), (Revision::default(), Some("too dark")));
+    let mut shown = base.clone();
+    shown.set_annotation(CAUSE_ANNOTATION, "too dark");
+    assert!(matches!(write(Some(&shown), Some(&base), &[], &annotate("too dark")), Ok(Decision::Nothing(_))));
+    let record = created(&write(Some(&shown), Some(&base), &[], &colour("white")).unwrap());
+    assert_eq!((record.reason.as_str(), record.operations.len()), ("too dark", 1));
+    let record = created(&write(Some(&base), Some(&base), &[], &colour("white")).unwrap());
+    assert_eq!(record.reason, "", "the operator's cause is not the technician's");
 }

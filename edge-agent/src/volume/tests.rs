@@ -18,7 +18,7 @@ struct Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         for place in mount_table::below(&self.store.root).unwrap_or_default().iter().rev() {
-            drop(umount2(place, MntFlags::MNT_DETACH));
+            umount2(place, MntFlags::MNT_DETACH).ok();
         }
     }
 }
@@ -87,7 +87,7 @@ fn mode(path: &Path) -> u32 {
 
 fn skipped(why: &str) {
     assert!(std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(), "needed here but missing: {why}");
-    std::io::Write::write_fmt(&mut io::stderr(), format_args!("SKIPPED: {why}\n")).unwrap();
+    io::Write::write_fmt(&mut io::stderr(), format_args!("SKIPPED: {why}\n")).unwrap();
 }
 
 /// Whether this test may mount; says so if not.
@@ -110,8 +110,7 @@ fn files_are_shown_through_links_and_replaced_as_a_whole() {
     assert_eq!(fs::read_to_string(volume.join("one")).unwrap(), "1");
     assert_eq!(fs::read_to_string(volume.join("deep/er/two")).unwrap(), "2");
     assert_eq!(fs::read_link(volume.join("deep")).unwrap(), Path::new("..data/deep"));
-    assert_eq!((mode(&volume.join("..data/one")), mode(&volume)), (0o777, 0o755), "the link and the volume");
-    assert_eq!(mode(&fs::canonicalize(volume.join("one")).unwrap()), 0o640);
+    assert_eq!((mode(&volume.join("..data/one")), mode(&volume)), (0o640, 0o755), "the file and the volume");
     assert_eq!(mode(bench.store.root()), 0o700);
 
     bench.prepare(vec![("files~c", on_disk("bb", &[("one", "new"), ("three", "3")]))]).unwrap();

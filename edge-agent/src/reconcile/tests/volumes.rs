@@ -1,8 +1,14 @@
 //! Volumes, decided.
 
 use super::*;
-use crate::reconcile::volume::{FilesMedium, HostPathKind, SubPathRoot, Volume, VolumeContent};
-use crate::runtime::Mount;
+use crate::reconcile::volume::{FilesMedium, HostPathKind, SubPathRoot, Volume, VolumeContent, VolumeFile};
+use crate::runtime::{Facilities, Mount};
+
+/// A device whose processes can have mounts.
+fn place(now: u64) -> Place {
+    let facilities = Facilities { process_mounts: Ok(()), ..Facilities::default() };
+    Place { facilities: Arc::new(facilities), ..super::place(now) }
+}
 
 fn key(name: &str) -> (String, String) {
     ("default".to_owned(), name.to_owned())
@@ -25,7 +31,7 @@ fn mounting(volumes: Value) -> Value {
     let mut main = container("a");
     let names = volumes.as_array().unwrap().iter().map(|volume| volume["name"].as_str().unwrap());
     main["volumeMounts"] = names.map(|name| json!({"name": name, "mountPath": format!("/{name}")})).collect();
-    json!({"restartPolicy": "Always", "containers": [main], "volumes": volumes})
+    json!({"runtimeClassName": "process", "restartPolicy": "Always", "containers": [main], "volumes": volumes})
 }
 
 fn config_volume() -> Value {
@@ -47,7 +53,7 @@ fn asked(desired: &DesiredPods) -> BTreeMap<String, Volume> {
 fn asked_files(desired: &DesiredPods, name: &str) -> (FilesMedium, Vec<(String, u32, String)>) {
     let volume = asked(desired).remove(name).unwrap();
     let VolumeContent::Files { files, medium } = volume.content else { panic!("{name} holds no files") };
-    let text = |file: &crate::reconcile::volume::VolumeFile| String::from_utf8(file.content.clone()).unwrap();
+    let text = |file: &VolumeFile| String::from_utf8(file.content.clone()).unwrap();
     (medium, files.iter().map(|(path, file)| (path.clone(), file.mode, text(file))).collect())
 }
 
@@ -380,7 +386,7 @@ fn mounts_make_another_container_and_content_does_not() {
     // The form before there were volumes: what runs is not restarted by a new agent.
     let mut without = base;
     without["containers"][0].as_object_mut().unwrap().remove("volumeMounts");
-    let plain = json!({"restartPolicy": "Always", "containers": [container("a")]});
+    let plain = json!({"runtimeClassName": "process", "restartPolicy": "Always", "containers": [container("a")]});
     assert_eq!(digest(&without), digest(&plain));
 }
 
