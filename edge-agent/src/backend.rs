@@ -21,6 +21,7 @@ use crate::view::{Change, LocalView};
 
 /// What this API serves. Other kinds live at the hub alone.
 static KINDS: &[KindRef] = &[
+    &kind::NAMESPACE,
     &kind::NODE,
     &kind::POD,
     &kind::CONFIG_MAP,
@@ -29,6 +30,7 @@ static KINDS: &[KindRef] = &[
     &kind::DAEMON_SET,
     &kind::DEPLOYMENT,
     &kind::REPLICA_SET,
+    &kind::LEASE,
     &kind::OVERRIDE,
 ];
 

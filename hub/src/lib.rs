@@ -13,6 +13,9 @@ pub mod controllers;
 mod enrol;
 pub mod fleet;
 mod installation;
+mod late;
+mod learn;
+mod leases;
 mod mint;
 mod node;
 mod priority;
@@ -40,7 +43,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use config::{HubConfig, Retention};
+pub use config::{ApiName, HubConfig, Retention};
 pub use fleet::contact::{Contact, Contacts};
 pub use store::Store;
 
@@ -142,7 +145,7 @@ impl Hub {
         Kubeconfig {
             cluster: "flotilla",
             user: "admin",
-            server: &format!("https://{}", reachable(api_address)),
+            server: &format!("https://{}", api_name(&config, api_address)),
             authority_pem: &installation.authority_pem(),
             chain_pem: &admin.chain_pem,
             key_pem: &admin.key_pem,
@@ -150,7 +153,7 @@ impl Hub {
         .write(&kubeconfig)
         .map_err(|source| HubError::Folder { path: kubeconfig, source })?;
 
-        let clerk = HubClerk { door: Arc::clone(&fleet), registrar: Arc::clone(&reception.registrar) };
+        let clerk = HubClerk { door: Arc::clone(&fleet), registrar: Arc::clone(&reception.registrar), controlled: true };
         clerk.remember().await?;
         let courier = courier::listen(&config.data_dir)
             .map_err(|source| HubError::Folder { path: config.data_dir.join(courier::SOCKET_FILE), source })?;
@@ -168,7 +171,8 @@ impl Hub {
             tokio::spawn(fleet::serve(quic, reception.clone(), stop.clone())),
             tokio::spawn(courier::serve(courier, Arc::new(clerk), stop.clone())),
             tokio::spawn(fleet::attention::watch(Arc::clone(&reception.door), stop.clone())),
-            tokio::spawn(runner::run(store.clone(), contacts.clone(), stop.clone())),
+            tokio::spawn(learn::watch(Arc::clone(&reception.door), stop.clone())),
+            tokio::spawn(control(store.clone(), contacts.clone(), reception.door.lessons.subscribe(), stop.clone())),
         ];
         if let Some(mqtt) = mqtt {
             tasks.push(tokio::spawn(fleet::serve(mqtt, reception, stop)));
@@ -212,6 +216,31 @@ impl Hub {
     }
 }
 
+/// Runs controllers and scheduler while the hub does not learn.
+async fn control(
+    store: Store,
+    contacts: Contacts,
+    mut learning: watch::Receiver<Option<learn::Learning>>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    loop {
+        tokio::select! {
+            waited = learning.wait_for(Option::is_none) => if waited.is_err() { return },
+            _ended = shutdown.wait_for(|stop| *stop) => return,
+        }
+        let (rest, resting) = watch::channel(false);
+        let running = runner::run(store.clone(), contacts.clone(), resting);
+        let told = async {
+            tokio::select! {
+                _begun = learning.wait_for(Option::is_some) => {}
+                _ended = shutdown.wait_for(|stop| *stop) => {}
+            }
+            rest.send_replace(true);
+        };
+        tokio::join!(running, told);
+    }
+}
+
 /// What the database says of this hub itself.
 struct Opened {
     installation: Installation,
@@ -228,7 +257,11 @@ async fn open(store: &Store) -> Result<Opened, HubError> {
             Ok(opened) => opened,
             Err(error) => return Ok(Err(HubError::from(error))),
         };
-        batch.start_publishing(writer.clone())?;
+        // A hub that has lost something says nothing until its devices have taught it.
+        match learn::stored(batch)? {
+            None => batch.start_publishing(writer.clone())?,
+            Some(_) => batch.announce_writer(&writer)?,
+        }
         seed::seed(batch)?;
         let remembered = batch.devices()?.into_iter().map(|device| (device.node, device.last_contact)).collect();
         let boot = batch.next_number("boots")?;
@@ -259,6 +292,11 @@ fn prepare_folder(folder: &Path) -> Result<(PathBuf, File), HubError> {
     Ok((path, lock))
 }
 
+/// Where people reach the API, as `admin.kubeconfig` names it.
+fn api_name(config: &HubConfig, bound: SocketAddr) -> String {
+    config.advertise_api.as_ref().map_or_else(|| reachable(bound).to_string(), |name| name.authority(bound.port()))
+}
+
 /// The API's certificate, for every name under which this machine may be called.
 fn api_certificate(
     installation: &Installation,
@@ -269,7 +307,8 @@ fn api_certificate(
     let hosts = config.advertise.iter().filter_map(|address| address.rsplit_once(':').map(|(host, _)| host.to_owned()));
     let own = [bound.ip().to_string(), reachable(bound).ip().to_string(), installation::own_address().to_string()];
     let fixed = ["localhost", "127.0.0.1", "kubernetes", "kubernetes.default.svc"].map(str::to_owned);
-    let mut names: Vec<String> = fixed.into_iter().chain(own).chain(hosts).collect();
+    let api = config.advertise_api.as_ref().map(|name| name.host().to_owned());
+    let mut names: Vec<String> = fixed.into_iter().chain(own).chain(hosts).chain(api).collect();
     names.sort();
     names.dedup();
     installation.issue_server(&names, now_ms)

@@ -6,11 +6,12 @@ use flotilla_manifests::kind;
 use flotilla_manifests::object::Object;
 use serde_json::json;
 
-use crate::priority;
 use crate::admission::{default_account, set_label};
+use crate::leases::NODE_LEASES;
+use crate::priority;
 use crate::store::Batch;
 
-const NAMESPACES: [&str; 3] = ["default", "kube-system", "kube-public"];
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", NODE_LEASES];
 
 /// Creates what is missing; changes nothing that is there.
 pub(crate) fn seed(batch: &mut Batch<'_>) -> Result<(), ApiError> {

@@ -2,7 +2,10 @@
 
 mod convergence;
 mod enrolment;
+mod epochs;
+mod leases;
 mod reports;
+mod restore;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,11 +17,12 @@ use flotilla_manifests::api_error::ApiError;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::{Backend, DryRun, User, WriteRequest, Written};
-use flotilla_sync::channel::{ChannelName, ChannelState, Head, ItemId, ItemKind};
+use flotilla_sync::channel::{ChannelName, ChannelState, Head, ItemId, ItemKind, WriterId, positions_of};
 use flotilla_sync::document::Document;
 use flotilla_sync::enrol::{EnrolProof, EnrolRefusal, EnrolRequest, EnrolResponse, Enroller, Token, TokenProof};
 use flotilla_sync::identity::{DeviceKeys, Installation, NodeName, SessionRequest};
-use flotilla_sync::replica::{Reading, Replica};
+use flotilla_sync::replica::{Input, Reading, Replica};
+use flotilla_sync::session::Greeting;
 use flotilla_sync::transport::PeerIdentity;
 use serde_json::{Value, json};
 
@@ -96,6 +100,11 @@ impl Bench {
     }
 }
 
+/// A session of a device begins.
+pub(crate) async fn welcome(bench: &Bench, node: &str) {
+    assert!(crate::fleet::welcome(&bench.door, node).await);
+}
+
 /// A token as the command line makes it, beside the running hub.
 pub(crate) fn token(folder: &Path, node: Option<&str>, fleet: &str, uses: u32) -> Token {
     let request =
@@ -109,6 +118,9 @@ pub(crate) struct Device {
     pub(crate) keys: DeviceKeys,
     pub(crate) channels: BTreeMap<ChannelName, ChannelState>,
     pub(crate) snapshots: usize,
+    /// What hubs signed, as it came.
+    pub(crate) evidence: Vec<Input>,
+    pub(crate) greeting: Option<Greeting>,
 }
 
 impl Device {
@@ -118,6 +130,8 @@ impl Device {
             keys: DeviceKeys::generate().unwrap(),
             channels: BTreeMap::new(),
             snapshots: 0,
+            evidence: Vec::new(),
+            greeting: None,
         }
     }
 
@@ -139,11 +153,14 @@ impl Device {
     /// Reads what is new, verifying everything, as a session does.
     pub(crate) async fn pull(&mut self, door: &FleetDoor) {
         let heads = door.heads(&self.peer()).await.unwrap();
+        self.greeting = door.greeting().await.unwrap();
         self.channels.retain(|channel, _| heads.contains_key(channel));
         for (channel, logs) in heads {
             let state = self.channels.entry(channel.clone()).or_insert_with(|| ChannelState::new(channel.clone()));
             for (writer, head) in logs {
                 let chain = door.writer(&writer).await.unwrap().unwrap();
+                let own = door.writer(&door.identity().id()).await.unwrap().unwrap();
+                self.evidence.extend([Input::Writer(chain.clone()), Input::Writer(own.clone())]);
                 loop {
                     let after = state.heads.get(&writer).map_or(0, |head| head.seq);
                     if after >= head.seq {
@@ -153,13 +170,19 @@ impl Device {
                         Reading::Batches(batches) => {
                             assert!(!batches.is_empty(), "{channel}: nothing after {after}, head {}", head.seq);
                             for batch in batches {
-                                let folded = state.apply_batch(&batch.verify(&chain).unwrap()).unwrap();
+                                let verified = batch.verify(&chain).unwrap();
+                                let folded = state.apply_batch(&verified).unwrap();
+                                self.evidence.push(Input::Batch(verified));
                                 assert_eq!(folded.set_aside, []);
                             }
                         }
                         Reading::Snapshot(snapshot) => {
                             self.snapshots += 1;
-                            let folded = state.apply_snapshot(&snapshot.verify(&chain).unwrap());
+                            // The list of an earlier log is the present writer's.
+                            let speaker = if snapshot.list.writer == chain.id { &chain } else { &own };
+                            let verified = snapshot.verify(speaker).unwrap();
+                            let folded = state.apply_snapshot(&verified);
+                            self.evidence.push(Input::Snapshot(verified));
                             assert_eq!(folded.set_aside, []);
                         }
                         Reading::NotKept => {
@@ -169,6 +192,35 @@ impl Device {
                 }
             }
         }
+    }
+
+    /// Says hello as a session does, and gives the hub what it lacks of the logs of its earlier lives.
+    pub(crate) async fn give_back(&self, door: &FleetDoor) {
+        let peer = self.peer();
+        if let Some(greeting) = &self.greeting {
+            door.greeted(&peer, greeting.clone()).await.unwrap();
+        }
+        let heads = self.channels.iter().map(|(name, state)| (name.clone(), state.heads.clone())).collect();
+        door.acknowledged(&peer, positions_of(&heads)).await.unwrap();
+        let there = door.heads(&peer).await.unwrap();
+        let stands = |channel: &ChannelName, writer: &WriterId| {
+            there.get(channel).and_then(|logs| logs.get(writer)).map_or(0, |head| head.seq)
+        };
+        let own = door.identity().id();
+        let lacking = self.evidence.iter().filter(|input| match input {
+            Input::Writer(_) => true,
+            Input::Batch(batch) | Input::Branch(batch) => {
+                let batch = batch.batch();
+                batch.writer != own && batch.last_seq > stands(&batch.channel, &batch.writer)
+            }
+            Input::Snapshot(snapshot) => {
+                let list = &snapshot.snapshot().list;
+                list.writer != own && list.head.seq > stands(&list.channel, &list.writer)
+            }
+        });
+        let lacking: Vec<Input> = lacking.cloned().collect();
+        let ingested = door.ingest(&peer, lacking).await.unwrap();
+        assert!(ingested.set_aside.is_empty(), "{ingested:?}");
     }
 
     /// Everything live in all channels: item id -> content as JSON.
@@ -194,7 +246,9 @@ fn shown(kind: ItemKind) -> Option<Value> {
     match kind {
         ItemKind::Document(document) => {
             let document = Document::load(&document.saved).unwrap();
-            Some(json!({"object": document.object(&flotilla_sync::blob::no_blobs).unwrap(), "rollouts": document.rollouts()}))
+            Some(
+                json!({"object": document.object(&flotilla_sync::blob::no_blobs).unwrap(), "rollouts": document.rollouts()}),
+            )
         }
         ItemKind::Register(register) => Some(serde_json::from_slice(&register.value).unwrap()),
         ItemKind::Absent | ItemKind::Removed(_) => None,

@@ -9,7 +9,10 @@ mod delete;
 mod metadata;
 mod update;
 
+use serde_json::Value;
+
 use crate::api_error::ApiError;
+use crate::apply::ApplyOptions;
 use crate::object::{Object, ObjectKey};
 use crate::patch::Patch;
 use crate::time::Timestamp;
@@ -44,13 +47,19 @@ pub enum Mutation {
     /// PUT; a body with a resourceVersion is a compare-and-swap.
     Replace {
         part: Part,
-        body: serde_json::Value,
+        body: Value,
     },
     Patch {
         part: Part,
         patch: Patch,
     },
     Delete(DeleteOptions),
+    /// Server-side apply; creates what is not there.
+    Apply {
+        part: Part,
+        body: Value,
+        options: ApplyOptions,
+    },
     /// `pods/eviction`: a deletion that asks the Pod to go somewhere else.
     Evict(DeleteOptions),
 }
@@ -131,6 +140,7 @@ pub fn admit(
         Mutation::Create { body } => create::create(key, current, body, context),
         Mutation::Replace { part, body } => update::replace(key, found()?, *part, body, context),
         Mutation::Patch { part, patch } => update::patch(key, found()?, *part, patch, context),
+        Mutation::Apply { part, body, options } => update::apply(key, current, *part, body, options, context),
         Mutation::Delete(options) | Mutation::Evict(options) => delete::delete(key, found()?, options, context),
     }
 }

@@ -167,6 +167,12 @@ fn node(root: &mut Map<String, Value>) {
     }
 }
 
+/// Writes quantities alone as they are stored, so that what is applied compares with what is there.
+pub(crate) fn canonical(object: &mut Object) {
+    let kind = object.kind();
+    canonical_quantities(schema::of(kind), object.value_mut());
+}
+
 /// Writes every quantity in its canonical form, as kube-apiserver stores it: `0.5` as `500m`, the number 1 as `"1"`.
 fn canonical_quantities(schema: Schema, value: &mut Value) {
     match (schema.node_type(), value) {

@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod api_error;
+pub mod apply;
 pub mod condition;
 pub mod decode;
 pub mod defaults;

@@ -131,6 +131,11 @@ impl Schema {
         Table::shared().list(self.0).map_or(ListType::Atomic, table::List::list_type)
     }
 
+    /// `x-kubernetes-map-type: atomic`: an object or map that has one owner as a whole.
+    pub fn is_atomic(self) -> bool {
+        Table::shared().is_atomic(self.0)
+    }
+
     /// The fields of an object type, by name; empty for other types.
     pub fn fields(self) -> impl Iterator<Item = FieldSchema> {
         let fields = Table::shared().fields(self.0);

@@ -1,10 +1,25 @@
 //! Statuses of workloads as one device sees them: its own Pods are all there is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_manifests::kind;
+use flotilla_manifests::derive::uuid_v8;
 use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::{digest, kind};
 use serde_json::{Value, json};
+
+/// Adds the namespaces of what is shown: the hub's own objects stay at the hub, and `kubectl get ns` is asked here too.
+pub(super) fn add_namespaces(objects: &mut BTreeMap<ObjectKey, Object>) {
+    let names: BTreeSet<String> =
+        objects.keys().map(|key| key.namespace.clone()).filter(|name| !name.is_empty()).collect();
+    for name in names.into_iter().chain(["default".to_owned()]) {
+        let mut namespace = Object::empty(&kind::NAMESPACE, "", &name);
+        let uid = uuid_v8(&digest::of_parts("flotilla/local-namespace/1", &[name.as_bytes()]));
+        namespace.metadata_mut().insert("uid".into(), uid.into());
+        namespace.metadata_mut().insert("labels".into(), json!({"kubernetes.io/metadata.name": name}));
+        namespace.value_mut()["status"] = json!({"phase": "Active"});
+        objects.insert(namespace.key(), namespace);
+    }
+}
 
 /// Pods of one workload on this device.
 #[derive(Debug, Default, Clone, Copy)]

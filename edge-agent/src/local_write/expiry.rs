@@ -9,7 +9,7 @@ use flotilla_manifests::overrides::{OverrideRecord, Revision};
 use flotilla_manifests::time::Timestamp;
 
 /// Where the wish stands.
-pub const EXPIRES_ANNOTATION: &str = "flotilla.dev/override-expires";
+pub(super) const EXPIRES_ANNOTATION: &str = "flotilla.dev/override-expires";
 /// A change that is to stay longer has no expiry.
 const SECONDS_MAX: u64 = 10 * 366 * 86_400;
 

@@ -9,11 +9,21 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use flotilla_hub::{Hub, HubConfig};
 
+use crate::recovery_command::{self, BackupArguments, FolderArguments, RestoreArguments};
+
 /// `flotilla hub ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum HubCommand {
     /// Run the hub until SIGTERM or Ctrl-C; prints one line when it is ready
     Run(HubArguments),
+    /// Write a backup of a hub, which may run, to one file; or verify one with --check
+    Backup(BackupArguments),
+    /// Bring a hub back from a backup; it learns from its devices what the backup lacks
+    Restore(RestoreArguments),
+    /// Tell a hub that learns from its devices to go on without those it has not heard
+    Resume(FolderArguments),
+    /// Look for damage in a hub's database, and tell what it learned from its devices
+    Check(FolderArguments),
 }
 
 #[derive(Debug, Args)]
@@ -30,6 +40,9 @@ pub(crate) struct HubArguments {
     /// Address written into tokens; repeat it for more than one. Default: what --quic is bound to
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Vec<String>,
+    /// Name or address written into admin.kubeconfig and the API's certificate. Default: what --listen is bound to
+    #[arg(long, value_name = "HOST[:PORT]")]
+    advertise_api: Option<flotilla_hub::ApiName>,
     /// Broker at which devices reach the hub too, `mqtt://host:1883`
     #[arg(long, value_name = "URL")]
     mqtt: Option<String>,
@@ -65,7 +78,13 @@ pub(crate) struct TokenArguments {
 }
 
 pub(crate) fn run(command: HubCommand) -> Result<()> {
-    let HubCommand::Run(arguments) = command;
+    let arguments = match command {
+        HubCommand::Run(arguments) => arguments,
+        HubCommand::Backup(arguments) => return recovery_command::backup(&arguments),
+        HubCommand::Restore(arguments) => return recovery_command::restore(&arguments),
+        HubCommand::Resume(arguments) => return recovery_command::resume(&arguments),
+        HubCommand::Check(arguments) => return recovery_command::check(&arguments),
+    };
     flotilla_agent::init_logging();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -95,6 +114,7 @@ fn config(arguments: &HubArguments) -> Result<HubConfig> {
     config.listen = address("--listen", &arguments.listen)?;
     config.quic = address("--quic", &arguments.quic)?;
     config.advertise = arguments.advertise.clone();
+    config.advertise_api = arguments.advertise_api.clone();
     config.mqtt = arguments.mqtt.clone();
     config.retention.log_records_max = arguments.log_records_max;
     Ok(config)
@@ -118,7 +138,7 @@ fn parse_duration(text: &str) -> Result<Duration> {
     Ok(Duration::from_secs(seconds.with_context(|| format!("{text:?} is not between 1s and 3650d"))?))
 }
 
-fn say(line: &str) -> Result<()> {
+pub(crate) fn say(line: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")?;
     Ok(out.flush()?)

@@ -30,6 +30,7 @@ pub fn plan(view: &View<'_>, key: &ObjectKey) -> Plan {
         plan.writes.push(Write::Remove { key: key.clone(), uid: namespace.uid().to_owned() });
         return plan;
     }
+    plan.writes.extend(what_remains(view, namespace, &contents).map(Write::Replace));
     let workloads_left = contents.iter().any(|object| FIRST.contains(&object.kind()));
     let mut left_running: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for object in contents {
@@ -53,6 +54,60 @@ pub fn plan(view: &View<'_>, key: &ObjectKey) -> Plan {
         plan.writes.extend(left_running_condition(view, &key.name, node, &pods));
     }
     plan
+}
+
+/// The Namespace with its conditions, in Kubernetes' words, if they change: what is still there, and whose finalizers hold it.
+fn what_remains(view: &View<'_>, namespace: &Object, contents: &[&Object]) -> Option<Object> {
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    let mut finalizers: BTreeMap<String, usize> = BTreeMap::new();
+    for object in contents {
+        let kind = object.kind();
+        *kinds.entry(format!("{}.{}", kind.plural, kind.group)).or_default() += 1;
+        for finalizer in object.finalizers() {
+            *finalizers.entry(finalizer).or_default() += 1;
+        }
+    }
+    let listed = |start: &str, counts: &BTreeMap<String, usize>, word: &str| {
+        let parts =
+            counts.iter().take(NAMES_MAX).map(|(name, count)| format!("{name} {word} {count} resource instances"));
+        format!("{start}{}", parts.collect::<Vec<_>>().join(", "))
+    };
+    let remaining = listed("Some resources are remaining: ", &kinds, "has");
+    let held = listed("Some content in the namespace has finalizers remaining: ", &finalizers, "in");
+    let (held_truth, held_reason, held) = if finalizers.is_empty() {
+        (Truth::False, "ContentHasNoFinalizers", "All content-preserving finalizers finished".to_owned())
+    } else {
+        (Truth::True, "SomeFinalizersRemain", held)
+    };
+    let mut status = namespace.status().cloned().unwrap_or_default();
+    let rows = [
+        (
+            "NamespaceDeletionDiscoveryFailure",
+            Truth::False,
+            "ResourcesDiscovered",
+            "All resources successfully discovered",
+        ),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            Truth::False,
+            "ParsedGroupVersions",
+            "All legacy kube types successfully parsed",
+        ),
+        (
+            "NamespaceDeletionContentFailure",
+            Truth::False,
+            "ContentDeleted",
+            "All content successfully deleted, may be waiting on finalization",
+        ),
+        ("NamespaceContentRemaining", Truth::True, "SomeResourcesRemain", remaining.as_str()),
+        ("NamespaceFinalizersRemaining", held_truth, held_reason, held.as_str()),
+    ];
+    for (name, status_of, reason, message) in rows {
+        condition::set(&mut status, &Condition { name, status: status_of, reason, message }, view.now);
+    }
+    let mut updated = namespace.clone();
+    updated.value_mut()["status"] = status;
+    (updated != *namespace).then_some(updated)
 }
 
 /// The device whose word ends an object.

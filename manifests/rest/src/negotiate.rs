@@ -158,29 +158,28 @@ impl BodyType {
     }
 }
 
-/// The three kinds of patch.
+/// The kinds of patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PatchType {
     JsonMerge,
     StrategicMerge,
     Json,
+    /// Server-side apply.
+    Apply,
 }
 
 impl PatchType {
     /// # Errors
-    /// 415 naming what is served; for server-side apply the message says how to get around it.
+    /// 415 naming what is served.
     pub fn of(content_type: Option<&str>) -> Result<Self, ApiError> {
         match media_type(content_type) {
             "application/merge-patch+json" => Ok(Self::JsonMerge),
             "application/strategic-merge-patch+json" => Ok(Self::StrategicMerge),
             "application/json-patch+json" => Ok(Self::Json),
-            "application/apply-patch+yaml" | "application/apply-patch+cbor" => Err(ApiError::of(
-                Reason::UnsupportedMediaType,
-                "server-side apply is not served here: run `kubectl apply` without --server-side",
-            )),
+            "application/apply-patch+yaml" => Ok(Self::Apply),
             other => Err(unsupported(
                 other,
-                "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
+                "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml",
             )),
         }
     }
@@ -307,8 +306,7 @@ mod tests {
         assert_eq!(BodyType::of(Some("application/vnd.kubernetes.protobuf")).unwrap(), BodyType::Protobuf);
         assert_eq!(BodyType::of(Some("application/cbor")).unwrap_err().reason, Reason::UnsupportedMediaType);
         assert_eq!(PatchType::of(Some("application/json-patch+json")).unwrap(), PatchType::Json);
-        let apply = PatchType::of(Some("application/apply-patch+yaml")).unwrap_err();
-        assert!(apply.message.contains("without --server-side"), "{apply}");
+        assert_eq!(PatchType::of(Some("application/apply-patch+yaml")).unwrap(), PatchType::Apply);
         assert_eq!(PatchType::of(Some("application/json")).unwrap_err().reason, Reason::UnsupportedMediaType);
     }
 }

@@ -80,7 +80,7 @@ fn object_operations(kind: KindRef) -> Value {
         "parameters": path_parameters(kind),
         "get": operation(kind, "get", &kind_of(kind), &[]),
         "put": operation(kind, "put", &kind_of(kind), &WRITE_PARAMETERS),
-        "patch": operation(kind, "patch", &kind_of(kind), &WRITE_PARAMETERS),
+        "patch": operation(kind, "patch", &kind_of(kind), &PATCH_PARAMETERS),
         "delete": operation(kind, "delete", &kind_of(kind), &["dryRun", "gracePeriodSeconds", "propagationPolicy"]),
     });
     item["put"]["requestBody"] = body(&["application/json", "application/yaml"], &reference(kind.schema));
@@ -128,8 +128,13 @@ fn subresource_operations(kind: KindRef, subresource: &str) -> Value {
 }
 
 const WRITE_PARAMETERS: [&str; 3] = ["dryRun", "fieldManager", "fieldValidation"];
-const PATCH_TYPES: [&str; 3] =
-    ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+const PATCH_PARAMETERS: [&str; 4] = ["dryRun", "fieldManager", "fieldValidation", "force"];
+const PATCH_TYPES: [&str; 4] = [
+    "application/apply-patch+yaml",
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
 
 fn operation(kind: KindRef, action: &str, gvk: &Value, parameters: &[&str]) -> Value {
     let parameters: Vec<Value> = parameters
@@ -137,7 +142,7 @@ fn operation(kind: KindRef, action: &str, gvk: &Value, parameters: &[&str]) -> V
         .map(|name| {
             let kind = match *name {
                 "limit" | "gracePeriodSeconds" => "integer",
-                "watch" => "boolean",
+                "watch" | "force" => "boolean",
                 _ => "string",
             };
             json!({"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": true}})

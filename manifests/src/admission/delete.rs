@@ -9,7 +9,7 @@ use crate::object::{Object, ObjectKey};
 use crate::time::Timestamp;
 
 /// Namespaces that stay.
-const IMMORTAL_NAMESPACES: [&str; 2] = ["default", "kube-system"];
+const IMMORTAL_NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// Longest grace, so that its end is a time that can be written.
 const GRACE_SECONDS_MAX: i64 = i32::MAX as i64;

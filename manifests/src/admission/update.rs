@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::{Admitted, Context, Outcome, Part, content, delete, metadata};
+use super::{Admitted, Context, Outcome, Part, content, create, delete, metadata};
 use crate::api_error::{ApiError, Reason, Violation};
+use crate::apply::ApplyOptions;
 use crate::object::{Object, ObjectKey};
 use crate::patch::Patch;
 use crate::{defaults, kind, scale, schema};
@@ -40,21 +41,81 @@ pub(super) fn patch(
     put(key, current, part, patched, context)
 }
 
-/// Main and Status: `body` is what the whole object is to be, as far as the part goes.
-fn put(key: &ObjectKey, current: &Object, part: Part, body: Value, context: &Context) -> Result<Admitted, ApiError> {
-    let mut object = content::object_of(key, body)?;
-    metadata::take_namespace(&mut object, key)?;
-    if !object.name().is_empty() && object.name() != key.name {
-        let why =
-            format!("the name of the object ({}) does not match the name on the URL ({})", object.name(), key.name);
+/// Server-side apply: a configuration merged into what is stored, or made the first of it.
+pub(super) fn apply(
+    key: &ObjectKey,
+    current: Option<&Object>,
+    part: Part,
+    body: &Value,
+    options: &ApplyOptions,
+    context: &Context,
+) -> Result<Admitted, ApiError> {
+    check_part(key, part)?;
+    if part == Part::Scale {
+        let why = "a scale is not applied: apply spec.replicas of the object, or patch the scale";
+        return Err(ApiError::of(Reason::UnsupportedMediaType, why).about(key));
+    }
+    let mut config = content::object_of(key, body.clone())?;
+    metadata::take_namespace(&mut config, key)?;
+    if config.name().is_empty() {
+        config.metadata_mut().insert("name".into(), key.name.clone().into());
+    }
+    check_name(key, &config)?;
+    let managed = config.at("/metadata/managedFields").and_then(Value::as_array);
+    if managed.is_some_and(|rows| !rows.is_empty()) {
+        let why = "metadata.managedFields must be nil";
         return Err(ApiError::of(Reason::BadRequest, why).about(key));
     }
-    check_preconditions(key, current, &object)?;
-    let warnings = content::clean(key, &mut object, context)?;
-    let new = match part {
+    match current {
+        Some(current) => check_preconditions(key, current, &config)?,
+        None if part == Part::Status || !matches!(config.text("/metadata/resourceVersion"), "" | "0") => {
+            return Err(ApiError::not_found(key));
+        }
+        None => {}
+    }
+    let warnings = content::clean(key, &mut config, context)?;
+    metadata::drop_unstored(&mut config);
+    defaults::canonical(&mut config);
+    let value = crate::apply::merge(current, &config, part, options, context.now)?;
+    let managed = value.pointer("/metadata/managedFields").cloned();
+    let object = content::object_of(key, value)?;
+    let Some(current) = current else {
+        let mut admitted = create::create(key, None, &object, context)?;
+        if let Outcome::Created(created) = &mut admitted.outcome {
+            metadata::set(created.metadata_mut(), "managedFields", managed.as_ref());
+        }
+        admitted.warnings.splice(0..0, warnings);
+        return Ok(admitted);
+    };
+    let mut new = match part {
         Part::Status => status_of(current, object),
         Part::Main | Part::Scale => main_of(current, object),
     };
+    metadata::set(new.metadata_mut(), "managedFields", managed.as_ref());
+    settle(key, current, new, part, warnings)
+}
+
+fn check_name(key: &ObjectKey, object: &Object) -> Result<(), ApiError> {
+    if object.name().is_empty() || object.name() == key.name {
+        return Ok(());
+    }
+    let why = format!("the name of the object ({}) does not match the name on the URL ({})", object.name(), key.name);
+    Err(ApiError::of(Reason::BadRequest, why).about(key))
+}
+
+/// Main and Status: `body` is what the whole object is to be, as far as the part goes.
+fn put(key: &ObjectKey, current: &Object, part: Part, body: Value, context: &Context) -> Result<Admitted, ApiError> {
+    let managed = crate::apply::restated(current, &body);
+    let mut object = content::object_of(key, body)?;
+    metadata::take_namespace(&mut object, key)?;
+    check_name(key, &object)?;
+    check_preconditions(key, current, &object)?;
+    let warnings = content::clean(key, &mut object, context)?;
+    let mut new = match part {
+        Part::Status => status_of(current, object),
+        Part::Main | Part::Scale => main_of(current, object),
+    };
+    metadata::set(new.metadata_mut(), "managedFields", managed.as_ref());
     settle(key, current, new, part, warnings)
 }
 

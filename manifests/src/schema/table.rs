@@ -20,6 +20,8 @@ const SCALE: &str = "io.k8s.api.autoscaling.v1.Scale";
 pub(super) struct Node {
     pub(super) node_type: Type,
     pub(super) strategy: PatchStrategy,
+    /// `x-kubernetes-map-type: atomic` at the field itself.
+    atomic: bool,
     target: u16,
 }
 
@@ -27,7 +29,7 @@ impl Node {
     pub(super) const ANY: Self = Self::leaf(Type::Any);
 
     const fn leaf(node_type: Type) -> Self {
-        Self { node_type, strategy: PatchStrategy { merge: false, retain_keys: false }, target: 0 }
+        Self { node_type, strategy: PatchStrategy { merge: false, retain_keys: false }, atomic: false, target: 0 }
     }
 
     pub(super) fn object(definition: u16) -> Self {
@@ -65,6 +67,8 @@ impl List {
 struct Definition {
     name: &'static str,
     source: &'static str,
+    /// `x-kubernetes-map-type: atomic` of the type.
+    atomic: bool,
     /// Into `fields`, sorted by name.
     fields: std::ops::Range<u32>,
 }
@@ -95,6 +99,8 @@ struct Source {
     list_type: Option<&'static str>,
     #[serde(rename = "x-kubernetes-list-map-keys", default)]
     keys: Vec<&'static str>,
+    #[serde(rename = "x-kubernetes-map-type")]
+    map_type: Option<&'static str>,
     #[serde(rename = "x-kubernetes-patch-merge-key")]
     merge_key: Option<&'static str>,
     #[serde(rename = "x-kubernetes-patch-strategy", default)]
@@ -115,6 +121,7 @@ impl Table {
         for index in 0..table.definitions.len() {
             let start = table.fields.len();
             if let Ok(source) = serde_json::from_str::<Source>(table.definitions[index].source) {
+                table.definitions[index].atomic = source.map_type == Some("atomic");
                 for (name, field) in source.properties.unwrap_or_default() {
                     let node = table.node(&field);
                     table.fields.push(Field { name, required: source.required.contains(&name), node });
@@ -147,6 +154,7 @@ impl Table {
         let mut strategies = source.strategy.split(',');
         node.strategy.retain_keys = strategies.clone().any(|word| word == "retainKeys");
         node.strategy.merge = strategies.any(|word| word == "merge");
+        node.atomic = source.map_type == Some("atomic");
         node
     }
 
@@ -190,6 +198,12 @@ impl Table {
         (node.node_type == Type::Object).then(|| self.definitions[usize::from(node.target)].name)
     }
 
+    /// Whether an object or map has one owner as a whole.
+    pub(super) fn is_atomic(&self, node: Node) -> bool {
+        let of_type = || node.node_type == Type::Object && self.definitions[usize::from(node.target)].atomic;
+        node.atomic || of_type()
+    }
+
     pub(super) fn fields(&self, node: Node) -> &[Field] {
         if node.node_type != Type::Object {
             return &[];
@@ -218,7 +232,7 @@ fn position(count: usize) -> u32 {
 
 fn line(text: &'static str) -> Option<Definition> {
     let (name, source) = text.trim_end_matches(',').strip_prefix('"')?.split_once("\":")?;
-    Some(Definition { name, source, fields: 0..0 })
+    Some(Definition { name, source, atomic: false, fields: 0..0 })
 }
 
 pub(super) fn components_for(group: &str, version: &str) -> BTreeMap<&'static str, Value> {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use flotilla_manifests::admission::{DeleteOptions, Mutation, Outcome, Part};
-use flotilla_manifests::api_error::{ApiError, Reason};
+use flotilla_manifests::api_error::{ApiError, Reason, Violation};
+use flotilla_manifests::apply::ApplyOptions;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::patch::Patch;
 use http::{StatusCode, header};
@@ -140,11 +141,16 @@ fn mutation(request: &ResourceRequest, call: Call<'_>, bytes: &[u8]) -> Result<(
     let content_type = call.header(header::CONTENT_TYPE);
     if request.verb == Verb::Patch {
         let patch_type = PatchType::of(content_type)?;
-        let body::Parsed { value, warnings } = body::parse(bytes, BodyType::Json, strictness)?;
+        let format = if patch_type == PatchType::Apply { BodyType::Yaml } else { BodyType::Json };
+        let body::Parsed { value, warnings } = body::parse(bytes, format, strictness)?;
         let patch = match patch_type {
             PatchType::JsonMerge => Patch::JsonMerge(value),
             PatchType::StrategicMerge => Patch::StrategicMerge(value),
             PatchType::Json => Patch::Json(value),
+            PatchType::Apply => {
+                let mutation = Mutation::Apply { part: part(request), body: value, options: apply_options(request)? };
+                return Ok((mutation, warnings));
+            }
         };
         return Ok((Mutation::Patch { part: part(request), patch }, warnings));
     }
@@ -155,6 +161,23 @@ fn mutation(request: &ResourceRequest, call: Call<'_>, bytes: &[u8]) -> Result<(
         (_, part) => Mutation::Replace { part, body: body::object(value, request)?.into_value() },
     };
     Ok((mutation, warnings))
+}
+
+/// An apply must say for whom it is.
+fn apply_options(request: &ResourceRequest) -> Result<ApplyOptions, ApiError> {
+    let force = request.options.query.flag("force")?;
+    if let Some(manager) = request.options.field_manager.clone() {
+        return Ok(ApplyOptions { manager, force });
+    }
+    let fault = Violation {
+        reason: "FieldValueRequired",
+        field: "fieldManager".to_owned(),
+        message: "Required value: is required for apply patch".to_owned(),
+    };
+    let message = format!("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: {}", fault.message);
+    let mut error = ApiError::of(Reason::Invalid, message);
+    error.causes = vec![fault];
+    Err(error)
 }
 
 fn part(request: &ResourceRequest) -> Part {

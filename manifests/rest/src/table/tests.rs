@@ -143,7 +143,7 @@ metadata:
   name: n1
   creationTimestamp: 2025-12-30T00:00:00Z
   labels: {{flotilla.dev/site: mill, node-role.kubernetes.io/edge: '', node-role.kubernetes.io/camera: ''}}
-  annotations: {{flotilla.dev/last-seen: '2026-01-01T00:59:18Z', flotilla.dev/sync: behind}}
+  annotations: {{flotilla.dev/last-seen: '2026-01-01T00:59:18Z', flotilla.dev/sync: behind, flotilla.dev/road: 'quic udp 10.0.0.9:4'}}
 spec: {{unschedulable: {unschedulable}}}
 status:
   conditions: [{{type: Ready, status: '{ready}'}}]
@@ -166,7 +166,8 @@ status:
             "<none>",
             "Debian",
             "6.1",
-            "process://1"
+            "process://1",
+            "quic udp 10.0.0.9:4"
         ]
     );
     assert_eq!(node("False", true)[1], "NotReady,SchedulingDisabled");

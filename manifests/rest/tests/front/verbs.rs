@@ -166,3 +166,62 @@ fn long_lists_come_in_pages() {
         assert!(kubectl.fails(&["get", "--raw", &both]).contains("not allowed when using continue"));
     });
 }
+
+#[test]
+fn server_side_apply() {
+    with_each(|kubectl, _| {
+        let ssa = |manager: &'static str| ["apply", "--server-side", "--field-manager", manager, "-f", "-"];
+        let applied = kubectl.ok_with(&ssa("ops"), WEB);
+        assert!(applied.contains("deployment.apps/web serverside-applied"), "{applied}");
+        kubectl
+            .shows(&["get", "deploy", "web", "-o", "yaml", "--show-managed-fields"], &["manager: ops", "f:replicas"]);
+        let version = || json(kubectl, &["get", "deploy", "web"])["metadata"]["resourceVersion"].clone();
+        let before = version();
+        kubectl.ok_with(&ssa("ops"), WEB);
+        assert_eq!(version(), before, "applying again changes nothing");
+
+        let refused = kubectl.fails_with(&ssa("mesh"), &WEB.replace("web:1", "web:9"));
+        assert!(refused.contains("Apply failed with 1 conflict: conflict with \"ops\""), "{refused}");
+        assert!(refused.contains(".spec.template.spec.containers[name=\"main\"].image"), "{refused}");
+        assert!(refused.contains("Please review the fields above"), "{refused}");
+        let mut forced = ssa("mesh").to_vec();
+        forced.push("--force-conflicts");
+        kubectl.ok_with(&forced, &WEB.replace("web:1", "web:9"));
+        let diff = ["diff", "--server-side", "--field-manager", "mesh", "-f", "-"];
+        kubectl.ok_with(&diff, &WEB.replace("web:1", "web:9"));
+        let seen = kubectl.fails_with(&diff, &WEB.replace("web:1", "web:7"));
+        assert!(seen.contains("example/web:7"), "{seen}");
+        let image = "jsonpath={.spec.template.spec.containers[0].image}";
+        kubectl.shows(&["get", "deploy", "web", "-o", image], &["example/web:9"]);
+
+        // A variable that its only manager no longer applies goes.
+        let without = WEB.replace("        env: [{name: COLOUR, value: green}]\n", "");
+        kubectl.ok_with(&ssa("ops"), &without.replace("web:1", "web:9"));
+        kubectl.shows(&["get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[0].env}"], &["COLOUR"]);
+        let mut forced = ssa("mesh").to_vec();
+        forced.push("--force-conflicts");
+        kubectl.ok_with(&forced, &without.replace("web:1", "web:9"));
+        let env = kubectl.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.template.spec.containers[0].env}"]);
+        assert_eq!(env, "");
+    });
+}
+
+#[test]
+fn from_client_side_to_server_side_apply() {
+    with_each(|kubectl, _| {
+        kubectl.ok_with(&["apply", "-f", "-"], WEB);
+        let next = WEB.replace("web:1", "web:2").replace("  replicas: 2\n", "");
+        let moved = kubectl.ok_with(&["apply", "--server-side", "-f", "-"], &next);
+        assert!(moved.contains("serverside-applied"), "{moved}");
+        let deployment = json(kubectl, &["get", "deploy", "web", "--show-managed-fields"]);
+        assert_eq!(deployment["spec"]["template"]["spec"]["containers"][0]["image"], "example/web:2");
+        let managers = deployment["metadata"]["managedFields"].as_array().unwrap();
+        let names: Vec<&str> = managers.iter().map(|row| row["manager"].as_str().unwrap()).collect();
+        assert!(
+            names.contains(&"kubectl") && !names.contains(&"kubectl-client-side-apply"),
+            "kubectl took over: {names:?}"
+        );
+        // What kubectl owned and no longer says is gone: the default holds.
+        assert_eq!(deployment["spec"]["replicas"], 1);
+    });
+}
