@@ -7,12 +7,13 @@
 mod offline;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_manifests::api_error::{ApiError, Reason};
 use flotilla_manifests::kind;
 use flotilla_manifests::label::Selector;
-use flotilla_manifests::object::ObjectKey;
+use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::time::Timestamp;
 use flotilla_manifests::{derive, rollout};
 use flotilla_sync::blob::BlobRef;
@@ -39,11 +40,16 @@ use crate::store::sticks::{Stick, StoredJoin};
 
 pub use offline::StoppedHub;
 
+/// How long an export waits for the controllers.
+const SETTLE: Duration = Duration::from_secs(2);
+
 /// The hub's end of `flotilla bundle`.
 #[derive(Debug, Clone)]
 pub(crate) struct HubClerk {
     pub(crate) door: Arc<FleetDoor>,
     pub(crate) registrar: Arc<Registrar>,
+    /// Whether controllers run beside it.
+    pub(crate) controlled: bool,
 }
 
 /// What an export is made from, read in one transaction.
@@ -64,6 +70,27 @@ impl HubClerk {
             }
         }
         Ok(())
+    }
+
+    /// Lets the controllers see what was written last: what follows from `kubectl apply` belongs into the bundle exported after it.
+    async fn settle(&self) {
+        let store = &self.registrar.store;
+        let mut changes = store.changes();
+        let settled = async {
+            loop {
+                changes.mark_unchanged();
+                let waiting = store.view(|index| {
+                    let kinds = [&kind::DAEMON_SET, &kind::DEPLOYMENT, &kind::REPLICA_SET];
+                    kinds.into_iter().any(|kind| index.list(kind, None).any(|object| !is_observed(object)))
+                });
+                if !waiting || changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if self.controlled && tokio::time::timeout(SETTLE, settled).await.is_err() {
+            tracing::warn!("a bundle is exported before the controllers have seen every change");
+        }
     }
 
     async fn prepare(&self, node: &NodeName) -> Result<Prepared, Failure> {
@@ -220,6 +247,7 @@ impl Clerk for HubClerk {
     async fn export(&self, wish: Wish, target: &mut DuplexStream) -> Result<Report, Failure> {
         let node = wish.node.ok_or_else(|| Failure::other("a hub's bundle is for a device: say which with --node"))?;
         let node = NodeName::parse(&node).map_err(Failure::other)?;
+        self.settle().await;
         let prepared = self.prepare(&node).await?;
         let enrolled = self.enrolled(&node, &prepared)?;
         let known = wish.full || enrolled.is_some();
@@ -277,6 +305,12 @@ impl Clerk for HubClerk {
         );
         Ok(report)
     }
+}
+
+/// Whether a workload's controller has seen its newest generation.
+fn is_observed(object: &Object) -> bool {
+    let number = |pointer| object.at(pointer).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    number("/status/observedGeneration") >= number("/metadata/generation")
 }
 
 /// The device's turn in every rollout comes with the stick: a silent device is counted in no budget, and one that learns by catching

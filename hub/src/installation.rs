@@ -77,13 +77,22 @@ pub(crate) fn open(batch: &mut Batch<'_>) -> Result<(Installation, WriterIdentit
             WriterIdentity::restore(*seed, chain, &installation.root().public())?
         }
         None => {
-            let seed = mint::bytes::<32>().map_err(|_| InstallationError::NoRandomness)?;
-            let writer = WriterIdentity::for_hub(seed, batch.incarnation(), installation.root())?;
-            let mut stored = seed.to_vec();
-            stored.extend(writer.chain().encode());
+            let (writer, stored) = fresh_writer(&installation, batch.incarnation())?;
             batch.set_setting(Setting::Writer, &stored)?;
             writer
         }
     };
     Ok((installation, writer))
+}
+
+/// A writer for a life of the hub's database, and the bytes to store it by.
+pub(crate) fn fresh_writer(
+    installation: &Installation,
+    incarnation: u64,
+) -> Result<(WriterIdentity, Vec<u8>), InstallationError> {
+    let seed = mint::bytes::<32>().map_err(|_| InstallationError::NoRandomness)?;
+    let writer = WriterIdentity::for_hub(seed, incarnation, installation.root())?;
+    let mut stored = seed.to_vec();
+    stored.extend(writer.chain().encode());
+    Ok((writer, stored))
 }

@@ -4,9 +4,12 @@
 //! written is admission's, what follows from it is the controllers'. One thread writes ([`writer`]), many read from memory.
 //! Start reading at [`Store`], then [`Batch`].
 
+pub mod backup;
 mod batch;
 mod blobs;
 mod channels;
+pub mod check;
+pub(crate) mod documents;
 pub(crate) mod devices;
 mod history;
 pub(crate) mod inbox;
@@ -15,6 +18,7 @@ pub(crate) mod learned;
 pub(crate) mod life;
 mod load;
 pub(crate) mod logs;
+mod retention;
 mod schema;
 pub(crate) mod settings;
 pub(crate) mod sticks;

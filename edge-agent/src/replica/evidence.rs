@@ -141,7 +141,8 @@ impl Evidence {
 impl State {
     /// Logs of hubs without proof, or with too long a one, of a hub that holds all that this device does.
     fn unproven(&self, hub: &Positions) -> Vec<LogKey> {
-        let hubs = |writer: &WriterId| self.writers.get(writer).is_some_and(|chain| chain.subject == WriterSubject::Hub);
+        let hubs =
+            |writer: &WriterId| self.writers.get(writer).is_some_and(|chain| chain.subject == WriterSubject::Hub);
         let mut found = Vec::new();
         for (name, channel) in &self.channels {
             let Some(there) = hub.get(name) else { continue };

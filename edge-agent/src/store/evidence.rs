@@ -209,4 +209,3 @@ pub(super) fn load(connection: &Connection) -> rusqlite::Result<Vec<KeptRow>> {
     })?;
     rows.collect()
 }
-

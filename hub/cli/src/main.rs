@@ -4,6 +4,7 @@
 
 mod demo;
 mod hub_command;
+mod recovery_command;
 
 use std::process::ExitCode;
 

@@ -44,7 +44,7 @@ impl StoppedHub {
         let addresses = stored.and_then(|stored| serde_json::from_slice::<Addresses>(&stored).ok()).unwrap_or_default();
         let door = Arc::new(FleetDoor::new(store.clone(), contacts, Arc::clone(&installation), opened.writer));
         let registrar = Arc::new(Registrar { store, installation, addresses });
-        Ok(Self { clerk: HubClerk { door, registrar }, _lock: lock })
+        Ok(Self { clerk: HubClerk { door, registrar, controlled: false }, _lock: lock })
     }
 
     /// Serves one command.

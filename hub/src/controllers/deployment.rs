@@ -21,6 +21,7 @@ use super::{Plan, View, Write};
 use rolling::{Set, Sizes};
 
 pub use history::REVISION_ANNOTATION;
+pub(crate) use history::revision_of;
 
 const SOURCE: &str = "deployment-controller";
 const DESIRED_ANNOTATION: &str = "deployment.kubernetes.io/desired-replicas";
@@ -88,7 +89,7 @@ fn owned<'a>(view: &View<'a>, deployment: &Object, min_ready_seconds: i64) -> Ve
         })
         .collect();
     owned.sort_by(|one, other| {
-        let age = |set: &Owned<'_>| (set.object.creation_timestamp(), history::revision_of(set.object));
+        let age = |set: &Owned<'_>| (set.object.creation_timestamp(), revision_of(set.object));
         age(one).cmp(&age(other)).then_with(|| one.object.name().cmp(other.object.name()))
     });
     owned
@@ -185,7 +186,7 @@ impl Edits {
 }
 
 /// The ReplicaSet of a Deployment's present template.
-fn replica_set(deployment: &Object, spec: &DeploymentSpec, hash: &str, revision: i64, replicas: i64) -> Object {
+pub(crate) fn replica_set(deployment: &Object, spec: &DeploymentSpec, hash: &str, revision: i64, replicas: i64) -> Object {
     let name = format!("{}-{hash}", deployment.name());
     let mut set = Object::empty(&kind::REPLICA_SET, deployment.namespace(), &name);
     let mut template = deployment.at("/spec/template").cloned().unwrap_or_else(|| json!({}));

@@ -112,7 +112,7 @@ fn create(view: &View<'_>, set: &Object, number: usize, plan: &mut Plan) {
 }
 
 /// A Pod of this set, bound to no device yet.
-fn pod_of(set: &Object, name: &str) -> Object {
+pub(crate) fn pod_of(set: &Object, name: &str) -> Object {
     let mut pod = derive::from_template(set, name, "");
     if let Some(number) = set.annotation(NUMBER_ANNOTATION) {
         pod.set_annotation(NUMBER_ANNOTATION, number);

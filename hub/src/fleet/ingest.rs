@@ -11,6 +11,7 @@ use flotilla_sync::log::{Placement, VerifiedBatch};
 use flotilla_sync::replica::{Ingested, Input};
 
 use super::observe;
+use crate::learn;
 use crate::store::Batch;
 
 /// Overrides one device may have standing at the hub.
@@ -19,20 +20,76 @@ const OVERRIDES_MAX: usize = 1024;
 /// Takes inputs of one device into effect, in order.
 pub(super) fn ingest(batch: &mut Batch<'_>, node: &NodeName, inputs: Vec<Input>) -> Result<Ingested, ApiError> {
     let mut ingested = Ingested::default();
+    let mut learned = false;
     batch.set_author(&format!("device:{node}"));
     for input in inputs {
+        let writer = match &input {
+            Input::Writer(chain) => {
+                batch.put_writer(chain)?;
+                continue;
+            }
+            Input::Batch(verified) | Input::Branch(verified) => verified.batch().writer,
+            Input::Snapshot(verified) => verified.snapshot().list.writer,
+        };
+        // A hub's own words from an earlier life, which its database has lost.
+        if batch.is_hub_writer(&writer)? == Some(true) {
+            learned |= take_lesson(batch, node, &input, &mut ingested)?;
+            continue;
+        }
         match input {
-            Input::Writer(chain) => batch.put_writer(&chain)?,
+            Input::Writer(_) => {}
             Input::Batch(verified) => take_batch(batch, node, &verified, &mut ingested)?,
             Input::Branch(verified) => take_branch(batch, node, &verified, &mut ingested)?,
             Input::Snapshot(verified) => take_snapshot(batch, node, &verified, &mut ingested)?,
         }
     }
+    if learned {
+        learn::take_late(batch)?;
+    }
     Ok(ingested)
 }
 
-/// Records of another branch of a forked log take effect and move no head. A branch of the hub's own log is not the device's to
-/// teach: documents the hub lost come back by an operator's hand.
+/// What an earlier life of the hub said, given back by a device; `false` if it is known. The hub's present writer is nobody's to quote.
+fn take_lesson(
+    batch: &mut Batch<'_>,
+    node: &NodeName,
+    input: &Input,
+    ingested: &mut Ingested,
+) -> Result<bool, ApiError> {
+    let (writer, channel) = match input {
+        Input::Batch(verified) | Input::Branch(verified) => (verified.batch().writer, &verified.batch().channel),
+        Input::Snapshot(verified) => (verified.snapshot().list.writer, &verified.snapshot().list.channel),
+        Input::Writer(_) => return Ok(false),
+    };
+    if batch.is_present_writer(&writer)? {
+        tracing::warn!(%node, %channel, %writer, "a device quotes the hub's present writer; it is not taken in");
+        return Ok(false);
+    }
+    match input {
+        Input::Batch(verified) => match verified.place(Some(batch.device_head(channel, &writer)?)) {
+            Placement::Next => {
+                batch.learn(verified, &mut ingested.set_aside)?;
+                batch.keep_hub_batch(verified)?;
+                ingested.applied += verified.records().len();
+            }
+            Placement::Duplicate => return Ok(false),
+            other => {
+                let message =
+                    format!("what device {node} gives of log {writer} does not follow what is here: {other:?}");
+                return Err(ApiError::of(Reason::Conflict, message));
+            }
+        },
+        Input::Branch(verified) => batch.learn(verified, &mut ingested.set_aside)?,
+        Input::Snapshot(verified) => {
+            batch.learn_list(verified, &mut ingested.set_aside)?;
+            ingested.applied += verified.snapshot().states.len();
+        }
+        Input::Writer(_) => {}
+    }
+    Ok(true)
+}
+
+/// Records of another branch of a forked log take effect and move no head.
 fn take_branch(
     batch: &mut Batch<'_>,
     node: &NodeName,

@@ -15,6 +15,7 @@ use flotilla_sync::identity::NodeName;
 use flotilla_sync::observation::Observation;
 use serde_json::{Value, json};
 
+use crate::learn;
 use crate::store::Batch;
 
 /// Events of one namespace kept at most; the oldest go first.
@@ -39,6 +40,7 @@ struct PodReport {
 /// read is set aside and named in the log.
 pub(super) fn observe(batch: &mut Batch<'_>, node: &NodeName, observations: &[Observation]) -> Result<(), ApiError> {
     batch.set_author(&format!("device:{node}"));
+    let learning = learn::stored(batch)?.is_some();
     for observation in observations {
         if !batch.is_news(node.as_str(), &observation.subject, observation.clock, observation.time_ms)? {
             continue;
@@ -50,19 +52,35 @@ pub(super) fn observe(batch: &mut Batch<'_>, node: &NodeName, observations: &[Ob
                 continue;
             }
         };
-        match (observation.subject.split_once('/'), body) {
-            (Some(("pod", uid)), None) => ended(batch, node, uid)?,
-            (Some(("pod", uid)), Some(body)) => match serde_json::from_value::<PodReport>(body) {
-                Ok(report) if report.uid == uid => pod(batch, node, &report)?,
-                Ok(_) => tracing::warn!(%node, subject = observation.subject, "an observation names another pod"),
-                Err(error) => {
-                    tracing::warn!(%node, subject = observation.subject, %error, "an observation cannot be read")
-                }
-            },
-            (Some(("event", _)), Some(body)) => event(batch, node, body)?,
-            (None, Some(status)) if observation.subject == "node" => node_status(batch, node, status)?,
-            _ => {}
+        if learning {
+            batch.defer(node.as_str(), &observation.subject, observation.body.as_deref())?;
         }
+        take(batch, node, &observation.subject, body)?;
+    }
+    Ok(())
+}
+
+/// Reads again what came while the hub was learning.
+pub(super) fn replay(batch: &mut Batch<'_>) -> Result<(), ApiError> {
+    for (node, subject, body) in batch.take_deferred()? {
+        let Ok(node) = NodeName::parse(&node) else { continue };
+        let Ok(body) = body.as_deref().map(serde_json::from_slice::<Value>).transpose() else { continue };
+        take(batch, &node, &subject, body)?;
+    }
+    Ok(())
+}
+
+fn take(batch: &mut Batch<'_>, node: &NodeName, subject: &str, body: Option<Value>) -> Result<(), ApiError> {
+    match (subject.split_once('/'), body) {
+        (Some(("pod", uid)), None) => ended(batch, node, uid)?,
+        (Some(("pod", uid)), Some(body)) => match serde_json::from_value::<PodReport>(body) {
+            Ok(report) if report.uid == uid => pod(batch, node, &report)?,
+            Ok(_) => tracing::warn!(%node, subject, "an observation names another pod"),
+            Err(error) => tracing::warn!(%node, subject, %error, "an observation cannot be read"),
+        },
+        (Some(("event", _)), Some(body)) => event(batch, node, body)?,
+        (None, Some(status)) if subject == "node" => node_status(batch, node, status)?,
+        _ => {}
     }
     Ok(())
 }

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use flotilla_manifests::kind::{self, KindRef};
+use flotilla_manifests::digest;
+use flotilla_manifests::kind;
 use flotilla_manifests::object::ObjectKey;
-use flotilla_manifests::{digest, schema};
+use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{ChannelName, Head, ItemId, WriterId};
-use flotilla_sync::document::{Document, DocumentError, Edit};
 use flotilla_sync::identity::seal;
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::log::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, LogWriter};
@@ -19,17 +19,14 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde_json::{Value, json};
 
 use super::batch::Batch;
+use super::documents::Edited;
 use super::history::Event;
 use super::learned::DELETED;
-use super::{StoreError, devices, logs};
+use super::{StoreError, devices};
 use crate::mint;
 use crate::publish::content::{self, Content};
 use crate::publish::{Channel, Item, Publication, Touched};
 
-/// A document starts a new epoch after so many changes.
-const EPOCH_CHANGES_MAX: usize = 1000;
-/// Or once its history makes it twice as large as its manifest, but not below this.
-const EPOCH_BYTES_MIN: usize = 64 * 1024;
 /// Room for what a record adds to its body.
 const RECORD_OVERHEAD_BYTES: usize = 1024;
 
@@ -37,18 +34,6 @@ const RECORD_OVERHEAD_BYTES: usize = 1024;
 struct Row {
     id: String,
     digest: Vec<u8>,
-}
-
-/// A row of the `document` table: epoch, digest of its content, saved state.
-type Stored = (u64, Vec<u8>, Vec<u8>);
-
-/// A document brought up to its wanted content.
-struct Edited {
-    digest: Vec<u8>,
-    /// What it stood at before, and the change from there to here.
-    change: Option<(Vec<u8>, Vec<u8>)>,
-    saved: Bytes,
-    epoch: u64,
 }
 
 impl Batch<'_> {
@@ -73,6 +58,11 @@ impl Batch<'_> {
         self.announce_writer(&identity)?;
         self.working.log = Some(self.log_of(identity)?);
         self.publish_all()
+    }
+
+    /// Compares every place with what is wanted there.
+    pub(crate) fn publish_everything(&mut self) -> Result<(), StoreError> {
+        if self.working.log.is_some() { self.publish_all() } else { Ok(()) }
     }
 
     fn publish_places(&mut self, publication: &Publication, touched: Touched) -> Result<(), StoreError> {
@@ -279,70 +269,6 @@ impl Batch<'_> {
         let row = statement.query_row([channel, source], |row| Ok(Row { id: row.get(0)?, digest: row.get(1)? }));
         Ok(row.optional()?)
     }
-
-    /// Brings the document of an object up to its manifest part; `None` when there is no such object.
-    fn edit_document(&mut self, key: &ObjectKey) -> Result<Option<Edited>, StoreError> {
-        let Some(object) = self.working.index.get(key) else { return Ok(None) };
-        let Content::Document { uid, kind, object, rollouts } = content::document(&self.working.index, object) else {
-            return Ok(None);
-        };
-        let wanted = digest::of_value(&json!({"object": object, "rollout": rollouts})).to_vec();
-        let refused = |error: DocumentError| {
-            let (what, why) = (key.to_string(), error.to_string());
-            match error {
-                DocumentError::TooLarge { .. } => StoreError::TooLarge { what, why },
-                _ => StoreError::Publish { what, why },
-            }
-        };
-        let shape = |path: &[&str]| schema::list_keys(kind, path);
-        let edit = Edit { object: &object, rollouts: &rollouts, author: &self.author, time_ms: self.now.0 };
-        let actor = self.working.actor;
-        let stored = stored_document(self.transaction, &uid)?;
-        let (large, blobs);
-        let edited = match stored {
-            Some((epoch, digest, state)) if digest == wanted => {
-                return Ok(Some(Edited { digest, change: None, saved: state.into(), epoch }));
-            }
-            None => {
-                let mut document = Document::create(edit, 1, &shape, actor).map_err(refused)?;
-                (large, blobs) = (document.take_large(), document.blobs());
-                Edited { digest: wanted, change: None, saved: document.save().into(), epoch: 1 }
-            }
-            Some((epoch, before, state)) => {
-                let mut document = Document::load(&state).map_err(refused)?.with_actor(actor);
-                let fresh = object.to_string().len();
-                let grown = (fresh * 2).clamp(EPOCH_BYTES_MIN, RECORD_BODY_BYTES_MAX / 4 * 3);
-                let long = document.changes_len() >= EPOCH_CHANGES_MAX || state.len() >= grown;
-                let full = long && !self.rolling(kind, &rollouts);
-                if full {
-                    let mut document = Document::create(edit, epoch + 1, &shape, actor).map_err(refused)?;
-                    (large, blobs) = (document.take_large(), document.blobs());
-                    Edited { digest: wanted, change: None, saved: document.save().into(), epoch: epoch + 1 }
-                } else {
-                    let change = document.edit(edit, &shape).map_err(refused)?;
-                    (large, blobs) = (document.take_large(), document.blobs());
-                    // A change too large for a record is said as the whole state, which is compressed.
-                    let change =
-                        change.filter(|change| change.len() <= RECORD_BODY_BYTES_MAX).map(|change| (before, change));
-                    Edited { digest: wanted, change, saved: document.save().into(), epoch }
-                }
-            }
-        };
-        if edited.saved.len() > RECORD_BODY_BYTES_MAX {
-            let why = format!("its document has {} bytes, {RECORD_BODY_BYTES_MAX} fit", edited.saved.len());
-            return Err(StoreError::TooLarge { what: key.to_string(), why });
-        }
-        self.transaction
-            .prepare_cached("INSERT OR REPLACE INTO document (uid, epoch, digest, state) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![uid, edited.epoch.cast_signed(), edited.digest, &edited.saved[..]])?;
-        self.put_document_blobs(&uid, &large, &blobs)?;
-        Ok(Some(edited))
-    }
-
-    /// While two numbers are in flight the history that tells their templates apart must stay.
-    fn rolling(&self, kind: KindRef, rollouts: &BTreeMap<String, u64>) -> bool {
-        kind != &kind::NODE && rollouts.len() > 1
-    }
 }
 
 /// Signs and stores what this transaction added to the channels: one batch and one signature per channel.
@@ -350,6 +276,7 @@ pub(super) fn seal_logs(
     transaction: &Transaction<'_>,
     log: &mut LogWriter,
     drafts: BTreeMap<ChannelName, Vec<Draft>>,
+    now: Timestamp,
 ) -> Result<Vec<ChannelName>, StoreError> {
     let mut grown = Vec::new();
     for (channel, drafts) in drafts {
@@ -358,13 +285,13 @@ pub(super) fn seal_logs(
         for draft in drafts {
             let more = draft.body.inline().map_or(0, Bytes::len) + RECORD_OVERHEAD_BYTES;
             if !chunk.is_empty() && (bytes + more > BATCH_BYTES_MAX || chunk.len() == BATCH_RECORDS_MAX) {
-                append(transaction, log, &channel, std::mem::take(&mut chunk))?;
+                append(transaction, log, &channel, std::mem::take(&mut chunk), now)?;
                 bytes = 0;
             }
             bytes += more;
             chunk.push(draft);
         }
-        append(transaction, log, &channel, chunk)?;
+        append(transaction, log, &channel, chunk, now)?;
         grown.push(channel);
     }
     Ok(grown)
@@ -375,12 +302,13 @@ fn append(
     log: &mut LogWriter,
     channel: &ChannelName,
     drafts: Vec<Draft>,
+    now: Timestamp,
 ) -> Result<(), StoreError> {
     let count = drafts.len() as u64;
     let verified = log
         .append(channel, drafts)
         .map_err(|error| StoreError::Publish { what: channel.to_string(), why: error.to_string() })?;
-    store_batch(transaction, verified.batch(), verified.head(), count)
+    store_batch(transaction, verified.batch(), verified.head(), count, now)
 }
 
 /// Stores one batch at the end of its log.
@@ -389,12 +317,22 @@ pub(super) fn store_batch(
     batch: &flotilla_sync::log::Batch,
     head: Head,
     count: u64,
+    now: Timestamp,
 ) -> Result<(), StoreError> {
     let encoded = batch.encode();
     let (channel, writer) = (batch.channel.to_string(), batch.writer.0);
     transaction
-        .prepare_cached("INSERT INTO batch (channel, writer, first_seq, last_seq, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![channel, writer, batch.first_seq.cast_signed(), batch.last_seq.cast_signed(), encoded])?;
+        .prepare_cached(
+            "INSERT INTO batch (channel, writer, first_seq, last_seq, body, time) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![
+            channel,
+            writer,
+            batch.first_seq.cast_signed(),
+            batch.last_seq.cast_signed(),
+            encoded,
+            now.0.cast_signed()
+        ])?;
     transaction
         .prepare_cached(
             "INSERT INTO head (channel, writer, seq, hash, floor, records, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
@@ -455,12 +393,6 @@ pub(super) fn truncate(
             .execute(params![name, writer.0, floor, kept_records.cast_signed(), kept_bytes.cast_signed()])?;
     }
     Ok(())
-}
-
-pub(super) fn stored_document(transaction: &Connection, uid: &str) -> Result<Option<Stored>, StoreError> {
-    let mut statement = transaction.prepare_cached("SELECT epoch, digest, state FROM document WHERE uid = ?1")?;
-    let row = statement.query_row([uid], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?, row.get(2)?)));
-    Ok(row.optional()?)
 }
 
 /// The workload of an event, where it has numbers of its own.

@@ -64,7 +64,7 @@ impl Batch<'_> {
         let batch = verified.batch();
         let head = verified.head();
         let count = verified.records().len() as u64;
-        super::channels::store_batch(self.transaction, batch, head, count)?;
+        super::channels::store_batch(self.transaction, batch, head, count, self.now)?;
         let grown = [batch.channel.clone()];
         super::channels::truncate(self.transaction, &batch.writer, &grown, DEVICE_RECORDS_MAX, DEVICE_LOG_BYTES_MAX)?;
         self.grown.push(Grown { channel: batch.channel.clone(), writer: batch.writer, head });
@@ -160,9 +160,9 @@ impl Batch<'_> {
 
     /// The manifest a workload's number was made from, as its document knows it.
     pub(crate) fn object_at_number(&self, uid: &str, number: &str) -> Result<Option<serde_json::Value>, StoreError> {
-        let Some((_, _, state)) = super::channels::stored_document(self.transaction, uid)? else { return Ok(None) };
+        let Some(stored) = super::documents::stored_document(self.transaction, uid)? else { return Ok(None) };
         let found =
-            flotilla_sync::document::Document::load(&state)
+            flotilla_sync::document::Document::load(&stored.state)
                 .and_then(|document| document.object_at_number(number, &|hash| self.blob(hash)));
         found.map_err(|error| StoreError::Publish { what: format!("document {uid}"), why: error.to_string() })
     }

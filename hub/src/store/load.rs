@@ -14,7 +14,7 @@ use super::{StoreError, schema};
 use crate::config::Retention;
 
 /// Bits of a resource version below the incarnation.
-const SEQ_BITS: u32 = 40;
+pub(super) const SEQ_BITS: u32 = 40;
 
 pub(super) struct Loaded {
     pub(super) index: Index,

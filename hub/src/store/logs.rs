@@ -143,6 +143,18 @@ impl Logs {
         Ok(statement.query_row([writer.0], |row| row.get(0)).optional()?)
     }
 
+    /// Whether what devices gave back names large values that are not here yet.
+    pub(crate) fn lacks_learned_blobs(&self) -> Result<bool, StoreError> {
+        super::learned::lacks_blobs(&self.reader())
+    }
+
+    /// Whether a writer is a hub's; `None` for one that is not known.
+    pub(crate) fn is_hub_writer(&self, writer: &WriterId) -> Result<Option<bool>, StoreError> {
+        let reader = self.reader();
+        let mut statement = reader.prepare_cached("SELECT hub FROM writer WHERE id = ?1")?;
+        Ok(statement.query_row([writer.0], |row| row.get(0)).optional()?)
+    }
+
     /// The signed list of a channel with its states; made once per head.
     fn snapshot(
         &self,

@@ -5,7 +5,12 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 use super::StoreError;
 
 /// Each entry brings the schema from version `index` to `index + 1`. Entries are never edited once shipped.
-const MIGRATIONS: &[&str] = &[include_str!("schema/0001.sql"), include_str!("schema/blobs.sql"), include_str!("schema/learn.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema/0001.sql"),
+    include_str!("schema/blobs.sql"),
+    include_str!("schema/learn.sql"),
+    include_str!("schema/epochs.sql"),
+];
 
 /// Settings of every connection: WAL, each commit on the disk before it is answered.
 pub(crate) fn configure(connection: &Connection) -> rusqlite::Result<()> {

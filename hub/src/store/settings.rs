@@ -13,6 +13,12 @@ pub(crate) enum Setting {
     Writer,
     /// `Addresses` as JSON: what tokens carry.
     Addresses,
+    /// `learn::Learning` as JSON, while the hub learns from its devices.
+    Learning,
+    /// `learn::Report` as JSON: what was learned last.
+    Learned,
+    /// The operator said to go on.
+    Resume,
 }
 
 impl Setting {
@@ -21,6 +27,9 @@ impl Setting {
             Self::Installation => "installation",
             Self::Writer => "writer",
             Self::Addresses => "addresses",
+            Self::Learning => "learning",
+            Self::Learned => "learned",
+            Self::Resume => "resume",
         }
     }
 }
@@ -35,10 +44,23 @@ impl Batch<'_> {
         read(self.transaction, setting)
     }
 
-    pub(crate) fn set_setting(&mut self, setting: Setting, value: &[u8]) -> Result<(), StoreError> {
-        self.transaction
-            .prepare_cached("INSERT OR REPLACE INTO setting (name, value) VALUES (?1, ?2)")?
-            .execute(params![setting.name(), value])?;
-        Ok(())
+    pub(crate) fn remove_setting(&mut self, setting: Setting) -> Result<(), StoreError> {
+        remove(self.transaction, setting)
     }
+
+    pub(crate) fn set_setting(&mut self, setting: Setting, value: &[u8]) -> Result<(), StoreError> {
+        put(self.transaction, setting, value)
+    }
+}
+
+pub(super) fn put(connection: &Connection, setting: Setting, value: &[u8]) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO setting (name, value) VALUES (?1, ?2)")?
+        .execute(params![setting.name(), value])?;
+    Ok(())
+}
+
+pub(super) fn remove(connection: &Connection, setting: Setting) -> Result<(), StoreError> {
+    connection.prepare_cached("DELETE FROM setting WHERE name = ?1")?.execute([setting.name()])?;
+    Ok(())
 }

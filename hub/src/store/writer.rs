@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::batch::{Batch, Undo};
 use super::history::Event;
 use super::index::Index;
-use super::{Shared, StoreError, channels, logs, schema};
+use super::{Shared, StoreError, channels, logs, retention, schema};
 use crate::config::Retention;
 use crate::publish::Publication;
 
@@ -35,6 +35,10 @@ pub(crate) struct Working {
     pub(super) log: Option<LogWriter>,
     /// Records of the jobs so far in this transaction.
     pub(super) drafts: BTreeMap<ChannelName, Vec<Draft>>,
+    /// The database began a new life since the last commit.
+    pub(super) reborn: bool,
+    /// When old things were last looked for.
+    pub(super) swept: Timestamp,
     /// Automerge actor of this run.
     pub(super) actor: [u8; 8],
 }
@@ -49,6 +53,8 @@ impl Working {
             publication: None,
             log: None,
             drafts: BTreeMap::new(),
+            swept: Timestamp(0),
+            reborn: false,
             actor: channels::fresh_actor()?,
         })
     }
@@ -143,7 +149,7 @@ fn commit(
     jobs: &mut [Box<dyn Job>],
 ) {
     let now = (shared.clock)();
-    let version_before = working.version;
+    let (version_before, incarnation_before) = (working.version, working.incarnation);
     let mut undo = Vec::new();
     match attempt(connection, working, shared, retention, jobs, now, &mut undo) {
         Ok((events, grown)) => {
@@ -155,6 +161,8 @@ fn commit(
         Err(error) => {
             tracing::error!(error = %Chain(&error), jobs = jobs.len(), "a commit failed; its writes were undone");
             roll_back(working, undo, version_before);
+            working.incarnation = incarnation_before;
+            working.reborn = false;
             working.drafts.clear();
             if let Err(error) = reload_log(connection, working) {
                 tracing::error!(error = %Chain(&error), "the logs cannot be read; nothing is published until a restart");
@@ -165,6 +173,7 @@ fn commit(
         }
     }
     working.rollouts_touched.clear();
+    working.reborn = false;
 }
 
 fn attempt(
@@ -200,10 +209,14 @@ fn attempt(
         transaction.execute_batch("RELEASE job")?;
     }
     if let Some(log) = &mut working.log {
-        let own = channels::seal_logs(&transaction, log, std::mem::take(&mut working.drafts))?;
+        let own = channels::seal_logs(&transaction, log, std::mem::take(&mut working.drafts), now)?;
         let writer = log.identity().id();
         channels::truncate(&transaction, &writer, &own, retention.log_records_max, retention.log_bytes_max)?;
         grown.extend(own.into_iter().map(|channel| Grown { head: log.head(&channel), writer, channel }));
+    }
+    if now.0.abs_diff(working.swept.0) >= retention::SWEEP_MS {
+        retention::sweep(&transaction, retention, now)?;
+        working.swept = now;
     }
     if !events.is_empty() {
         trim(&transaction, shared, working.version)?;
@@ -236,7 +249,11 @@ fn run_job(job: &mut dyn Job, batch: &mut Batch<'_>) -> bool {
 fn reload_log(connection: &Connection, working: &mut Working) -> Result<(), StoreError> {
     if let Some(log) = &working.log {
         let heads = logs::heads_of(connection, &log.identity().id())?;
-        working.log = Some(LogWriter::new(log.identity().clone(), heads));
+        let mut again = LogWriter::new(log.identity().clone(), heads);
+        for (channel, seq) in logs::hub_ends(connection)? {
+            again.start_at(&channel, seq);
+        }
+        working.log = Some(again);
     }
     Ok(())
 }

@@ -35,7 +35,7 @@ pub(super) fn is_own_annotation(name: &str) -> bool {
 }
 
 /// The revision a ReplicaSet carries; 0 for none.
-pub(super) fn revision_of(set: &Object) -> i64 {
+pub(crate) fn revision_of(set: &Object) -> i64 {
     set.annotation(REVISION_ANNOTATION).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 

@@ -152,7 +152,7 @@ fn an_undo_takes_up_the_old_set_with_the_new_number_and_history_is_limited() {
     assert_eq!(newest.annotation("deployment.kubernetes.io/revision-history"), Some("1"));
     assert_eq!(newest.annotation(NUMBER_ANNOTATION), web(&state).annotation(NUMBER_ANNOTATION));
     update(&mut state, "web:3");
-    let mut revisions: Vec<i64> = sets_of(&state).iter().map(history::revision_of).collect();
+    let mut revisions: Vec<i64> = sets_of(&state).iter().map(revision_of).collect();
     revisions.sort_unstable();
     assert_eq!(revisions, [3, 4]);
 }

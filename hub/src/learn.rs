@@ -1,0 +1,353 @@
+//! Learning back: a hub whose database is older than what its devices hold takes their word, as far as it is signed.
+//!
+//! Owns whether this hub is learning, from whom, and when it is done; while it is, writes are refused, controllers rest and nothing
+//! is published, but reads, watches and reports go on. Refuses to trust a device: what is learned are records and lists of this
+//! hub's own earlier writers ([`crate::store::learned`]). Start at [`watch`]; what is made of it all is in [`adopt`].
+
+pub(crate) mod adopt;
+pub(crate) mod merge;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use flotilla_manifests::api_error::{ApiError, Reason};
+use flotilla_manifests::condition;
+use flotilla_manifests::kind;
+use flotilla_manifests::time::Timestamp;
+use flotilla_sync::channel::{ChannelName, Positions, WriterId};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::fleet::door::FleetDoor;
+use crate::store::settings::Setting;
+use crate::store::{Batch, Index, Store, StoreError};
+
+/// How often the state of learning is looked at.
+const PERIOD: Duration = Duration::from_millis(250);
+/// A failed adoption is tried again after this.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Clients that are refused come back after this.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// A hub that learns. Kept in the database until it is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Learning {
+    pub(crate) cause: Cause,
+    pub(crate) since_ms: u64,
+    /// Devices that were in contact when the database was last written.
+    pub(crate) expected: BTreeSet<String>,
+    /// Devices that have given all they hold.
+    pub(crate) heard: BTreeSet<String>,
+}
+
+/// Why a hub learns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Cause {
+    /// `flotilla hub restore`, from a backup made at this time.
+    Restored { backup_ms: u64 },
+    /// This device has seen a later state of the hub than its database holds.
+    Outdated { node: String },
+}
+
+impl Learning {
+    /// Of a database whose state is `index`.
+    pub(crate) fn of(cause: Cause, index: &Index, since: Timestamp) -> Self {
+        let expected = index.list(&kind::NODE, None).filter(|node| {
+            let ready = node.status().and_then(|status| condition::find(status, "Ready"));
+            ready.is_none_or(|ready| ready.get("status").and_then(serde_json::Value::as_str) != Some("Unknown"))
+        });
+        let expected = expected.map(|node| node.name().to_owned()).collect();
+        Self { cause, since_ms: since.0, expected, heard: BTreeSet::new() }
+    }
+
+    /// Whether every device that is waited for has been heard.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.expected.is_subset(&self.heard)
+    }
+
+    pub(crate) fn unheard(&self) -> Vec<&str> {
+        self.expected.difference(&self.heard).map(String::as_str).collect()
+    }
+}
+
+impl std::fmt::Display for Learning {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.cause {
+            Cause::Restored { backup_ms } => {
+                write!(formatter, "the hub was restored from a backup of {}", Timestamp(*backup_ms))?;
+            }
+            Cause::Outdated { node } => {
+                write!(formatter, "the hub's database is an old copy: device {node} has seen a later state of it")?;
+            }
+        }
+        let heard = self.expected.intersection(&self.heard).count();
+        write!(formatter, "; learning from devices: {heard} of {} heard", self.expected.len())?;
+        let unheard = self.unheard();
+        if !unheard.is_empty() {
+            let some: Vec<&str> = unheard.iter().take(5).copied().collect();
+            let more = if unheard.len() > some.len() { ", ..." } else { "" };
+            write!(formatter, " (not yet: {}{more})", some.join(", "))?;
+        }
+        formatter.write_str("; `flotilla hub resume` goes on without the rest")
+    }
+}
+
+/// What the last learning brought; shown by `flotilla hub check`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) at_ms: u64,
+    pub(crate) changed: Vec<String>,
+    pub(crate) created: Vec<String>,
+    pub(crate) deleted: Vec<String>,
+    /// Secrets of which a device holds a newer content than the hub, or the hub none.
+    pub(crate) secrets: Vec<String>,
+    /// What could not be taken in, and why.
+    pub(crate) failed: Vec<String>,
+    /// Devices that were not waited for.
+    pub(crate) unheard: Vec<String>,
+}
+
+/// The learning of a running hub.
+#[derive(Debug)]
+pub(crate) struct Lessons {
+    state: watch::Sender<Option<Learning>>,
+    /// What connected devices say they have read of the hub's logs, by node.
+    claims: Mutex<BTreeMap<String, Positions>>,
+    /// How far branches of forked logs were heard.
+    branches: Mutex<BTreeMap<(ChannelName, WriterId), u64>>,
+    /// Writers by whether they are hubs'.
+    writers: Mutex<BTreeMap<WriterId, bool>>,
+}
+
+impl Lessons {
+    /// As the database says. What it says and cannot be read counts as learning: the hub waits for the operator.
+    pub(crate) fn of(store: &Store) -> Self {
+        let stored = store.setting(Setting::Learning).unwrap_or_default();
+        let learning = stored.map(|stored| {
+            serde_json::from_slice(&stored).unwrap_or_else(|error| {
+                tracing::error!(%error, "the stored state of learning is damaged; every device is waited for");
+                store.view(|index| Learning::of(Cause::Restored { backup_ms: 0 }, index, store.now()))
+            })
+        });
+        Self {
+            state: watch::Sender::new(learning),
+            claims: Mutex::default(),
+            branches: Mutex::default(),
+            writers: Mutex::default(),
+        }
+    }
+
+    /// Whether a device has been heard, while the hub learns and waits for it or hears it.
+    pub(crate) fn heard_of(&self, node: &str) -> Option<bool> {
+        let state = self.state.borrow();
+        let learning = state.as_ref()?;
+        let heard = learning.heard.contains(node);
+        (heard || learning.expected.contains(node)).then_some(heard)
+    }
+
+    /// Whether a writer is a hub's, remembered once it is known.
+    pub(crate) fn is_hub_writer(&self, writer: &WriterId, look: impl FnOnce() -> Option<bool>) -> bool {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hub) = writers.get(writer) {
+            return *hub;
+        }
+        match look() {
+            Some(hub) => {
+                writers.insert(*writer, hub);
+                hub
+            }
+            None => false,
+        }
+    }
+
+    pub(crate) fn current(&self) -> Option<Learning> {
+        self.state.borrow().clone()
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.state.borrow().is_some()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Learning>> {
+        self.state.subscribe()
+    }
+
+    /// What writes are answered meanwhile.
+    pub(crate) fn refusal(&self) -> Option<ApiError> {
+        let why = self.state.borrow().as_ref().map(ToString::to_string)?;
+        let mut error = ApiError::of(Reason::ServiceUnavailable, why);
+        error.retry_after_seconds = Some(RETRY_AFTER_SECONDS);
+        Some(error)
+    }
+
+    /// A device says how far it has read.
+    pub(crate) fn claimed(&self, node: &str, positions: &Positions) {
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = claims.entry(node.to_owned()).or_default();
+        for (channel, logs) in positions {
+            known.entry(channel.clone()).or_default().extend(logs);
+        }
+    }
+
+    /// A device's session ended.
+    pub(crate) fn left(&self, node: &str) {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+    }
+
+    /// Records of a forked log's other branch were taken in up to here.
+    pub(crate) fn branch_heard(&self, channel: &ChannelName, writer: &WriterId, seq: u64) {
+        let mut branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = branches.entry((channel.clone(), *writer)).or_default();
+        *heard = seq.max(*heard);
+    }
+
+    /// Connected devices that hold nothing of a hub's log that `stands_at` does not.
+    fn heard(&self, stands_at: impl Fn(&ChannelName, &WriterId) -> Option<u64>) -> BTreeSet<String> {
+        let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = |channel: &ChannelName, logs: &BTreeMap<WriterId, u64>| {
+            logs.iter().all(|(writer, seq)| {
+                let branch = branches.get(&(channel.clone(), *writer)).copied().unwrap_or(0);
+                stands_at(channel, writer).unwrap_or(0).max(branch) >= *seq
+            })
+        };
+        let given_all = |positions: &&Positions| positions.iter().all(|(channel, logs)| given(channel, logs));
+        claims.iter().filter(|(_, positions)| given_all(positions)).map(|(node, _)| node.clone()).collect()
+    }
+}
+
+/// What the database says of learning.
+pub(crate) fn stored(batch: &Batch<'_>) -> Result<Option<Learning>, StoreError> {
+    let Some(stored) = batch.setting(Setting::Learning)? else { return Ok(None) };
+    match serde_json::from_slice(&stored) {
+        Ok(learning) => Ok(Some(learning)),
+        Err(source) => Err(StoreError::Damaged { what: "the state of learning", source }),
+    }
+}
+
+fn keep(batch: &mut Batch<'_>, learning: &Learning) -> Result<(), StoreError> {
+    let encoded =
+        serde_json::to_vec(learning).map_err(|source| StoreError::Damaged { what: "the state of learning", source })?;
+    batch.set_setting(Setting::Learning, &encoded)
+}
+
+/// Looks at the learning from time to time while there is any, and ends it; until `shutdown`.
+pub(crate) async fn watch(door: Arc<FleetDoor>, mut shutdown: watch::Receiver<bool>) {
+    let mut changes = door.lessons.subscribe();
+    loop {
+        let state = changes.borrow_and_update().is_some();
+        let wait = match state {
+            true => match look(&door).await {
+                Ok(()) => PERIOD,
+                Err(error) => {
+                    tracing::error!(%error, "what devices gave back cannot be taken in; it is tried again");
+                    AGAIN
+                }
+            },
+            false => {
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    _ended = shutdown.wait_for(|stop| *stop) => return,
+                }
+                continue;
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ended = shutdown.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// One look: who has been heard since, and whether that is all.
+pub(crate) async fn look(door: &FleetDoor) -> Result<(), ApiError> {
+    let Some(mut learning) = door.lessons.current() else { return Ok(()) };
+    let logs = door.store.logs();
+    let heard = door.lessons.heard(|channel, writer| logs.heads(channel).get(writer).map(|head| head.seq));
+    let before = learning.heard.len();
+    learning.heard.extend(heard);
+    if learning.heard.len() > before {
+        tracing::info!(state = %learning, "a device was heard");
+        let known = learning.clone();
+        door.store.write(move |batch| Ok(keep(batch, &known)?)).await?;
+        door.lessons.state.send_replace(Some(learning.clone()));
+    }
+    let resumed = door.store.setting(Setting::Resume)?.is_some();
+    let lacking = door.store.logs().lacks_learned_blobs()?;
+    if resumed || (learning.is_complete() && !lacking) {
+        finish(door, learning).await?;
+    }
+    Ok(())
+}
+
+/// Takes in what was learned and goes on as the hub.
+async fn finish(door: &FleetDoor, learning: Learning) -> Result<(), ApiError> {
+    let identity = door.identity();
+    let unheard: Vec<String> = learning.unheard().into_iter().map(str::to_owned).collect();
+    let report = door.store.write(move |batch| {
+        batch.set_author("hub:restore");
+        let mut report = adopt::adopt(batch)?;
+        report.unheard = unheard;
+        adopt::tell(batch, &report)?;
+        batch.remove_setting(Setting::Learning)?;
+        batch.remove_setting(Setting::Resume)?;
+        batch.start_publishing(identity)?;
+        crate::fleet::replay_deferred(batch)?;
+        Ok(report)
+    });
+    let report = report.await?;
+    tracing::info!(
+        changed = report.changed.len(),
+        created = report.created.len(),
+        deleted = report.deleted.len(),
+        secrets = report.secrets.len(),
+        failed = report.failed.len(),
+        unheard = report.unheard.len(),
+        "the hub has learned what its devices held and goes on"
+    );
+    door.lessons.state.send_replace(None);
+    Ok(())
+}
+
+/// Takes in what a device gave back after the hub went on without it, once all large values it names are here.
+pub(crate) fn take_late(batch: &mut Batch<'_>) -> Result<(), ApiError> {
+    if stored(batch)?.is_some() || !batch.has_learned()? || batch.lacks_learned_blobs()? {
+        return Ok(());
+    }
+    let report = adopt::adopt(batch)?;
+    tracing::info!(
+        changed = report.changed.len(),
+        created = report.created.len(),
+        deleted = report.deleted.len(),
+        "a device that was not waited for has given back what it held"
+    );
+    adopt::tell(batch, &report)?;
+    batch.publish_everything()?;
+    Ok(())
+}
+
+/// A running hub learns that its database is an old copy: a new life under a new writer, and a lesson.
+pub(crate) async fn begin(door: &FleetDoor, node: &str, above: u64) -> Result<(), ApiError> {
+    let cause = Cause::Outdated { node: node.to_owned() };
+    let installation = Arc::clone(&door.installation);
+    let begun = door.store.write(move |batch| {
+        let learning = match stored(batch)? {
+            Some(learning) => learning,
+            None => Learning::of(cause, batch.index(), batch.now()),
+        };
+        keep(batch, &learning)?;
+        batch.remove_setting(Setting::Resume)?;
+        let incarnation = batch.begin_life(above)?;
+        let (writer, stored) = crate::installation::fresh_writer(&installation, incarnation)
+            .map_err(|error| ApiError::of(Reason::InternalError, error.to_string()))?;
+        batch.set_setting(Setting::Writer, &stored)?;
+        batch.announce_writer(&writer)?;
+        Ok((learning, writer))
+    });
+    let (learning, writer) = begun.await?;
+    tracing::error!(state = %learning, incarnation = door.store.incarnation(), "the hub pauses until its devices have taught it");
+    door.replace_writer(writer);
+    door.lessons.state.send_replace(Some(learning));
+    Ok(())
+}

@@ -1,0 +1,381 @@
+//! What devices gave back of the logs of this hub's earlier lives: verified records and lists, folded per channel and item.
+//!
+//! Kept apart from what the hub says itself until it is adopted as a whole ([`crate::learn`]). A removal does not forget the
+//! content before it: an object that left a channel is not an object that was deleted.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use flotilla_sync::channel::{Applied, ChannelName, GENESIS, Head, Item, ItemId, ItemKind, Version, WriterId};
+use flotilla_sync::list::VerifiedSnapshot;
+use flotilla_sync::log::VerifiedBatch;
+use flotilla_sync::record::{Draft, Record, RecordKind};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::life;
+use super::writer::Grown;
+use super::{Batch, StoreError};
+
+/// Body of a removal that says: the object was deleted.
+pub(crate) const DELETED: &[u8] = b"deleted";
+
+/// Deleted objects remembered of a channel; pruned now and then.
+const TOMBSTONES_MAX: i64 = 1024;
+const TOMBSTONES_PRUNED_EVERY: u64 = 64;
+
+/// One item of one channel, as the devices know it from an earlier life of the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Learned {
+    pub(crate) channel: String,
+    pub(crate) id: String,
+    pub(crate) fate: Fate,
+    /// The newest content, if any is known: of something withdrawn, what it was last.
+    pub(crate) item: Option<Item>,
+}
+
+/// Whether an item is still in its channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Live,
+    /// It left the channel; that its object lives on is certain (the removal said nothing of a deletion) or not (a list that does
+    /// not name it says no more).
+    Withdrawn {
+        certain: bool,
+    },
+    /// Its object was deleted.
+    Deleted,
+}
+
+/// Node, subject and body of an observation.
+pub(crate) type Deferred = (String, String, Option<Vec<u8>>);
+
+/// A row of the table.
+#[derive(Debug, Default)]
+struct Row {
+    state: Option<Item>,
+    removed: Option<Item>,
+    deleted: bool,
+    listed: bool,
+}
+
+impl Batch<'_> {
+    /// Folds records of an earlier life in, whether they follow what is here or are of another branch.
+    pub(crate) fn learn(&mut self, verified: &VerifiedBatch, set_aside: &mut Vec<String>) -> Result<(), StoreError> {
+        let channel = &verified.batch().channel;
+        for record in verified.records() {
+            let id = &record.draft.item;
+            let mut row = self.learned_row(channel, id)?;
+            match row.fold(record, verified.incarnation()) {
+                Ok(true) => self.put_learned(channel, id, &row)?,
+                Ok(false) => {}
+                Err(why) => set_aside.push(why),
+            }
+        }
+        Ok(())
+    }
+
+    /// Folds a list of an earlier life in: what it names, and what it covers and does not name.
+    pub(crate) fn learn_list(
+        &mut self,
+        verified: &VerifiedSnapshot,
+        set_aside: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
+        let snapshot = verified.snapshot();
+        let (list, channel) = (&snapshot.list, &snapshot.list.channel);
+        for (entry, state) in list.items.iter().zip(&snapshot.states) {
+            let mut row = self.learned_row(channel, &entry.item)?;
+            match Item::decode(state).map_err(|error| error.to_string()).and_then(|state| row.adopt(&entry.item, state))
+            {
+                Ok(()) => self.put_learned(channel, &entry.item, &row)?,
+                Err(why) => set_aside.push(why),
+            }
+        }
+        let named: BTreeSet<&str> = list.items.iter().map(|entry| entry.item.as_str()).collect();
+        for id in self.known_in(channel)? {
+            let Ok(id) = ItemId::parse(&id) else { continue };
+            if named.contains(id.as_str()) {
+                continue;
+            }
+            let mut row = self.learned_row(channel, &id)?;
+            let covered = row.state.as_ref().is_some_and(|item| item.is_covered(&list.covers));
+            if row.removed.is_none() && covered {
+                row.removed = removal(channel, list.writer, list.head.seq, &id, verified.incarnation());
+                row.listed = true;
+                self.put_learned(channel, &id, &row)?;
+            }
+        }
+        for (writer, head) in &list.covers {
+            if self.device_head(channel, writer)?.seq < head.seq {
+                self.put_hub_head(channel, *writer, *head)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything learned, in order.
+    pub(crate) fn learned(&self) -> Result<Vec<Learned>, StoreError> {
+        let mut statement = self
+            .transaction
+            .prepare("SELECT channel, id, state, removed, deleted, listed FROM learned ORDER BY channel, id")?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, read(row, 2)?)))?;
+        let mut learned = Vec::new();
+        for row in rows {
+            let (channel, id, row): (String, String, Row) = row?;
+            let fate = match (&row.removed, row.deleted, row.listed) {
+                (None, ..) => Fate::Live,
+                (Some(_), true, _) => Fate::Deleted,
+                (Some(_), false, listed) => Fate::Withdrawn { certain: !listed },
+            };
+            learned.push(Learned { channel, id, fate, item: row.state });
+        }
+        Ok(learned)
+    }
+
+    pub(crate) fn has_learned(&self) -> Result<bool, StoreError> {
+        Ok(self.transaction.prepare_cached("SELECT 1 FROM learned LIMIT 1")?.exists([])?)
+    }
+
+    pub(crate) fn lacks_learned_blobs(&self) -> Result<bool, StoreError> {
+        lacks_blobs(self.transaction)
+    }
+
+    pub(crate) fn forget_learned(&mut self) -> Result<(), StoreError> {
+        let mut statement =
+            self.transaction.prepare("SELECT DISTINCT uid FROM blob_reference WHERE uid LIKE 'learned %'")?;
+        let holders: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        for holder in holders {
+            self.put_document_blobs(&holder, &[], &[])?;
+        }
+        self.transaction.execute("DELETE FROM learned", [])?;
+        Ok(())
+    }
+
+    /// Keeps an observation that came while the hub learns: what it speaks of may not be known yet.
+    pub(crate) fn defer(&mut self, node: &str, subject: &str, body: Option<&[u8]>) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("INSERT OR REPLACE INTO deferred (node, subject, body) VALUES (?1, ?2, ?3)")?
+            .execute(params![node, subject, body])?;
+        Ok(())
+    }
+
+    /// Takes what was deferred: node, subject, body.
+    pub(crate) fn take_deferred(&mut self) -> Result<Vec<Deferred>, StoreError> {
+        let mut statement = self.transaction.prepare("SELECT node, subject, body FROM deferred")?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let deferred = rows.collect::<Result<_, _>>()?;
+        self.transaction.execute("DELETE FROM deferred", [])?;
+        Ok(deferred)
+    }
+
+    /// Whether this is the writer the hub writes under now.
+    pub(crate) fn is_present_writer(&self, writer: &WriterId) -> Result<bool, StoreError> {
+        Ok(life::writer_of(self.transaction, self.incarnation())? == (self.incarnation(), *writer))
+    }
+
+    /// Stands at a head that a list of an earlier life named: records before it are not passed on.
+    fn put_hub_head(&mut self, channel: &ChannelName, writer: WriterId, head: Head) -> Result<(), StoreError> {
+        self.put_device_head(channel, writer, head)
+    }
+
+    /// Keeps a batch of an earlier life, for devices that lack it.
+    pub(crate) fn keep_hub_batch(&mut self, verified: &VerifiedBatch) -> Result<(), StoreError> {
+        let batch = verified.batch();
+        let count = verified.records().len() as u64;
+        super::channels::store_batch(self.transaction, batch, verified.head(), count, self.now)?;
+        self.grown.push(Grown { channel: batch.channel.clone(), writer: batch.writer, head: verified.head() });
+        Ok(())
+    }
+
+    /// Remembers that a channel's object was deleted, for its lists.
+    pub(super) fn bury(&mut self, channel: &str, id: &str, seq: u64) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("INSERT OR REPLACE INTO tombstone (channel, id, seq, time) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![channel, id, seq.cast_signed(), self.now.0.cast_signed()])?;
+        if seq.is_multiple_of(TOMBSTONES_PRUNED_EVERY) {
+            self.transaction
+                .prepare_cached(
+                    "DELETE FROM tombstone WHERE channel = ?1 AND id NOT IN
+                     (SELECT id FROM tombstone WHERE channel = ?1 ORDER BY seq DESC LIMIT ?2)",
+                )?
+                .execute(params![channel, TOMBSTONES_MAX])?;
+        }
+        Ok(())
+    }
+
+    /// Whether a writer is a hub's; `None` for one that is not known.
+    pub(crate) fn is_hub_writer(&self, writer: &WriterId) -> Result<Option<bool>, StoreError> {
+        let mut statement = self.transaction.prepare_cached("SELECT hub FROM writer WHERE id = ?1")?;
+        Ok(statement.query_row([writer.0], |row| row.get(0)).optional()?)
+    }
+
+    /// Ids that a channel held, as far as is known here.
+    fn known_in(&self, channel: &ChannelName) -> Result<BTreeSet<String>, StoreError> {
+        let mut statement = self
+            .transaction
+            .prepare_cached("SELECT id FROM item WHERE channel = ?1 UNION SELECT id FROM learned WHERE channel = ?1")?;
+        let rows = statement.query_map([channel.to_string()], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// What is learned of an item so far; at first what the hub's own tables say of it.
+    fn learned_row(&self, channel: &ChannelName, id: &ItemId) -> Result<Row, StoreError> {
+        let mut statement = self
+            .transaction
+            .prepare_cached("SELECT state, removed, deleted, listed FROM learned WHERE channel = ?1 AND id = ?2")?;
+        let known = statement.query_row(params![channel.to_string(), id.as_str()], |row| read(row, 0)).optional()?;
+        match known {
+            Some(row) => Ok(row),
+            None => Ok(Row { state: self.own_item(channel, id)?, ..Row::default() }),
+        }
+    }
+
+    /// An item as the hub's own tables have it, dated by the log that said it.
+    fn own_item(&self, channel: &ChannelName, id: &ItemId) -> Result<Option<Item>, StoreError> {
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT item.seq, item.time, item.value, document.epoch, document.state, item.life
+             FROM item LEFT JOIN document ON document.uid = item.id WHERE item.channel = ?1 AND item.id = ?2",
+        )?;
+        type Stored = (i64, i64, Option<Vec<u8>>, Option<i64>, Option<Vec<u8>>, i64);
+        let row: Option<Stored> = statement
+            .query_row(params![channel.to_string(), id.as_str()], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+            })
+            .optional()?;
+        let Some((seq, time, value, epoch, state, life)) = row else { return Ok(None) };
+        let time = time.cast_unsigned();
+        let draft = match (value, epoch, state) {
+            (Some(value), ..) => Draft::register(id.clone(), value, "", time),
+            (None, Some(epoch), Some(state)) => Draft::snapshot(id.clone(), epoch.cast_unsigned(), state, "", time),
+            _ => return Ok(None),
+        };
+        let (incarnation, writer) = life::writer_of(self.transaction, life.cast_unsigned())?;
+        let record = Record { channel: channel.clone(), writer, seq: seq.cast_unsigned(), prev: GENESIS, draft };
+        Ok(match Item::apply(None, &record, incarnation) {
+            Ok(Applied::Changed(item) | Applied::Waiting(item)) => Some(item),
+            Ok(Applied::Unchanged) => None,
+            Err(error) => {
+                tracing::error!(%channel, item = %id, %error, "a stored item is damaged; what devices hold of it counts");
+                None
+            }
+        })
+    }
+
+    fn put_learned(&mut self, channel: &ChannelName, id: &ItemId, row: &Row) -> Result<(), StoreError> {
+        if let Some(ItemKind::Document(document)) = row.state.as_ref().map(|item| &item.kind)
+            && !document.blobs.is_empty()
+        {
+            self.put_document_blobs(&blob_holder(channel, id), &[], &document.blobs)?;
+        }
+        let encoded = |item: &Option<Item>| item.as_ref().map(|item| item.encode().to_vec());
+        self.transaction
+            .prepare_cached(
+                "INSERT OR REPLACE INTO learned (channel, id, state, removed, deleted, listed) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                channel.to_string(),
+                id.as_str(),
+                encoded(&row.state),
+                encoded(&row.removed),
+                row.deleted,
+                row.listed
+            ])?;
+        Ok(())
+    }
+}
+
+impl Row {
+    /// Takes a record in; `false` if it says nothing new.
+    fn fold(&mut self, record: &Record, incarnation: u64) -> Result<bool, String> {
+        let id = &record.draft.item;
+        if record.draft.kind == RecordKind::Remove {
+            let deleted = record.draft.body.inline().is_some_and(|body| &body[..] == DELETED);
+            let removed = removal(&record.channel, record.writer, record.seq, id, incarnation);
+            return Ok(self.remove(removed, deleted));
+        }
+        match Item::apply(self.state.as_ref(), record, incarnation).map_err(|error| error.to_string())? {
+            Applied::Changed(item) | Applied::Waiting(item) => {
+                self.state = Some(item);
+                self.revive();
+                Ok(true)
+            }
+            Applied::Unchanged => Ok(false),
+        }
+    }
+
+    /// Joins the state that a list names.
+    fn adopt(&mut self, id: &ItemId, state: Item) -> Result<(), String> {
+        if state.removed().is_some() {
+            self.remove(Some(state), true);
+            return Ok(());
+        }
+        match Item::adopt(self.state.as_ref(), id, state).map_err(|error| error.to_string())? {
+            Applied::Changed(item) | Applied::Waiting(item) => self.state = Some(item),
+            Applied::Unchanged => {}
+        }
+        self.revive();
+        Ok(())
+    }
+
+    /// Takes a removal in if nothing newer is known.
+    fn remove(&mut self, removed: Option<Item>, deleted: bool) -> bool {
+        let coming = removed.as_ref().and_then(Item::removed);
+        let known = self.removed.as_ref().and_then(Item::removed);
+        if coming < known || (coming == known && !deleted) || self.made() > coming {
+            return false;
+        }
+        self.removed = removed;
+        self.deleted |= deleted;
+        self.listed = false;
+        true
+    }
+
+    /// Content that was stated after a removal stands.
+    fn revive(&mut self) {
+        if self.removed.as_ref().and_then(Item::removed) < self.made() {
+            (self.removed, self.deleted, self.listed) = (None, false, false);
+        }
+    }
+
+    /// When the content was stated as a whole.
+    fn made(&self) -> Option<Version> {
+        match self.state.as_ref().map(|item| &item.kind) {
+            Some(ItemKind::Document(document)) => Some(document.created),
+            Some(ItemKind::Register(register)) => Some(register.version),
+            _ => None,
+        }
+    }
+}
+
+/// A removed item, as a record of that log makes it.
+fn removal(channel: &ChannelName, writer: WriterId, seq: u64, id: &ItemId, incarnation: u64) -> Option<Item> {
+    let draft = Draft::remove(id.clone(), "", 0);
+    let record = Record { channel: channel.clone(), writer, seq, prev: GENESIS, draft };
+    match Item::apply(None, &record, incarnation) {
+        Ok(Applied::Changed(item)) => Some(item),
+        _ => None,
+    }
+}
+
+/// A row from its column on; content that cannot be read counts as absent.
+fn read(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Row> {
+    let item = |bytes: Option<Vec<u8>>| bytes.and_then(|bytes| Item::decode(&Bytes::from(bytes)).ok());
+    Ok(Row {
+        state: item(row.get(column)?),
+        removed: item(row.get(column + 1)?),
+        deleted: row.get(column + 2)?,
+        listed: row.get(column + 3)?,
+    })
+}
+
+/// Whether large values that learned documents name are not here as a whole.
+pub(super) fn lacks_blobs(connection: &Connection) -> Result<bool, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT 1 FROM blob JOIN blob_reference USING (hash) WHERE NOT blob.whole AND blob_reference.uid LIKE 'learned %' LIMIT 1",
+    )?;
+    Ok(statement.exists([])?)
+}
+
+/// Who names the large values of a learned document until it is adopted.
+fn blob_holder(channel: &ChannelName, id: &ItemId) -> String {
+    format!("learned {channel} {id}")
+}

@@ -1,0 +1,317 @@
+//! A backup from earlier, restored under devices that know better.
+
+use std::path::{Path, PathBuf};
+
+use flotilla_manifests::api_error::Reason;
+use flotilla_manifests::kind;
+use flotilla_manifests::object::ObjectKey;
+use flotilla_manifests::rollout;
+use flotilla_manifests::time::Timestamp;
+use flotilla_rest::backend::Backend;
+use serde_json::{Value, json};
+
+use super::{Bench, Device};
+use crate::Retention;
+use crate::learn;
+use crate::store::backup::{self, BackupError, Part};
+
+fn daemon_set(name: &str, colour: &str) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"selector": {"matchLabels": {"app": name}}, "template": {"metadata": {"labels": {"app": name}},
+            "spec": {"containers": [{"name": "c", "image": "host", "env": [{"name": "COLOUR", "value": colour}]}]}}}})
+}
+
+fn colour(value: &str) -> Value {
+    json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "host", "env": [{"name": "COLOUR", "value": value}]}]}}}})
+}
+
+fn set(name: &str) -> ObjectKey {
+    ObjectKey::of(&kind::DAEMON_SET, "default", name)
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    bench: Bench,
+    devices: Vec<Device>,
+    retention: Retention,
+}
+
+impl World {
+    async fn new(retention: Retention) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let first = folder.path().join("first");
+        std::fs::create_dir(&first).unwrap();
+        let bench = Bench::open(&first, retention).await;
+        let mut devices = Vec::new();
+        for name in ["a", "b"] {
+            devices.push(bench.enrolled(&first, name, "north").await);
+        }
+        Self { folder, bench, devices, retention }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("first")
+    }
+
+    fn back_up(&self) -> PathBuf {
+        let target = self.folder.path().join("backup");
+        backup::back_up(&self.data(), &target, Part::Everything, Timestamp(1_700_000_000_000), |_, _| {}).unwrap();
+        target
+    }
+
+    async fn pull(&mut self) {
+        for device in &mut self.devices {
+            device.pull(&self.bench.door).await;
+        }
+    }
+
+    /// The hub is gone; its backup takes its place in another folder.
+    async fn restored(&self, backup: &Path, name: &str) -> Bench {
+        let data = self.folder.path().join(name);
+        backup::restore(&data, backup, Timestamp(1_800_000_000_000)).unwrap();
+        Bench::open(&data, self.retention).await
+    }
+}
+
+fn text(bench: &Bench, key: &ObjectKey) -> String {
+    let object = bench.store.read(key).unwrap();
+    object.text("/spec/template/spec/containers/0/env/0/value").to_owned()
+}
+
+#[tokio::test]
+async fn a_restored_hub_learns_edits_creations_and_deletions_before_it_goes_on() {
+    learns_back(Retention::default()).await;
+}
+
+#[tokio::test]
+async fn what_devices_know_by_a_list_comes_back_too() {
+    learns_back(Retention { log_records_max: 2, ..Retention::default() }).await;
+}
+
+async fn learns_back(retention: Retention) {
+    let mut world = World::new(retention).await;
+    for name in ["web", "gone", "stays"] {
+        world.bench.create(daemon_set(name, "red")).await.unwrap();
+    }
+    world.pull().await;
+    let backup = world.back_up();
+    world.bench.merge(&set("web"), colour("green")).await.unwrap();
+    world.bench.delete(&set("gone")).await.unwrap();
+    world.bench.create(daemon_set("fresh", "blue")).await.unwrap();
+    // A second device that lacks some of it changes nothing; the first one that reads through a list does.
+    world.devices[0].pull(&world.bench.door).await;
+    world.bench.merge(&set("web"), colour("blue")).await.unwrap();
+    world.devices[0].pull(&world.bench.door).await;
+    let before = world.bench.store.read(&set("web")).unwrap();
+    let fresh = world.bench.store.read(&set("fresh")).unwrap();
+    let version = world.bench.store.version();
+
+    let bench = world.restored(&backup, "second").await;
+    assert!(bench.store.version() > version, "versions go up");
+    assert_eq!(text(&bench, &set("web")), "red");
+    let refused = bench.merge(&set("web"), colour("white")).await.unwrap_err();
+    assert_eq!((refused.reason, refused.retry_after_seconds), (Reason::ServiceUnavailable, Some(1)));
+    assert!(refused.message.contains("0 of 2 heard") && refused.message.contains("hub resume"), "{}", refused.message);
+    assert!(bench.backend.ready().await.is_err());
+
+    world.devices[0].give_back(&bench.door).await;
+    learn::look(&bench.door).await.unwrap();
+    assert!(bench.door.lessons.is_on(), "one of two devices was heard");
+    world.devices[1].give_back(&bench.door).await;
+    learn::look(&bench.door).await.unwrap();
+    assert!(!bench.door.lessons.is_on());
+    bench.backend.ready().await.unwrap();
+
+    let web = bench.store.read(&set("web")).unwrap();
+    assert_eq!(text(&bench, &set("web")), "blue");
+    assert_eq!(rollout::number_of(&web), rollout::number_of(&before));
+    assert_eq!((web.uid(), web.annotations()), (before.uid(), before.annotations()));
+    assert!(bench.store.read(&set("gone")).is_none(), "what was deleted stays deleted");
+    assert_eq!(bench.store.read(&set("fresh")).unwrap().uid(), fresh.uid());
+    assert_eq!(text(&bench, &set("stays")), "red");
+
+    // Nothing is rolled back at a device, and what is written now arrives, at a new device as at the old ones.
+    let held = world.devices[0].holds();
+    world.devices[0].pull(&bench.door).await;
+    assert_eq!(world.devices[0].holds(), held);
+    bench.merge(&set("web"), colour("white")).await.unwrap();
+    bench.delete(&set("stays")).await.unwrap();
+    let mut late = bench.enrolled(&world.folder.path().join("second"), "c", "north").await;
+    late.pull(&bench.door).await;
+    for device in &mut world.devices {
+        device.pull(&bench.door).await;
+        assert_eq!(fleet_of(device), fleet_of(&late));
+        assert!(fleet_of(device).iter().any(|value| value.to_string().contains("white")));
+        assert!(!fleet_of(device).iter().any(|value| value["object"]["metadata"]["name"] == "stays"));
+    }
+}
+
+fn fleet_of(device: &Device) -> Vec<Value> {
+    let held = device.holds().into_iter().filter(|((channel, _), _)| channel.starts_with("fleet/"));
+    held.map(|(_, value)| value).collect()
+}
+
+#[tokio::test]
+async fn an_operator_goes_on_without_a_device_and_learns_from_it_later() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.bench.create(daemon_set("gone", "red")).await.unwrap();
+    world.pull().await;
+    let backup = world.back_up();
+    world.bench.merge(&set("web"), colour("green")).await.unwrap();
+    world.devices[0].pull(&world.bench.door).await;
+    world.bench.delete(&set("gone")).await.unwrap();
+    world.bench.create(daemon_set("fresh", "blue")).await.unwrap();
+    world.devices[1].pull(&world.bench.door).await;
+
+    let bench = world.restored(&backup, "second").await;
+    world.devices[0].give_back(&bench.door).await;
+    learn::look(&bench.door).await.unwrap();
+    assert!(bench.door.lessons.is_on());
+    assert!(backup::resume(&world.folder.path().join("second")).unwrap());
+    learn::look(&bench.door).await.unwrap();
+    assert!(!bench.door.lessons.is_on());
+    assert_eq!(text(&bench, &set("web")), "green");
+    assert!(bench.store.read(&set("gone")).is_some() && bench.store.read(&set("fresh")).is_none());
+    // It is edited here meanwhile.
+    bench.merge(&set("web"), json!({"metadata": {"labels": {"later": "yes"}}})).await.unwrap();
+
+    world.devices[1].give_back(&bench.door).await;
+    assert!(bench.store.read(&set("gone")).is_none(), "a deletion is believed late");
+    assert_eq!(text(&bench, &set("fresh")), "blue");
+    assert_eq!(bench.store.read(&set("web")).unwrap().label("later"), Some("yes"));
+    world.pull_from(&bench).await;
+    assert_eq!(fleet_of(&world.devices[0]), fleet_of(&world.devices[1]));
+}
+
+impl World {
+    async fn pull_from(&mut self, bench: &Bench) {
+        for device in &mut self.devices {
+            device.pull(&bench.door).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_copies_of_one_backup_are_two_lives_and_the_second_learns_of_the_first() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.pull().await;
+    let backup = world.back_up();
+    let first = world.restored(&backup, "second").await;
+    let second = world.restored(&backup, "third").await;
+    assert_ne!(first.door.identity().id(), second.door.identity().id());
+    for device in &world.devices {
+        device.give_back(&first.door).await;
+    }
+    learn::look(&first.door).await.unwrap();
+    first.merge(&set("web"), colour("green")).await.unwrap();
+    world.pull_from(&first).await;
+    let shown = first.store.incarnation();
+    drop(first);
+
+    for device in &world.devices {
+        device.give_back(&second.door).await;
+    }
+    learn::look(&second.door).await.unwrap();
+    assert!(!second.door.lessons.is_on());
+    assert_ne!(second.store.incarnation(), shown);
+    assert_eq!(text(&second, &set("web")), "green");
+    second.merge(&set("web"), colour("blue")).await.unwrap();
+    world.pull_from(&second).await;
+    for device in &world.devices {
+        assert!(fleet_of(device).iter().any(|value| value.to_string().contains("blue")), "{:?}", fleet_of(device));
+    }
+}
+
+#[tokio::test]
+async fn an_old_copy_put_in_place_is_found_out_by_its_devices() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.pull().await;
+    let copy = world.folder.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    // As an operator copies a database at rest.
+    let backup = world.back_up();
+    std::fs::copy(&backup, copy.join("hub.sqlite")).unwrap();
+    world.bench.merge(&set("web"), colour("green")).await.unwrap();
+    world.pull().await;
+
+    let bench = Bench::open(&copy, Retention::default()).await;
+    assert!(!bench.door.lessons.is_on(), "nobody has told it yet");
+    let before = (bench.store.incarnation(), bench.door.identity().id());
+    world.devices[0].give_back(&bench.door).await;
+    assert!(bench.door.lessons.is_on());
+    assert!(bench.store.incarnation() > before.0);
+    assert_ne!(bench.door.identity().id(), before.1);
+    world.devices[1].give_back(&bench.door).await;
+    learn::look(&bench.door).await.unwrap();
+    assert!(!bench.door.lessons.is_on());
+    assert_eq!(text(&bench, &set("web")), "green");
+    bench.merge(&set("web"), colour("blue")).await.unwrap();
+    world.pull_from(&bench).await;
+    assert!(fleet_of(&world.devices[0]).iter().any(|value| value.to_string().contains("blue")));
+}
+
+#[tokio::test]
+async fn a_backup_is_whole_or_refused() {
+    let world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    let backup = world.back_up();
+    let contents = backup::check(&backup).unwrap();
+    assert!(contents.tables.iter().any(|(name, rows)| name == "object" && *rows > 5));
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&backup).unwrap());
+    assert_eq!(mode & 0o777, 0o600);
+    // Never over another file, never into a folder with a hub.
+    let again = backup::back_up(&world.data(), &backup, Part::Everything, Timestamp(0), |_, _| {});
+    assert!(matches!(again, Err(BackupError::Exists { .. })));
+    assert!(backup::restore(&world.data(), &backup, Timestamp(0)).is_err());
+    assert!(!world.folder.path().join("backup.partial").exists());
+
+    let whole = std::fs::read(&backup).unwrap();
+    let bad = world.folder.path().join("bad");
+    for (what, bytes) in [
+        ("truncated", whole[..whole.len() / 2].to_vec()),
+        ("empty", Vec::new()),
+        ("no database", vec![7; 4096]),
+        ("an altered row", altered(&whole)),
+    ] {
+        std::fs::write(&bad, bytes).unwrap();
+        assert!(backup::check(&bad).is_err(), "{what}");
+        assert!(backup::restore(&world.folder.path().join("none"), &bad, Timestamp(0)).is_err(), "{what}");
+        assert!(!world.folder.path().join("none/hub.sqlite").exists(), "{what}");
+    }
+}
+
+/// One byte of one row is another.
+fn altered(whole: &[u8]) -> Vec<u8> {
+    let needle = b"COLOUR";
+    let at = whole.windows(needle.len()).position(|window| window == needle).unwrap();
+    let mut altered = whole.to_vec();
+    altered[at] = b'D';
+    altered
+}
+
+#[tokio::test]
+async fn the_keys_alone_bring_an_empty_hub_back_that_learns_everything() {
+    let mut world = World::new(Retention::default()).await;
+    let keys = world.folder.path().join("keys");
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    backup::back_up(&world.data(), &keys, Part::Keys, Timestamp(1_700_000_000_000), |_, _| {}).unwrap();
+    world.bench.merge(&set("web"), colour("green")).await.unwrap();
+    world.pull().await;
+    let uid = world.bench.store.read(&set("web")).unwrap().uid().to_owned();
+
+    let bench = world.restored(&keys, "second").await;
+    assert!(bench.store.read(&set("web")).is_none());
+    for device in &world.devices {
+        super::welcome(&bench, device.node.as_str()).await;
+        device.give_back(&bench.door).await;
+    }
+    learn::look(&bench.door).await.unwrap();
+    assert!(!bench.door.lessons.is_on());
+    assert_eq!(bench.store.read(&set("web")).unwrap().uid(), uid);
+    assert_eq!(text(&bench, &set("web")), "green");
+    let node = bench.store.read(&ObjectKey::of(&kind::NODE, "", "a")).unwrap();
+    assert_eq!(node.label("flotilla.dev/fleet"), Some("north"));
+}
