@@ -35,7 +35,7 @@ pub struct Spec {
     /// `cgroup.procs` files to write itself into.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cgroups: Vec<PathBuf>,
-    /// Join the mount namespace of this process.
+    /// Join the namespace of this process instead of having one of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join_mounts_of: Option<i32>,
     /// Have a mount namespace of its own; mounts made in it are seen by nobody else and end with its last process.
@@ -136,14 +136,10 @@ fn run(spec: &Spec) -> Result<(), String> {
     for procs in &spec.cgroups {
         std::fs::write(procs, "0").map_err(|error| format!("could not join cgroup {}: {error}", procs.display()))?;
     }
-    if let Some(pid) = spec.join_mounts_of {
-        let path = format!("/proc/{pid}/ns/mnt");
-        let joined = std::fs::File::open(&path).map_err(|error| error.to_string());
-        let joined =
-            joined.and_then(|file| nix::sched::setns(file, CloneFlags::CLONE_NEWNS).map_err(|error| error.to_string()));
-        joined.map_err(|error| format!("could not join the container's mounts at {path}: {error}"))?;
+    match spec.join_mounts_of {
+        Some(pid) => join(pid, spec.namespace)?,
+        None => enter(spec.namespace)?,
     }
-    enter(spec.namespace)?;
     for path in &spec.hidden {
         mounts::hide(path)?;
     }
@@ -175,6 +171,19 @@ fn run(spec: &Spec) -> Result<(), String> {
     // Also clears the signal mask and what this program does about SIGPIPE.
     let error = command.exec();
     Err(format!("exec: {name:?}: {error}"))
+}
+
+fn join(pid: i32, namespace: Namespace) -> Result<(), String> {
+    let join = |kind: &str, flag: CloneFlags| {
+        let path = format!("/proc/{pid}/ns/{kind}");
+        let file = std::fs::File::open(&path).map_err(|error| error.to_string());
+        let joined = file.and_then(|file| nix::sched::setns(file, flag).map_err(|error| error.to_string()));
+        joined.map_err(|error| format!("could not join the container's namespace {path}: {error}"))
+    };
+    if namespace == Namespace::UserAndMount {
+        join("user", CloneFlags::CLONE_NEWUSER)?;
+    }
+    join("mnt", CloneFlags::CLONE_NEWNS)
 }
 
 fn enter(namespace: Namespace) -> Result<(), String> {

@@ -92,6 +92,7 @@ impl Container {
             started_at: now,
             process: None,
             stopping: false,
+            own_mounts: config.root.is_none() && !config.mounts.is_empty(),
             exit: None,
         };
         let mut container = Self {

@@ -96,6 +96,9 @@ pub struct ContainerRecord {
     pub process: Option<ProcessId>,
     #[serde(default)]
     pub stopping: bool,
+    /// It is a process of the host that has mounts of its own.
+    #[serde(default)]
+    pub own_mounts: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
 }

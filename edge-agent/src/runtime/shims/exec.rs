@@ -26,7 +26,7 @@ pub(super) enum Place {
     /// The words of the OCI runtime's command line up to its verb, and what its stage hides.
     Oci { program: PathBuf, words: Vec<String>, hidden: Vec<PathBuf>, id: String, pid_file: PathBuf },
     /// A process of the host with mounts of its own.
-    Mounts { pid: i32 },
+    Mounts { pid: i32, rootless: bool },
 }
 
 impl Place {
@@ -41,9 +41,8 @@ impl Place {
                 id,
             });
         }
-        // Only root may go where somebody else's mounts are.
-        let has_mounts = !state.setup.rootless && files::made_path(dir, container, record.attempt).exists();
-        record.process.filter(|_| has_mounts).map(|process| Self::Mounts { pid: process.pid })
+        let process = record.process.filter(|_| record.own_mounts)?;
+        Some(Self::Mounts { pid: process.pid, rootless: state.setup.rootless })
     }
 }
 
@@ -53,8 +52,8 @@ pub(super) async fn run(exe: &Path, request: &ExecRequest, place: Option<Place>)
     let failed = |source| RuntimeError::Exec { program: program.to_owned(), source };
     let (mut command, pid_file) = match place {
         None => (plain(request), None),
-        Some(Place::Mounts { pid }) => {
-            let mut command = staged(exe, &among_mounts(request, pid)).map_err(failed)?;
+        Some(Place::Mounts { pid, rootless }) => {
+            let mut command = staged(exe, &among_mounts(request, pid, rootless)).map_err(failed)?;
             command.envs(&request.env);
             (command, None)
         }
@@ -104,13 +103,13 @@ fn staged(exe: &Path, spec: &Spec) -> std::io::Result<Command> {
 }
 
 /// Looked up in the container's `PATH`, but among the host's files: those are the same but for the mounts.
-fn among_mounts(request: &ExecRequest, pid: i32) -> Spec {
+fn among_mounts(request: &ExecRequest, pid: i32, rootless: bool) -> Spec {
     let name = request.argv.first().cloned().unwrap_or_default();
     let folders = request.env.get("PATH").map_or("", String::as_str);
     let found = folders.split(':').map(|folder| Path::new(folder).join(&name)).find(|path| path.is_file());
     Spec {
         join_mounts_of: Some(pid),
-        namespace: Namespace::None,
+        namespace: if rootless { Namespace::UserAndMount } else { Namespace::Mount },
         working_dir: request.working_dir.clone(),
         program: found.filter(|_| !name.contains('/')).unwrap_or_else(|| PathBuf::from(&name)),
         argv: request.argv.clone(),
