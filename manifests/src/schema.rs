@@ -19,6 +19,7 @@ mod table;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;
+mod words;
 
 pub(crate) use check::bounded;
 use table::{Node, Table};

@@ -256,7 +256,9 @@ pub(super) fn components_for(group: &str, version: &str) -> BTreeMap<&'static st
                 wanted.insert(reference.to_owned());
             }
         }
-        components.insert(*name, serde_json::from_str(source).unwrap_or(Value::Null));
+        let mut component = serde_json::from_str(source).unwrap_or(Value::Null);
+        super::words::describe(name, &mut component);
+        components.insert(*name, component);
     }
     components
 }

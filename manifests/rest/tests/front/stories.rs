@@ -79,7 +79,11 @@ fn discovery_version_and_explain() {
         assert!(!resources.contains("cronjobs"), "what is not served is not listed");
         kubectl.shows(&["api-versions"], &["apps/v1", "flotilla.dev/v1alpha1", "v1"]);
         kubectl.shows(&["explain", "deployment.spec.replicas"], &["KIND:", "Deployment", "replicas", "integer"]);
-        kubectl.shows(&["explain", "override.spec"], &["operations", "author"]);
+        kubectl.shows(&["explain", "override.spec"], &["operations", "author", "never, if absent"]);
+        kubectl.shows(&["explain", "pod.spec.containers"], &["<[]Container>", "image", "Environment variables."]);
+        kubectl.shows(&["explain", "ds"], &["One Pod on every device", "What is wanted."]);
+        kubectl.shows(&["explain", "lease.spec", "--recursive"], &["holderIdentity", "renewTime"]);
+        kubectl.shows(&["explain", "deploy.spec.strategy.rollingUpdate.maxSurge"], &["too many"]);
         kubectl.shows(&["explain", "pod", "--recursive"], &["containers", "terminationGracePeriodSeconds"]);
         kubectl.shows(&["get", "--raw", "/readyz"], &["ok"]);
     });
