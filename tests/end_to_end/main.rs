@@ -7,12 +7,17 @@ mod bad_input;
 mod damage;
 mod demo;
 mod kill;
+mod kubectl;
 mod reaper;
+mod restore;
+mod roads;
 mod rogue;
 mod rollout;
+mod stick;
 mod story;
 mod technician;
 mod versions;
+mod volumes;
 mod walk;
 
 /// The binary cargo built for these tests.

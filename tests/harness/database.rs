@@ -17,6 +17,12 @@ pub fn log_floor(hub_folder: &Path, channel: &str) -> i64 {
     floor.optional().unwrap().flatten().unwrap_or(0)
 }
 
+/// Bytes of the hub's largest document.
+pub fn largest_document(hub_folder: &Path) -> i64 {
+    let connection = Connection::open(hub_folder.join("hub.sqlite")).unwrap();
+    connection.query_row("SELECT max(length(state)) FROM document", [], |row| row.get(0)).unwrap()
+}
+
 /// Sets the schema version, as a newer program would have; answers the one before.
 pub fn set_version(path: &Path, version: u32) -> u32 {
     let connection = Connection::open(path).unwrap();

@@ -18,6 +18,8 @@ use crate::wait;
 pub enum Road {
     Quic,
     Mqtt,
+    /// The hub is reachable by both; devices choose.
+    Both,
 }
 
 /// What the stories' containers are.
@@ -66,7 +68,7 @@ impl Fleet {
             agents: BTreeMap::new(),
             hub_arguments: hub_arguments.iter().map(|text| (*text).to_owned()).collect(),
         };
-        if road == Road::Mqtt {
+        if road != Road::Quic {
             fleet.start_broker();
         }
         if containers == Containers::Oci {
@@ -148,19 +150,24 @@ impl Fleet {
         self.broker.take().unwrap().kill();
     }
 
-    /// Starts (or starts again) the hub on its ports and waits until it answers.
+    /// Starts (or starts again) the hub on its ports and waits until it is ready.
     pub fn start_hub(&mut self) {
+        self.start_hub_until("/readyz");
+    }
+
+    /// Starts the hub and waits until it answers at this path.
+    pub fn start_hub_until(&mut self, path: &str) {
         let mut arguments = self.words(&["hub", "run"]);
         arguments.extend(self.words(&["--data", &self.hub_folder().to_string_lossy()]));
         arguments.extend(self.words(&["--listen", &format!("127.0.0.1:{}", self.api_port)]));
         arguments.extend(self.words(&["--quic", &format!("127.0.0.1:{}", self.quic_port)]));
-        if self.road == Road::Mqtt {
+        if self.road != Road::Quic {
             arguments.extend(self.words(&["--mqtt", &format!("mqtt://127.0.0.1:{}", self.broker_port)]));
         }
         arguments.extend(self.hub_arguments.clone());
         let log = self.folder.path().join("hub.log");
         self.hub = Some(Process::start(&self.binary, &arguments, &log));
-        wait::until("the hub answers /readyz", || {
+        wait::until(&format!("the hub answers {path}"), || {
             let hub = self.hub.as_mut().unwrap();
             assert!(hub.is_running(), "the hub ended:\n{}", hub.output());
             let kubeconfig = self.folder.path().join("hub/admin.kubeconfig");
@@ -168,7 +175,7 @@ impl Fleet {
                 return Err("no kubeconfig yet".to_owned());
             }
             let Some(kubectl) = Kubectl::newest(&kubeconfig, self.folder.path()) else { return Ok(()) };
-            kubectl.attempt("get --raw /readyz").map(|_| ())
+            kubectl.attempt(&format!("get --raw {path}")).map(|_| ())
         });
     }
 
@@ -199,7 +206,12 @@ impl Fleet {
     pub fn start_agent(&mut self, name: &str, arguments: &[&str]) {
         let mut all =
             self.words(&["agent", "run", "--name", name, "--data", &self.agent_folder(name).to_string_lossy()]);
-        all.extend(self.words(&["--transport", if self.road == Road::Mqtt { "mqtt" } else { "quic" }]));
+        let transport = match self.road {
+            Road::Quic => "quic",
+            Road::Mqtt => "mqtt",
+            Road::Both => "auto",
+        };
+        all.extend(self.words(&["--transport", transport]));
         all.extend(self.words(arguments));
         let log = self.folder.path().join(format!("{name}.log"));
         self.agents.insert(name.to_owned(), Process::start(&self.binary, &all, &log));

@@ -13,6 +13,7 @@ pub mod images;
 pub mod kubectl;
 pub mod leftovers;
 pub mod process;
+pub mod relay;
 pub mod wait;
 
 /// Prints `SKIPPED: reason`, or fails where every part must be there (`FLOTILLA_REQUIRE_ALL=1`, as CI sets it).
@@ -20,6 +21,11 @@ pub fn skip(reason: &str) {
     assert!(std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(), "needed here but missing: {reason}");
     // Not eprintln: the test runner keeps that to itself when a test passes.
     std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("SKIPPED: {reason}\n")).unwrap();
+}
+
+/// Prints a measurement beside the test's name.
+pub fn say(line: &str) {
+    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("MEASURED: {line}\n")).unwrap();
 }
 
 /// Where a program lies, looking also where Debian keeps daemons.

@@ -29,12 +29,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// A peer that has said nothing for so long is gone.
 const IDLE: Duration = Duration::from_secs(90);
 /// How often a device looks whether its packets are answered, and how often while they are not.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(3);
 const LOOK_CLOSELY: Duration = Duration::from_secs(1);
 /// So many packets without any answer are more than acknowledgements that need none.
-const UNANSWERED_MIN: u64 = 4;
+const UNANSWERED_MIN: u64 = 2;
 /// For so long: then another road is worth trying.
-const STALLED_AFTER: Duration = Duration::from_secs(3);
+const STALLED_AFTER: Duration = Duration::from_secs(2);
 /// Bytes in flight on the stream, each way.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Wished socket buffers of a door: a burst of ten thousand devices must not fall out of them. The system may give less.
