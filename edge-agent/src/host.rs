@@ -267,7 +267,7 @@ mod tests {
         let first = host.node_status("edge-1", &Facilities::default(), &GOOD, None, Timestamp(1_000));
         assert_eq!(status_of(&first, "DiskPressure")["status"], "False");
         let isolation = status_of(&first, "IsolationUnavailable");
-        assert!(isolation["status"] == "True" && isolation["message"].as_str().unwrap().contains("no isolation"));
+        assert!(isolation["status"] == "True" && isolation["message"].as_str().unwrap().contains("install crun"));
         let full = Pressure { disk_available_bytes: 9 << 30, memory_available_bytes: 1 << 20, pids: 32000, ..GOOD };
         let second = host.node_status("edge-1", &Facilities::default(), &full, Some(&first), Timestamp(60_000));
         for kind in ["DiskPressure", "MemoryPressure", "PIDPressure"] {

@@ -9,13 +9,14 @@ use super::environment::{self, Sources};
 use super::pod::{ContainerSpec, PodSpec, Role};
 use super::restart::restarts;
 use super::{
-    Action, DesiredPod, DesiredPods, Failure, History, Notice, Observed, Place, Plan, PodHistory, ProbeKey, ProbeStatus,
-    ProbeTarget, Severity, image, limits, status,
+    Action, DesiredPod, DesiredPods, Failure, History, Notice, Observed, Place, Plan, PodHistory, ProbeKey,
+    ProbeStatus, ProbeTarget, Severity, image, limits, status,
 };
 use crate::runtime::{
-    ContainerConfig, ContainerState, ContainerStatus, Exit, SandboxConfig, SandboxState, SandboxStatus, admission,
+    ContainerConfig, ContainerState, ContainerStatus, Exit, SandboxConfig, SandboxState, SandboxStatus,
 };
 
+mod device;
 mod volumes;
 
 use volumes::PodVolumes;
@@ -172,17 +173,8 @@ impl<'a> Planner<'a> {
         self.take_in_probes();
         if let Some(deletion) = self.pod.deletion {
             self.end(deletion.grace_seconds.unwrap_or(self.spec.grace_seconds));
-        } else if let Some(refusal) = admission::refusal(self.spec.value, &self.place.facilities) {
-            let waiting = (refusal.reason.clone(), refusal.message.clone());
-            for container in &self.spec.containers {
-                self.waiting.insert(container.name.to_owned(), waiting.clone());
-            }
-            self.note(Severity::Warning, &refusal.reason, &refusal.message);
-            // A runtime that has gone from the device starts nothing; what it started goes on.
-            let stays = refusal.reason == admission::NO_HANDLER && self.fits();
-            if !stays && self.sandbox.is_some_and(|sandbox| running(sandbox).next().is_some()) {
-                self.stop_in_order(self.spec.grace_seconds, &refusal.message);
-            }
+        } else if let Some(refusal) = self.refusal() {
+            self.refuse(&refusal);
         } else if !self.fits() && self.sandbox.is_some_and(|sandbox| running(sandbox).next().is_some()) {
             self.stop_in_order(self.spec.grace_seconds, "the pod's runtimeClassName changed");
         } else if self.history.terminal_phase.is_some() {
@@ -234,20 +226,6 @@ impl<'a> Planner<'a> {
     /// Tells of something that holds now.
     pub(super) fn note(&mut self, severity: Severity, reason: &str, message: &str) {
         self.notices.insert(Notice { severity, reason: reason.to_owned(), message: message.to_owned() });
-    }
-
-    /// Whether the sandbox, if there is one, is of the kind the manifest wants.
-    fn fits(&self) -> bool {
-        self.sandbox.is_none_or(|sandbox| sandbox.isolated == self.spec.isolated())
-    }
-
-    /// What stands before a container's name in its id: the runtime that makes it.
-    pub(super) fn container_scheme(&self) -> &str {
-        match &self.place.facilities.oci {
-            Ok(oci) if self.spec.isolated() => &oci.name,
-            _ if self.spec.isolated() => crate::runtime::facilities::OCI,
-            _ => crate::runtime::facilities::PROCESS,
-        }
     }
 
     fn sandbox_is_ready(&self) -> bool {
@@ -513,19 +491,6 @@ impl<'a> Planner<'a> {
         for container in &self.spec.containers {
             if let Ok(Some(next)) = image::find(&self.spec, container, &self.observed.images) {
                 image::note_use(&mut plan.images, &next.digest, &self.history.namespace, &self.history.name);
-            }
-        }
-    }
-
-    /// Tells of limits that are not what the manifest says; the pod runs all the same.
-    fn note_limits(&mut self) {
-        for container in self.spec.containers.clone() {
-            let wish = limits::resources(container.value, &self.place.facilities);
-            for message in wish.clamped {
-                self.note(Severity::Warning, "LimitClamped", &message);
-            }
-            if !wish.unenforced.is_empty() {
-                self.unlimited.push(format!("{} of container {}", wish.unenforced.join(" and "), container.name));
             }
         }
     }

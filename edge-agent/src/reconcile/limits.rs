@@ -43,7 +43,11 @@ pub(super) fn resources(container: &Value, facilities: &Facilities) -> Wish {
         wish.resources.cpu_quota_us = wish.enforce("cpu", facilities.limits.cpu).then_some(quota.max(QUOTA_US_MIN));
     }
     // A weight is no promise: where it cannot be given, nothing is said.
-    let request = Some(()).filter(|()| facilities.limits.cpu).and_then(|()| amount("requests", "cpu")).map(|request| u64::try_from(request.milli()).unwrap_or(0)).or(cpu.filter(|_| facilities.limits.cpu));
+    let request = Some(())
+        .filter(|()| facilities.limits.cpu)
+        .and_then(|()| amount("requests", "cpu"))
+        .map(|request| u64::try_from(request.milli()).unwrap_or(0))
+        .or(cpu.filter(|_| facilities.limits.cpu));
     wish.resources.cpu_shares = request.map(|milli| (milli.saturating_mul(1024) / 1000).clamp(SHARES_MIN, SHARES_MAX));
     wish
 }
@@ -111,4 +115,80 @@ pub(super) fn digest_form(pod_spec: &Value, container: &Value) -> Value {
         container.get("resources").and_then(|resources| resources.get("limits")),
         container.get("resources").and_then(|resources| resources.get("requests")),
     ])
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::runtime::Limits;
+
+    fn facilities() -> Facilities {
+        let limits = Limits { cpu: true, memory: true, pids: true, why: String::new() };
+        Facilities { limits, cpu_milli: 2000, memory_bytes: 1 << 30, ..Facilities::default() }
+    }
+
+    fn wish(resources: Value, facilities: &Facilities) -> Wish {
+        super::resources(&json!({"name": "app", "resources": resources}), facilities)
+    }
+
+    #[test]
+    fn limits_are_converted_as_kubelet_does() {
+        let limited = |memory: Option<u64>, shares: Option<u64>, quota: Option<u64>| Resources {
+            memory_bytes_max: memory,
+            cpu_shares: shares,
+            cpu_quota_us: quota,
+            pids_max: None,
+        };
+        let cases = [
+            (json!({}), limited(None, None, None)),
+            (json!({"limits": {"memory": "64Mi", "cpu": "500m"}}), limited(Some(64 << 20), Some(512), Some(50_000))),
+            (json!({"limits": {"cpu": 1}, "requests": {"cpu": "100m"}}), limited(None, Some(102), Some(100_000))),
+            (json!({"requests": {"cpu": "1m", "memory": "1Gi"}}), limited(None, Some(2), None)),
+            (json!({"limits": {"cpu": "1m"}}), limited(None, Some(2), Some(1000))),
+            (json!({"limits": {"cpu": "0", "memory": 0}}), limited(None, None, None)),
+        ];
+        for (resources, expected) in cases {
+            assert_eq!(wish(resources.clone(), &facilities()).resources, expected, "{resources}");
+        }
+    }
+
+    #[test]
+    fn what_the_machine_does_not_have_is_clamped_and_said() {
+        let wish = wish(json!({"limits": {"memory": "8Gi", "cpu": 64}}), &facilities());
+        assert_eq!((wish.resources.memory_bytes_max, wish.resources.cpu_quota_us), (Some(1 << 30), Some(200_000)));
+        assert_eq!(wish.clamped.len(), 2);
+        assert!(wish.clamped[1].contains("cpu limit of 64000m, and this device has 2000m"), "{:?}", wish.clamped);
+    }
+
+    #[test]
+    fn limits_that_nobody_keeps_are_named_and_not_asked_for() {
+        let none = Facilities { limits: Limits { cpu: true, ..Limits::default() }, ..facilities() };
+        let some = wish(json!({"limits": {"memory": "64Mi", "cpu": 1}}), &none);
+        assert_eq!((some.unenforced.as_slice(), some.resources.memory_bytes_max), (&["memory"][..], None));
+        assert!(some.resources.cpu_quota_us.is_some());
+        let requests = wish(json!({"requests": {"cpu": 1}}), &Facilities::default());
+        assert_eq!(
+            (requests.unenforced.len(), requests.resources),
+            (0, Resources::default()),
+            "a weight is no promise"
+        );
+    }
+
+    #[test]
+    fn the_containers_own_security_comes_before_the_pods() {
+        let pod = json!({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}, "runAsNonRoot": true}});
+        let container = json!({"name": "a", "securityContext": {"allowPrivilegeEscalation": false,
+            "capabilities": {"add": ["CAP_NET_ADMIN", "sys_time"], "drop": ["ALL"]}}});
+        let told = security(&pod, &container);
+        assert!(told.seccomp_default && told.no_new_privileges && !told.privileged);
+        assert_eq!(
+            (told.added_capabilities, told.dropped_capabilities),
+            (vec!["NET_ADMIN".into(), "SYS_TIME".into()], vec!["ALL".into()])
+        );
+        assert!(root_is_refused(&pod, &container, 0).unwrap().contains("runAsNonRoot"));
+        assert_eq!(root_is_refused(&pod, &container, 7), None);
+        let privileged = json!({"name": "a", "securityContext": {"privileged": true, "runAsNonRoot": false}});
+        assert!(!security(&pod, &privileged).seccomp_default && root_is_refused(&pod, &privileged, 0).is_none());
+    }
 }

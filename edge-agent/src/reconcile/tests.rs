@@ -5,6 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::runtime::{ContainerState, ContainerStatus, Exit, SandboxState};
 
+mod device;
 mod simulated;
 mod volumes;
 
@@ -393,7 +394,7 @@ fn a_changed_container_is_replaced_alone_whatever_the_policy() {
 
 #[test]
 fn what_the_backend_does_not_use_changes_no_digest() {
-    let spec = json!({});
+    let spec = json!({"runtimeClassName": "process"});
     let plain = container_digest(&spec, &container("a"));
     let mut defaulted = container("a");
     for (field, value) in [
@@ -408,6 +409,9 @@ fn what_the_backend_does_not_use_changes_no_digest() {
     assert_eq!(container_digest(&spec, &defaulted), plain);
     // Golden: another value here restarts every container of every device at its next upgrade.
     assert_eq!(plain, "1:e599082bd85b36bf45311715");
+    let isolated = json!({});
+    assert_eq!(container_digest(&isolated, &defaulted), container_digest(&isolated, &container("a")));
+    assert_eq!(container_digest(&isolated, &container("a")), "1:747c2d6b505eb1a3516bbb05");
     let mut other = container("a");
     other["args"] = json!(["2"]);
     assert_ne!(container_digest(&spec, &other), plain);
