@@ -140,6 +140,9 @@ fn archive(entries: &[(String, u32, Entry)]) -> Vec<u8> {
     for (path, mode, entry) in entries {
         let mut header = tar::Header::new_gnu();
         header.set_mode(*mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         match entry {
             Entry::Folder => {
                 header.set_entry_type(tar::EntryType::Directory);
