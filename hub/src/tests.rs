@@ -2,7 +2,7 @@
 
 mod convergence;
 mod enrolment;
-mod epochs;
+pub(crate) mod epochs;
 mod leases;
 mod reports;
 mod restore;

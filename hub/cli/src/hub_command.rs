@@ -49,6 +49,18 @@ pub(crate) struct HubArguments {
     /// Records kept in one channel's log; a device further behind is caught up by a snapshot
     #[arg(long, value_name = "COUNT", default_value_t = 5_000)]
     log_records_max: u64,
+    /// Their size in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    log_mib_max: u64,
+    /// And their age: a number with s, m, h or d
+    #[arg(long, value_name = "AGE", default_value = "30d", value_parser = parse_duration)]
+    log_age_max: Duration,
+    /// Age of changes a watch can still be told of
+    #[arg(long, value_name = "AGE", default_value = "1h", value_parser = parse_duration)]
+    watch_age_max: Duration,
+    /// Age of audit entries
+    #[arg(long, value_name = "AGE", default_value = "90d", value_parser = parse_duration)]
+    audit_age_max: Duration,
 }
 
 /// `flotilla token ...`
@@ -116,7 +128,13 @@ fn config(arguments: &HubArguments) -> Result<HubConfig> {
     config.advertise = arguments.advertise.clone();
     config.advertise_api = arguments.advertise_api.clone();
     config.mqtt = arguments.mqtt.clone();
-    config.retention.log_records_max = arguments.log_records_max;
+    let retention = &mut config.retention;
+    let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    retention.log_records_max = arguments.log_records_max;
+    retention.log_bytes_max = arguments.log_mib_max << 20;
+    retention.log_age_ms_max = ms(arguments.log_age_max);
+    retention.events_age_ms_max = ms(arguments.watch_age_max);
+    retention.audit_age_ms_max = ms(arguments.audit_age_max);
     Ok(config)
 }
 

@@ -40,9 +40,7 @@ async fn cut_and_edited(bench: &Bench, edit: impl FnOnce(&mut Value)) -> (String
     let mut round = 0_u64;
     loop {
         round += 1;
-        let noise: String = (0..3000_u64)
-            .map(|at| char::from(b'!' + u8::try_from((at * at * round + at * 7919 * round * round) % 90).unwrap()))
-            .collect();
+        let noise = crate::tests::epochs::noise(round);
         bench
             .merge(&key(), json!({"metadata": {"annotations": {"noise": noise, "b": round.to_string()}}}))
             .await

@@ -91,8 +91,7 @@ impl Batch<'_> {
         }
         let deleted = self.events.iter().filter(|event| event.change == super::Change::Deleted);
         for uid in deleted.map(|event| event.object.uid().to_owned()).collect::<Vec<_>>() {
-            self.transaction.prepare_cached("DELETE FROM document WHERE uid = ?1")?.execute([&uid])?;
-            self.put_document_blobs(&uid, &[], &[])?;
+            self.forget_document(&uid)?;
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ fn key() -> ObjectKey {
 }
 
 /// Text that does not compress, another one each round.
-fn noise(round: u64) -> String {
+pub(crate) fn noise(round: u64) -> String {
     let mut state = round.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
