@@ -47,6 +47,8 @@ const PURE: &[&str] = &[
     "edge-agent/src/reconcile.rs",
     "edge-agent/src/reconcile",
     "edge-agent/src/effective.rs",
+    "edge-agent/src/image/facts.rs",
+    "edge-agent/src/image/reference.rs",
     "edge-agent/src/events.rs",
     "edge-agent/src/local_write.rs",
     "edge-agent/src/view.rs",
@@ -93,6 +95,9 @@ const DOORS: &[(&str, &[&str])] = &[
             "hub/cli/src/demo/api.rs",
         ],
     ),
+    ("tar::", &["edge-agent/src/image/unpack/"]),
+    ("flate2::", &["edge-agent/src/image/unpack/"]),
+    ("ruzstd::", &["edge-agent/src/image/unpack/"]),
     (
         "process::Command",
         &["edge-agent/src/runtime", "edge-agent/src/shim", "edge-agent/src/probe", "hub/cli/src/demo"],

@@ -72,7 +72,8 @@ pub enum Output {
 pub fn run(command: &ImageCommand, now_ms: u64) -> anyhow::Result<()> {
     let text = match command {
         ImageCommand::Import(arguments) => {
-            let store = open(&arguments.data)?;
+            // A device may be given its images before its first start.
+            let store = ImageStore::open(&arguments.data)?;
             let imported = import::import(&store, &arguments.path, arguments.name.as_deref(), &Bounds::DEVICE, now_ms)?;
             poke::poke(&arguments.data);
             imported.iter().map(told).collect()

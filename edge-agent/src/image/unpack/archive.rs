@@ -17,10 +17,9 @@ const EXTENSIONS_LEN_MAX: usize = 8;
 
 /// Where a tar comes from.
 pub(in crate::image) trait Source: Read + Sized {
-    /// Passes over this many bytes.
-    fn pass(&mut self, bytes: u64) -> io::Result<()> {
-        let passed = io::copy(&mut self.by_ref().take(bytes), &mut io::sink())?;
-        if passed < bytes { Err(truncated()) } else { Ok(()) }
+    /// Passes over this many bytes; answers how many there were.
+    fn pass(&mut self, bytes: u64) -> io::Result<u64> {
+        io::copy(&mut self.by_ref().take(bytes), &mut io::sink())
     }
 }
 
@@ -87,7 +86,7 @@ impl<R: Source> Archive<R> {
         for _ in 0..EXTENSIONS_LEN_MAX {
             self.finish_entry()?;
             let Some(header) = self.header()? else { return Ok(None) };
-            let size = header.entry_size()?;
+            let size = number(&header.as_old().size, header.entry_size())?;
             let kind = header.entry_type();
             match kind {
                 EntryType::XHeader => {
@@ -133,7 +132,8 @@ impl<R: Source> Archive<R> {
         };
         let path = extension.path.unwrap_or_else(|| header.path_bytes().into_owned());
         let target = extension.target.or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
-        let stored = extension.size.map_or_else(|| header.entry_size(), Ok)?;
+        let old = header.as_old();
+        let stored = extension.size.map_or_else(|| number(&old.size, header.entry_size()), Ok)?;
         // Only files have content; some writers give links the size of what they point at.
         let content = if kind_here == Kind::File { stored } else { 0 };
         // Old archives mark a folder by its name alone.
@@ -157,9 +157,9 @@ impl<R: Source> Archive<R> {
             path,
             target: target.unwrap_or_default(),
             kind: kind_here,
-            mode: header.mode()? & 0o7777,
-            uid: id(extension.uid, header.uid(), "owner")?,
-            gid: id(extension.gid, header.gid(), "group")?,
+            mode: number(&old.mode, header.mode())? & 0o7777,
+            uid: id(extension.uid, number(&old.uid, header.uid()), "owner")?,
+            gid: id(extension.gid, number(&old.gid, header.gid()), "group")?,
             mtime_seconds,
             mtime_nanoseconds,
             size_bytes,
@@ -243,9 +243,16 @@ impl<R: Source> Archive<R> {
     }
 
     fn finish_entry(&mut self) -> io::Result<()> {
-        let rest = self.content_bytes.saturating_add(self.padding_bytes);
+        let (content, padding) = (self.content_bytes, self.padding_bytes);
         (self.content_bytes, self.padding_bytes) = (0, 0);
-        if rest > 0 { self.source.pass(rest) } else { Ok(()) }
+        if content > 0 && self.source.pass(content)? < content {
+            return Err(truncated());
+        }
+        // The last entry may end without it, and without the archive's own end: so does umoci write them.
+        if padding > 0 {
+            self.source.pass(padding)?;
+        }
+        Ok(())
     }
 }
 
@@ -263,6 +270,11 @@ impl<R: Source> Read for Archive<R> {
         self.content_bytes -= count as u64;
         Ok(count)
     }
+}
+
+/// A header's number; an empty field means 0.
+fn number<T: From<u8>>(field: &[u8], parsed: io::Result<T>) -> io::Result<T> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) { Ok(T::from(0)) } else { parsed }
 }
 
 fn padding(content: u64) -> u64 {
