@@ -8,6 +8,7 @@ use flotilla_sync::channel::{Applied, ChannelName, Item, ItemId, ItemKind};
 use flotilla_sync::identity::NodeName;
 use flotilla_sync::list::VerifiedSnapshot;
 use flotilla_sync::log::{Placement, VerifiedBatch};
+use flotilla_sync::record::RecordKind;
 use flotilla_sync::replica::{Ingested, Input};
 
 use super::observe;
@@ -153,6 +154,9 @@ fn take_records(
             }
         }
     }
+    if verified.records().iter().any(|record| record.draft.kind == RecordKind::Remove) {
+        batch.prune_removed_items(&own)?;
+    }
     Ok(())
 }
 
@@ -190,6 +194,7 @@ fn take_snapshot(
             ingested.applied += 1;
         }
     }
+    batch.prune_removed_items(&own)?;
     for (writer, head) in &snapshot.list.covers {
         if batch.device_head(&own, writer)?.seq < head.seq {
             batch.put_device_head(&own, *writer, *head)?;

@@ -184,6 +184,63 @@ fn a_bound_pod_brings_placement_workload_and_secret_and_leaves_by_an_eviction() 
 }
 
 #[test]
+fn what_volumes_refer_to_travels_and_nothing_else_does() {
+    let secret = |name: &str| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "default", "uid": format!("sec-{name}")}, "data": {}});
+    let volumes = json!([
+        {"name": "a", "configMap": {"name": "files"}},
+        {"name": "b", "secret": {"secretName": "key"}},
+        {"name": "c", "projected": {"sources": [
+            {"configMap": {"name": "shared", "items": [{"key": "k", "path": "p"}]}}, {"secret": {"name": "token", "optional": true}},
+        ]}},
+        {"name": "d", "hostPath": {"path": "/"}},
+    ]);
+    let mut world = World::default();
+    world.put(node("a", "north", json!({"disk": "ssd"})));
+    world.put(node("b", "north", json!({})));
+    for name in ["files", "shared", "other"] {
+        world.put(config_map(name, "one"));
+    }
+    for name in ["key", "token", "other"] {
+        world.put(secret(name));
+    }
+    let mut set = daemon_set("web", json!({"disk": "ssd"}));
+    set["spec"]["template"]["spec"]["volumes"] = volumes.clone();
+    world.put(set);
+    let nodes = ["device/a node-a", "device/b node-b"];
+    let with = |more: &[&str]| {
+        let mut all: Vec<String> = nodes.iter().chain(more).map(|place| (*place).to_owned()).collect();
+        all.sort();
+        all
+    };
+    let of_set = [
+        "device/a secret/sec-key",
+        "device/a secret/sec-token",
+        "fleet/north cm-files",
+        "fleet/north cm-shared",
+        "fleet/north web",
+    ];
+    assert_eq!(world.places(), with(&of_set), "the Secrets go only to the device that is selected");
+    // Changed content is looked at again where it stands.
+    assert_eq!(world.put(config_map("files", "two")), ["fleet/north cm-files"]);
+    // A bare Pod brings the same to its device alone.
+    world.set(&ObjectKey::of(&kind::DAEMON_SET, "default", "web"), None);
+    assert_eq!(world.places(), with(&[]));
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default", "uid": "pod-p"},
+        "spec": {"nodeName": "b", "containers": [{"name": "c"}], "volumes": volumes}});
+    world.put(pod);
+    let of_pod = [
+        "device/b cm-files",
+        "device/b cm-shared",
+        "device/b pod-p",
+        "device/b secret/sec-key",
+        "device/b secret/sec-token",
+    ];
+    assert_eq!(world.places(), with(&of_pod));
+    world.set(&ObjectKey::of(&kind::POD, "default", "p"), None);
+    assert_eq!(world.places(), with(&[]));
+}
+
+#[test]
 fn grants_and_thresholds_follow_the_rollout_rows() {
     let mut world = World::default();
     world.put(node("a", "north", json!({})));

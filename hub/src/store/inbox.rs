@@ -1,7 +1,7 @@
 //! What devices wrote and saw: the tables behind the fleet door's ingestion.
 
 use bytes::Bytes;
-use flotilla_sync::channel::{ChannelName, Head, Item, ItemId, WriterId};
+use flotilla_sync::channel::{ChannelName, Head, Item, ItemId, Version, WriterId};
 use flotilla_sync::identity::writer::{WriterChain, WriterSubject};
 use flotilla_sync::log::VerifiedBatch;
 use flotilla_sync::observation::Clock;
@@ -13,6 +13,8 @@ use super::{Batch, StoreError};
 /// Subjects whose newest clock is remembered, per device; the longest unheard are forgotten first.
 const SUBJECTS_MAX: i64 = 4096;
 const SUBJECTS_PRUNED_EVERY: u64 = 256;
+/// Removed items remembered of a device's own channel.
+const REMOVED_ITEMS_MAX: usize = 256;
 /// Records kept of each writer of a device, halved when there are more.
 const DEVICE_RECORDS_MAX: u64 = 256;
 const DEVICE_LOG_BYTES_MAX: u64 = 256 * 1024;
@@ -112,6 +114,21 @@ impl Batch<'_> {
         Ok(items)
     }
 
+    /// Forgets the oldest of a device's removed items when there are too many. A removed item only has to outlast older records of
+    /// other branches of the device's log, which are rare and young.
+    pub(crate) fn prune_removed_items(&mut self, channel: &ChannelName) -> Result<(), StoreError> {
+        let mut removed: Vec<(Version, ItemId)> =
+            self.device_items(channel)?.into_iter().filter_map(|(id, item)| Some((item.removed()?, id))).collect();
+        removed.sort();
+        let surplus = removed.len().saturating_sub(REMOVED_ITEMS_MAX);
+        for (_, id) in removed.into_iter().take(surplus) {
+            self.transaction
+                .prepare_cached("DELETE FROM device_item WHERE channel = ?1 AND id = ?2")?
+                .execute(params![channel.to_string(), id.as_str()])?;
+        }
+        Ok(())
+    }
+
     /// Whether an observation is newer than the one last taken of its subject; remembers it if so.
     pub(crate) fn is_news(
         &mut self,
@@ -161,9 +178,8 @@ impl Batch<'_> {
     /// The manifest a workload's number was made from, as its document knows it.
     pub(crate) fn object_at_number(&self, uid: &str, number: &str) -> Result<Option<serde_json::Value>, StoreError> {
         let Some(stored) = super::documents::stored_document(self.transaction, uid)? else { return Ok(None) };
-        let found =
-            flotilla_sync::document::Document::load(&stored.state)
-                .and_then(|document| document.object_at_number(number, &|hash| self.blob(hash)));
+        let found = flotilla_sync::document::Document::load(&stored.state)
+            .and_then(|document| document.object_at_number(number, &|hash| self.blob(hash)));
         found.map_err(|error| StoreError::Publish { what: format!("document {uid}"), why: error.to_string() })
     }
 

@@ -174,6 +174,26 @@ mod overrides {
     }
 
     #[tokio::test]
+    async fn removed_overrides_are_forgotten_in_the_end() {
+        let world = Reported::new().await;
+        let mut log = log_of(&world);
+        let channel = ChannelName::Device(world.device.node.clone());
+        let peer = world.device.peer();
+        let mut inputs = vec![Input::Writer(log.identity().chain().clone())];
+        for number in 0..300 {
+            let id = ItemId::parse(&format!("override/o{number}")).unwrap();
+            let drafts = vec![Draft::register(id.clone(), b"{}".to_vec(), "technician", 5), Draft::remove(id, "", 6)];
+            inputs.push(Input::Batch(log.append(&channel, drafts).unwrap()));
+        }
+        world.bench.door.ingest(&peer, inputs.clone()).await.unwrap();
+        let items = world.bench.store.write(move |batch| Ok(batch.device_items(&channel)?)).await.unwrap();
+        let left: Vec<&str> = items.iter().map(|(id, _)| id.as_str()).collect();
+        assert_eq!(left.len(), 256);
+        assert!(left.contains(&"override/o299") && !left.contains(&"override/o43"), "the oldest go first");
+        assert_eq!(world.bench.door.ingest(&peer, inputs).await.unwrap().applied, 0, "said again, nothing comes back");
+    }
+
+    #[tokio::test]
     async fn an_override_is_shown_reverted_and_ends_with_its_base() {
         let mut world = Reported::new().await;
         let (uid, body) = world.pod(0, "Running");
