@@ -202,3 +202,7 @@ fn range(connection: &Connection, hash: &Hash, offset: u64, len: usize) -> Resul
     }
     Ok(found.into())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
