@@ -109,6 +109,12 @@ impl World {
                 self.observed.sandboxes.insert(uid.to_owned(), sandbox);
             }
             Action::StartContainer(config) => {
+                for mount in &config.mounts {
+                    let Ok(own) = mount.source.strip_prefix(format!("/data/volumes/{uid}")) else { continue };
+                    let own = own.to_str().unwrap();
+                    let stands = own.starts_with("sub~") || self.observed.volumes[uid].prepared.contains_key(own);
+                    assert!(stands, "started before its volume {own} stands");
+                }
                 let sandbox = self.observed.sandboxes.get_mut(uid).expect("started without a sandbox");
                 assert_eq!(sandbox.state, SandboxState::Ready);
                 let running = ContainerState::Running { pid: 1, started_at: now, stopping: false };
@@ -131,6 +137,7 @@ impl World {
             Action::StopSandbox => self.lose(uid, None),
             Action::RemoveSandbox => drop(self.observed.sandboxes.remove(uid)),
             Action::PrepareVolumes(step) => {
+                self.observed.volume_failures.remove(uid);
                 let status = self.observed.volumes.entry(uid.to_owned()).or_default();
                 status.prepared.retain(|name, _| step.kept.contains(name));
                 status.prepared.extend(step.volumes.into_iter().map(|(name, volume)| (name, volume.digest)));

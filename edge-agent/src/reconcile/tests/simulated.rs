@@ -14,6 +14,9 @@ enum Happening {
     Edit(u8),
     Wait(u64),
     ProbeFails(usize),
+    /// The ConfigMap says this; nothing: it is gone.
+    Content(Option<u8>),
+    VolumesFail,
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -27,6 +30,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         2 => (0..3_u8).prop_map(Happening::Edit),
         3 => (0..400_000_u64).prop_map(Happening::Wait),
         1 => (0..3_usize).prop_map(Happening::ProbeFails),
+        2 => proptest::option::of(0..3_u8).prop_map(Happening::Content),
+        1 => Just(Happening::VolumesFail),
     ]
 }
 
@@ -34,7 +39,29 @@ fn spec(policy: &str, edit: u8) -> Value {
     let mut main = container("a");
     main["env"] = json!([{"name": "EDIT", "value": edit.to_string()}]);
     main["livenessProbe"] = json!({"tcpSocket": {"port": 1}});
-    json!({"restartPolicy": policy, "initContainers": [container("first")], "containers": [main, container("b")]})
+    main["volumeMounts"] =
+        json!([{"name": "c", "mountPath": "/c"}, {"name": "c", "mountPath": "/one", "subPath": "n"}]);
+    let mut other = container("b");
+    other["volumeMounts"] = json!([{"name": "e", "mountPath": "/e"}]);
+    json!({
+        "restartPolicy": policy, "initContainers": [container("first")], "containers": [main, other],
+        "volumes": [{"name": "c", "configMap": {"name": "settings"}}, {"name": "e", "emptyDir": {}}],
+    })
+}
+
+fn wanted(policy: &str, edit: u8, content: Option<u8>) -> DesiredPods {
+    let mut desired = one(spec(policy, edit));
+    if let Some(content) = content {
+        let data = BTreeMap::from([("n".to_owned(), content.to_string())]);
+        desired.config_maps.insert(("default".to_owned(), "settings".to_owned()), data);
+    }
+    desired
+}
+
+/// A device whose processes can have mounts.
+fn mounting(now: u64) -> Place {
+    let facilities = crate::runtime::Facilities { process_mounts: Ok(()), ..Default::default() };
+    Place { facilities: Arc::new(facilities), ..place(now) }
 }
 
 /// Ends what is being stopped, as the shim would within the grace.
@@ -63,7 +90,14 @@ fn finish_init(world: &mut World, now: u64) -> bool {
     }
 }
 
-fn apply(world: &mut World, what: Happening, edit: &mut u8, place: &mut Place) {
+/// What is wished for in a simulation, beside the policy.
+#[derive(Debug, Clone, Copy)]
+struct Wish {
+    edit: u8,
+    content: Option<u8>,
+}
+
+fn apply(world: &mut World, what: Happening, wish: &mut Wish, place: &mut Place) {
     let now = place.now.0;
     let names = ["first", "a", "b"];
     match what {
@@ -78,10 +112,12 @@ fn apply(world: &mut World, what: Happening, edit: &mut u8, place: &mut Place) {
         Happening::ShimDies => world.lose(UID, None),
         Happening::Reboot => {
             world.lose(UID, Some("went down"));
+            world.observed.volumes.values_mut().for_each(|status| status.prepared.clear());
             place.boot_id.push('x');
         }
         Happening::PowerCutLosesDisk => {
             world.observed.sandboxes.clear();
+            world.observed.volumes.clear();
             place.boot_id.push('x');
         }
         Happening::AgentForgetsProbes => world.observed.probes.clear(),
@@ -91,7 +127,12 @@ fn apply(world: &mut World, what: Happening, edit: &mut u8, place: &mut Place) {
                 world.history.clear();
             }
         }
-        Happening::Edit(to) => *edit = to,
+        Happening::Edit(to) => wish.edit = to,
+        Happening::Content(to) => wish.content = to,
+        Happening::VolumesFail => {
+            let failure = Failure { message: "no space".into(), at: place.now, count: 2 };
+            world.observed.volume_failures.insert(UID.into(), failure);
+        }
         Happening::Wait(ms) => place.now.0 += ms,
         Happening::ProbeFails(index) => {
             let runs =
@@ -111,14 +152,15 @@ proptest! {
         policy in prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")],
         happenings in proptest::collection::vec(happening(), 0..30),
     ) {
-        let (mut world, mut edit, mut now) = (World::default(), 0, place(1_000_000));
+        let (mut world, mut now) = (World::default(), mounting(1_000_000));
+        let mut wish = Wish { edit: 0, content: Some(0) };
         let mut counts: BTreeMap<String, u64> = BTreeMap::new();
         let mut forgot = false;
         for what in happenings {
             forgot |= matches!(what, Happening::LosesHistory);
-            apply(&mut world, what, &mut edit, &mut now);
+            apply(&mut world, what, &mut wish, &mut now);
             // `settle` itself checks that nothing is started twice and no attempt is used again in one sandbox.
-            let (_, plan) = world.settle(&one(spec(policy, edit)), &now);
+            let (_, plan) = world.settle(&wanted(policy, wish.edit, wish.content), &now);
             for field in ["initContainerStatuses", "containerStatuses"] {
                 for status in plan.statuses[UID][field].as_array().unwrap() {
                     let count = status["restartCount"].as_u64().unwrap();
@@ -128,8 +170,8 @@ proptest! {
                 }
             }
         }
-        // Quiet: time passes, stops end, init containers succeed. Back-off is over within 300 s.
-        let desired = one(spec(policy, edit));
+        // Quiet: time passes, stops end, init containers succeed, what is missing comes. Back-off is over within 300 s.
+        let desired = wanted(policy, wish.edit, Some(7));
         for _ in 0..40 {
             world.observed.probes.clear();
             now.now.0 += 301_000;
@@ -155,5 +197,6 @@ proptest! {
         }
         let (_, plan) = world.settle(&nothing, &now);
         prop_assert!(world.observed.sandboxes.is_empty() && world.history.is_empty() && plan.actions.is_empty());
+        prop_assert!(world.observed.volumes.is_empty(), "volumes are left");
     }
 }
