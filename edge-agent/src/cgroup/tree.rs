@@ -166,11 +166,15 @@ fn open_v1(hierarchies: &[Hierarchy], path: &str) -> Limits {
     limits
 }
 
-/// Below the root if that is allowed, else below the agent's own cgroup, as systemd delegates it.
+/// Below the root if that is allowed, else below the agent's own cgroup, or the one around it: a cgroup with processes in it cannot
+/// limit its children, so systemd puts a service that asks for it (`DelegateSubgroup=`) one below what it delegates.
 fn open_v2(mount: &Path, own: &str, id: &str) -> (String, Limits) {
     let mut why = String::new();
     let mut best: Option<(String, Limits)> = None;
-    for parent in ["", own.trim_end_matches('/')] {
+    let own = own.trim_end_matches('/');
+    let around = own.rsplit_once('/').map_or("", |(around, _)| around);
+    let delegated = [own, around].into_iter().filter(|parent| !parent.is_empty());
+    for parent in std::iter::once("").chain(delegated) {
         let path = format!("{parent}/flotilla/{id}");
         let folder = mount.join(path.trim_start_matches('/'));
         if let Err(error) = make(&folder) {
@@ -195,16 +199,11 @@ fn open_v2(mount: &Path, own: &str, id: &str) -> (String, Limits) {
             return (path, limits);
         }
         limits.why = format!(
-            "controllers {} are not delegated to {}: start the agent in a cgroup with Delegate=yes, or as root outside a container",
+            "controllers {} are not delegated to {}: start the agent as root outside a container, or by systemd with Delegate=yes and DelegateSubgroup=agent",
             missing.join(", "),
             folder.display()
         );
-        if best.is_none() {
-            best = Some((path, limits));
-        }
-        if parent == own.trim_end_matches('/') {
-            break;
-        }
+        best.get_or_insert((path, limits));
     }
     best.unwrap_or_else(|| (String::new(), Limits { why, ..Limits::default() }))
 }

@@ -43,15 +43,23 @@ pub fn remove(leavings: &Leavings, patience: Patience) -> bool {
     for folder in &leavings.folders {
         clean &= gone(fs::remove_dir_all(folder));
     }
-    let Some(cgroup) = &leavings.cgroup else { return clean };
-    for _ in 0..if patience == Patience::Now { 1 } else { CGROUP_TRIES_MAX } {
+    leavings.cgroup.as_ref().is_none_or(|cgroup| remove_cgroup(cgroup, patience)) && clean
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nothing tells when a cgroup is empty; only threads that may wait ask for this"
+)]
+fn remove_cgroup(cgroup: &Tree, patience: Patience) -> bool {
+    for _ in 0..CGROUP_TRIES_MAX {
         if cgroup.remove().is_ok() {
-            return clean;
+            return true;
         }
         cgroup.kill();
-        if patience == Patience::Wait {
-            std::thread::sleep(CGROUP_AGAIN);
+        if patience == Patience::Now {
+            return false;
         }
+        std::thread::sleep(CGROUP_AGAIN);
     }
     false
 }
