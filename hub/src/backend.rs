@@ -44,7 +44,9 @@ impl HubBackend {
         if let Some(road) = self.door.road(node.name()) {
             shown.set_annotation(ROAD_ANNOTATION, &road);
         }
-        shown.set_annotation(LAST_SEEN_ANNOTATION, &self.store.now().to_rfc3339());
+        if self.door.session(node.name()).is_some() {
+            shown.set_annotation(LAST_SEEN_ANNOTATION, &self.store.now().to_rfc3339());
+        }
         Arc::new(shown)
     }
 

@@ -144,7 +144,7 @@ fn record(
     life: Life,
 ) -> Result<Device, EnrolRefusal> {
     if life == Life::New || device.incarnation == 0 {
-        device.incarnation = batch.next_number("incarnations_issued").map_err(|error| busy(&error))?;
+        device.incarnation = batch.device_life(&device.node).map_err(|error| busy(&error))?;
     }
     batch.set_author("hub:enrolment");
     batch.put_device(&device).map_err(|error| busy(&error))?;

@@ -16,6 +16,9 @@ use crate::reconcile::{Notice, Observed};
 use crate::store::Damage;
 use crate::uplink::Link;
 
+/// Invalid manifests named in a condition.
+const REFUSED_SHOWN_MAX: usize = 8;
+
 /// What was put into the outbox last, by subject: only changes are put there again.
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
@@ -178,7 +181,8 @@ impl Agent {
         let previous = self.state.reports.node_status.clone();
         let (facilities, now) = (&self.facilities, self.clock.now());
         let status = self.host.node_status(&self.node.name, facilities, &pressure, previous.as_ref(), now);
-        let mut status = with_damage(status, &self.damage());
+        let status = with_damage(status, &self.damage());
+        let mut status = with_refused(status, &self.state.refused, previous.as_ref(), now);
         with_missing(&mut status, self.replica.missing_large_values(), previous.as_ref(), self.clock.now());
         status["images"] = super::images::shown(&self.images.current());
         if let Some(previous) = previous
@@ -226,6 +230,32 @@ fn with_missing(status: &mut Value, missing: usize, previous: Option<&Value>, no
             "lastTransitionTime": since, "lastHeartbeatTime": now,
         }));
     }
+}
+
+/// Adds a condition that names manifests whose newest state is not valid; what they said before stays in force.
+fn with_refused(
+    mut status: Value,
+    refused: &BTreeMap<String, String>,
+    previous: Option<&Value>,
+    now: Timestamp,
+) -> Value {
+    if refused.is_empty() {
+        return status;
+    }
+    let known = |status: &Value| {
+        let found = status["conditions"].as_array()?.iter().find(|one| one["type"] == "ManifestsInvalid")?;
+        Some(found["lastTransitionTime"].clone())
+    };
+    let since = previous.and_then(known).unwrap_or_else(|| now.to_rfc3339().into());
+    let named: Vec<String> = refused.iter().take(REFUSED_SHOWN_MAX).map(|(what, why)| format!("{what}: {why}")).collect();
+    let message = format!("{} stay as they were: {}", refused.len(), named.join("; "));
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        conditions.push(json!({
+            "type": "ManifestsInvalid", "status": "True", "reason": "InvalidMerge", "message": message,
+            "lastTransitionTime": since, "lastHeartbeatTime": now.to_rfc3339(),
+        }));
+    }
+    status
 }
 
 /// What of a PodStatus leaves at once when it changes: phase, and per container ready, restarts and the kind of its state.

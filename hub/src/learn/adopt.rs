@@ -217,6 +217,7 @@ fn ensure_namespace(batch: &mut Batch<'_>, name: &str, report: &mut Report) -> R
 fn delete(batch: &mut Batch<'_>, object: &Object, report: &mut Report) -> Result<(), ApiError> {
     batch.remove(&object.key())?;
     batch.forget_rollout(object.uid())?;
+    batch.forget_document(object.uid())?;
     note(&mut report.deleted, object.key().to_string());
     Ok(())
 }
@@ -398,28 +399,38 @@ fn secret(batch: &mut Batch<'_>, uid: &str, value: &Value, report: &mut Report) 
     Ok(())
 }
 
-/// Deletes what a complete list does not name though, by all that is known now, it would be there.
+/// Deletes what a complete list does not name though, by all that is known now, it would be there. Workloads first: what only they
+/// referred to is not missed then.
 fn uncertain(
     batch: &mut Batch<'_>,
     documents: &BTreeMap<&str, Vec<&Learned>>,
     report: &mut Report,
 ) -> Result<(), ApiError> {
+    for workloads in [true, false] {
+        let wanted = wanted(batch);
+        for (uid, places) in documents {
+            let absent = places.iter().all(|one| one.fate == Fate::Withdrawn { certain: false });
+            let missed = places.iter().any(|one| wanted.contains(&(one.channel.clone(), (*uid).to_owned())));
+            let Some(object) = batch.index().by_uid(uid).filter(|_| absent && missed).cloned() else { continue };
+            let is_workload = object.kind() != &kind::CONFIG_MAP;
+            if is_workload == workloads && !kept_in_this_life(batch, uid)? {
+                delete(batch, &object, report)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Channel and id of everything the hub would put into channels.
+fn wanted(batch: &Batch<'_>) -> BTreeSet<(String, String)> {
     let publication = Publication::full(batch.index());
-    let mut wanted: BTreeSet<(String, String)> = BTreeSet::new();
+    let mut wanted = BTreeSet::new();
     for (channel, item) in publication.wanted() {
         if let Some(content) = content::of(batch.index(), channel, item) {
             wanted.insert((channel.to_string(), content.id().to_owned()));
         }
     }
-    for (uid, places) in documents {
-        let absent = places.iter().all(|one| one.fate == Fate::Withdrawn { certain: false });
-        let missed = places.iter().any(|one| wanted.contains(&(one.channel.clone(), (*uid).to_owned())));
-        let Some(object) = batch.index().by_uid(uid).filter(|_| absent && missed).cloned() else { continue };
-        if !kept_in_this_life(batch, uid)? {
-            delete(batch, &object, report)?;
-        }
-    }
-    Ok(())
+    wanted
 }
 
 /// Writes down what the channels hold, so that publication states the difference and nothing else.

@@ -91,7 +91,19 @@ impl Batch<'_> {
         }
         let deleted = self.events.iter().filter(|event| event.change == super::Change::Deleted);
         for uid in deleted.map(|event| event.object.uid().to_owned()).collect::<Vec<_>>() {
+            self.tell_deleted(&uid)?;
             self.forget_document(&uid)?;
+        }
+        Ok(())
+    }
+
+    /// Readers of channels that an object's document has left earlier are told of its deletion too.
+    fn tell_deleted(&mut self, uid: &str) -> Result<(), StoreError> {
+        for channel in self.take_withdrawn(uid)? {
+            let mut draft = Draft::remove(item_id(uid)?, &self.author, self.now.0);
+            draft.body = Body::Inline(Bytes::from_static(DELETED));
+            let seq = self.draft(&channel, draft)?;
+            self.bury(&channel, uid, seq)?;
         }
         Ok(())
     }
@@ -214,6 +226,9 @@ impl Batch<'_> {
             return Err(StoreError::TooLarge { what: source.to_owned(), why });
         }
         let seq = self.draft(channel, draft)?;
+        if value.is_none() {
+            self.note_returned(channel, &id)?;
+        }
         self.transaction
             .prepare_cached(
                 "INSERT OR REPLACE INTO item (channel, source, id, digest, seq, time, value, life)
@@ -243,6 +258,8 @@ impl Batch<'_> {
         let seq = self.draft(channel, draft)?;
         if deleted {
             self.bury(channel, id, seq)?;
+        } else if !id.contains('/') {
+            self.note_withdrawn(channel, id)?;
         }
         self.transaction
             .prepare_cached("DELETE FROM item WHERE channel = ?1 AND source = ?2")?

@@ -175,7 +175,7 @@ impl Batch<'_> {
     }
 
     /// Forgets the document of an object that is gone.
-    pub(super) fn forget_document(&mut self, uid: &str) -> Result<(), StoreError> {
+    pub(crate) fn forget_document(&mut self, uid: &str) -> Result<(), StoreError> {
         self.transaction.prepare_cached("DELETE FROM document WHERE uid = ?1")?.execute([uid])?;
         self.forget_past_epochs(uid)?;
         self.put_document_blobs(uid, &[], &[])

@@ -202,6 +202,32 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// Notes that a document left a channel while its object lives on.
+    pub(super) fn note_withdrawn(&mut self, channel: &str, id: &str) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("INSERT OR IGNORE INTO withdrawn (id, channel) VALUES (?1, ?2)")?
+            .execute([id, channel])?;
+        Ok(())
+    }
+
+    /// A document is in a channel again.
+    pub(super) fn note_returned(&mut self, channel: &str, id: &str) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("DELETE FROM withdrawn WHERE id = ?1 AND channel = ?2")?
+            .execute([id, channel])?;
+        Ok(())
+    }
+
+    /// Channels that a document has left; forgets them.
+    pub(super) fn take_withdrawn(&mut self, id: &str) -> Result<Vec<String>, StoreError> {
+        let mut statement = self.transaction.prepare_cached("SELECT channel FROM withdrawn WHERE id = ?1")?;
+        let channels: Vec<String> = statement.query_map([id], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        if !channels.is_empty() {
+            self.transaction.prepare_cached("DELETE FROM withdrawn WHERE id = ?1")?.execute([id])?;
+        }
+        Ok(channels)
+    }
+
     /// Whether a writer is a hub's; `None` for one that is not known.
     pub(crate) fn is_hub_writer(&self, writer: &WriterId) -> Result<Option<bool>, StoreError> {
         let mut statement = self.transaction.prepare_cached("SELECT hub FROM writer WHERE id = ?1")?;

@@ -76,11 +76,6 @@ impl Batch<'_> {
         Ok(incarnation)
     }
 
-    /// Whether this database was ever restored or copied.
-    pub(crate) fn was_restored(&self) -> Result<bool, StoreError> {
-        Ok(schema::meta(self.transaction, "restored")?.is_some())
-    }
-
     /// Makes the hub's writer known; nothing is published under it yet.
     pub(crate) fn announce_writer(&mut self, identity: &WriterIdentity) -> Result<(), StoreError> {
         self.put_writer(identity.chain())?;
@@ -97,13 +92,13 @@ impl Batch<'_> {
         Ok(log)
     }
 
-    /// Life numbers given to devices are above those that devices have shown.
-    pub(crate) fn note_incarnation(&mut self, seen: u64) -> Result<(), StoreError> {
-        let issued = schema::meta(self.transaction, "incarnations_issued")?.unwrap_or(0).cast_unsigned();
-        if seen > issued && seen <= INCARNATION_MAX {
-            schema::set_meta(self.transaction, "incarnations_issued", seen.cast_signed())?;
-        }
-        Ok(())
+    /// A number for a new life of a device's database: above those it has observed under, which a restored hub did not give.
+    pub(crate) fn device_life(&mut self, node: &str) -> Result<u64, StoreError> {
+        let issued = self.next_number("incarnations_issued")?;
+        let mut statement =
+            self.transaction.prepare_cached("SELECT max(incarnation) FROM observation WHERE node = ?1")?;
+        let seen: Option<i64> = statement.query_row([node], |row| row.get(0))?;
+        Ok(issued.max(seen.unwrap_or(0).cast_unsigned().saturating_add(1).min(INCARNATION_MAX)))
     }
 
     /// A document as devices hold it takes the place of the hub's.

@@ -15,3 +15,6 @@ ALTER TABLE item ADD COLUMN life INTEGER NOT NULL DEFAULT 0;
 
 -- Observations that came while the hub was learning, to be read again once it knows what they speak of.
 CREATE TABLE deferred (node TEXT NOT NULL, subject TEXT NOT NULL, body BLOB, PRIMARY KEY (node, subject)) WITHOUT ROWID;
+
+-- Documents that left a channel while their objects lived on: should the object be deleted later, the channel's readers hear of it.
+CREATE TABLE withdrawn (id TEXT NOT NULL, channel TEXT NOT NULL, PRIMARY KEY (id, channel)) WITHOUT ROWID;
