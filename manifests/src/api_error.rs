@@ -65,7 +65,7 @@ pub struct Violation {
 pub struct ApiError {
     pub reason: Reason,
     pub message: String,
-    pub key: Option<ObjectKey>,
+    pub key: Option<Box<ObjectKey>>,
     pub causes: Vec<Violation>,
     pub retry_after_seconds: Option<u32>,
     /// With which an expired list may be gone on with.
@@ -79,7 +79,7 @@ impl ApiError {
     }
 
     pub fn about(mut self, key: &ObjectKey) -> Self {
-        self.key = Some(key.clone());
+        self.key = Some(Box::new(key.clone()));
         self
     }
 
