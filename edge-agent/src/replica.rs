@@ -25,6 +25,7 @@ use crate::store::{HeadRow, Ingest, ItemRow, Loaded, OutboxRow, Store};
 
 mod beside;
 mod evidence;
+mod greeting;
 mod own_log;
 mod peer;
 
@@ -88,6 +89,7 @@ struct State {
     /// What the hub said this device reads; `None` until it has.
     subscribed: Option<Positions>,
     greeting: Option<Greeting>,
+    greeting_stored: Option<greeting::Stored>,
     /// Rows that could not be read at start. Their channels are read anew from the hub, and then they go.
     damaged: BTreeSet<(ChannelName, String)>,
     /// The database was damaged, and not everything has been read from the hub anew: more may be missing than is known.
@@ -168,6 +170,7 @@ impl DeviceReplica {
             beside: beside::Beside::of(loaded),
             outbox: loaded.outbox.iter().map(|row| (row.subject.clone(), row.clone())).collect(),
             subscribed: None,
+            greeting_stored: greeting.as_ref().map(greeting::Stored::of),
             greeting,
             damaged,
             salvaged,

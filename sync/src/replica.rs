@@ -111,7 +111,8 @@ pub trait Replica: Send + Sync + 'static {
         positions: Positions,
     ) -> impl Future<Output = Result<(), ReplicaError>> + Send;
 
-    /// Device: stores the hub's newest verified greeting (signed time and commit number) before anything follows from it.
+    /// Device: keeps the hub's newest verified greeting (signed time and commit number); it is durable before, or with, anything that
+    /// follows from it.
     /// Hub: a device shows the newest greeting of a hub it has seen; one that names a later incarnation or a later commit
     /// than this hub's means that this hub was restored from a backup.
     fn greeted(&self, peer: &PeerIdentity, greeting: Greeting)

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use flotilla_manifests::time::Timestamp;
 use flotilla_sync::blob::{BlobRef, BlobStored, BlobWant};
 use flotilla_sync::channel::{ChannelName, ChannelState, Hash, Heads, Positions, WriterId};
 use flotilla_sync::identity::writer::WriterChain;
@@ -122,10 +121,13 @@ impl Replica for DeviceReplica {
             state.beside.plan(&state.channels, &after)
         };
         rows.beside = plan.rows();
+        let greeting = self.state().unsaved_greeting();
+        rows.meta.extend(greeting.clone());
         self.store.ingest(rows).await.map_err(|error| failed("store what the hub sent", error))?;
         {
             let mut state = self.state();
             state.beside.take(plan);
+            state.greeting_saved(greeting.as_ref());
             state.writers.extend(writers.into_iter().map(|chain| (chain.id, chain)));
             state.channels.extend(next);
             state.evidence = evidence;
@@ -168,21 +170,7 @@ impl Replica for DeviceReplica {
     }
 
     async fn greeted(&self, _peer: &PeerIdentity, greeting: Greeting) -> Result<(), ReplicaError> {
-        self.outrank_copies(&greeting).await?;
-        let newest = |one: &Greeting| (one.incarnation, one.commit, one.time_ms);
-        if self.state().greeting.as_ref().is_some_and(|known| newest(known) >= newest(&greeting)) {
-            return Ok(());
-        }
-        let bytes = greeting.encoded().to_vec();
-        self.store.set_meta("greeting", bytes).await.map_err(|error| failed("store the hub's greeting", error))?;
-        self.clock.raise(Timestamp(greeting.time_ms));
-        self.trust.raise(greeting.time_ms);
-        let before = self.state().greeting.replace(greeting).map(|known| known.incarnation);
-        if before.is_some_and(|before| before != self.hub_life()) {
-            // The loop tells such a hub everything anew.
-            self.bump(&self.changed);
-        }
-        Ok(())
+        self.take_greeting(greeting).await
     }
 
     async fn greeting(&self) -> Result<Option<Greeting>, ReplicaError> {
