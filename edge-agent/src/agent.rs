@@ -106,6 +106,8 @@ pub(crate) struct LoopState {
     pub(crate) wake_at: Option<Timestamp>,
     pub(crate) pinned: Option<images::Pinned>,
     pub(crate) unsaved: Unsaved,
+    /// See [`Read::refused`].
+    pub(crate) refused: BTreeMap<String, String>,
 }
 
 /// What the disk did not take, and has to.
@@ -242,6 +244,7 @@ impl Agent {
         self.probes.keep(&plan.probes);
         self.state.wake_at = plan.wake_at;
         self.state.effective = next;
+        self.state.refused.clone_from(&read.refused);
         self.note(&plan.notices);
         self.show(&read, &plan.statuses);
         self.report(&read, &observed, &plan.statuses).await?;

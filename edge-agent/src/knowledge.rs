@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flotilla_manifests::api_error::Violation;
 use flotilla_manifests::object::Object;
 use flotilla_manifests::overrides::OverrideRecord;
-use flotilla_manifests::schema;
+use flotilla_manifests::{defaults, schema, validate};
 use flotilla_sync::blob::Blobs;
 use flotilla_sync::channel::{Item, ItemKind, Version};
 use flotilla_sync::document::Document;
@@ -25,6 +26,8 @@ pub struct Knowledge {
     /// By item id: version read and what it said.
     manifests: BTreeMap<String, (Version, Option<Manifest>)>,
     secrets: BTreeMap<String, (Version, Option<Object>)>,
+    /// Documents whose newest state says nothing valid, and why.
+    refused: BTreeMap<String, String>,
     /// See [`Known::unreadable`].
     unreadable: BTreeSet<String>,
 }
@@ -62,11 +65,19 @@ struct SecretBody {
 pub struct Read {
     pub known: Known,
     pub reverted: Vec<String>,
+    /// Manifests that say nothing valid now, by key or uid, and why: what they said before stays in force.
+    pub refused: BTreeMap<String, String>,
 }
 
 impl Knowledge {
     pub fn opening_with(sealing: SealingKey) -> Self {
-        Self { sealing, manifests: BTreeMap::new(), secrets: BTreeMap::new(), unreadable: BTreeSet::new() }
+        Self {
+            sealing,
+            manifests: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+        }
     }
 
     /// Everything the replica holds now.
@@ -80,7 +91,12 @@ impl Knowledge {
         });
         self.manifests.retain(|id, _| seen.contains(id));
         self.secrets.retain(|id, _| seen.contains(id));
-        let mut read = Read::default();
+        self.refused.retain(|id, _| seen.contains(id));
+        let shown = |(id, why): (&String, &String)| {
+            let known = self.manifests.get(id).and_then(|(_, manifest)| manifest.as_ref());
+            (known.map_or_else(|| id.clone(), |manifest| manifest.object.key().to_string()), why.clone())
+        };
+        let mut read = Read { refused: self.refused.iter().map(shown).collect(), ..Read::default() };
         let known = &mut read.known;
         known.unreadable = std::mem::take(&mut self.unreadable);
         for meaning in meanings {
@@ -111,7 +127,17 @@ impl Knowledge {
                     Some((_, manifest)) => manifest.clone(),
                     None => {
                         let last_good = self.manifests.get(id).and_then(|(_, manifest)| manifest.clone());
-                        let manifest = unpack(&document.saved, blobs).map_err(|why| warn(id, &why)).ok().or(last_good);
+                        let manifest = match unpack(&document.saved, blobs) {
+                            Ok(manifest) => {
+                                self.refused.remove(id);
+                                Some(manifest)
+                            }
+                            Err(why) => {
+                                warn(id, &why);
+                                self.refused.insert(id.to_owned(), why);
+                                last_good
+                            }
+                        };
                         self.manifests.insert(id.to_owned(), (document.newest, manifest.clone()));
                         manifest
                     }
@@ -177,10 +203,12 @@ impl Knowledge {
 }
 
 fn unpack(saved: &[u8], blobs: Blobs<'_>) -> Result<Manifest, String> {
-    let document = Document::load(saved).map_err(|error| error.to_string())?;
+    let mut document = Document::load(saved).map_err(|error| error.to_string())?;
+    // What one writer said, its hub has validated. Where two wrote at once, the merge may say what neither did.
+    let merged = document.heads().len() > 1 || !document.conflicts().is_empty();
     let parse = |value: Value| {
         let object = Object::parse(value).map_err(|error| error.to_string())?;
-        let faults = schema::type_errors(&object);
+        let faults = if merged { invalid(&object) } else { schema::type_errors(&object) };
         match faults.first() {
             None => Ok(object),
             Some(fault) => Err(format!("{}: {}", fault.field, fault.message)),
@@ -198,10 +226,57 @@ fn unpack(saved: &[u8], blobs: Blobs<'_>) -> Result<Manifest, String> {
     Ok(manifest)
 }
 
+/// By all rules, as the API would check it.
+fn invalid(object: &Object) -> Vec<Violation> {
+    let mut whole = object.clone();
+    defaults::apply(&mut whole);
+    validate::object(&whole)
+}
+
 fn json<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, String> {
     serde_json::from_slice(value).map_err(|error| error.to_string())
 }
 
 fn warn(id: &str, why: &str) {
     tracing::warn!(object = %id, reason = %why, "an item cannot be understood; what it said before stays in force");
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use flotilla_sync::blob::no_blobs;
+    use flotilla_sync::document::{Edit, Rollouts};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_merge_that_no_writer_meant_is_refused() {
+        let shape = |path: &[&str]| schema::list_keys(&flotilla_manifests::kind::POD, path);
+        let pod = |ports: Value| {
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default", "uid": "u"},
+                "spec": {"containers": [{"name": "c", "image": "a", "ports": ports}]}})
+        };
+        let edit = |document: &mut Document, value: &Value| {
+            let edit = Edit { object: value, rollouts: &Rollouts::new(), author: "", time_ms: 1 };
+            document.edit(edit, &shape).unwrap().unwrap()
+        };
+        let first = pod(json!([]));
+        let edit_first = Edit { object: &first, rollouts: &Rollouts::new(), author: "", time_ms: 1 };
+        let mut one = Document::create(edit_first, 1, &shape, [1; 8]).unwrap();
+        let mut other = Document::load(&one.save()).unwrap().with_actor([2; 8]);
+        // Each names a port of its own `web`: valid alone, not together.
+        edit(&mut one, &pod(json!([{"name": "web", "containerPort": 80, "protocol": "TCP"}])));
+        assert!(unpack(&one.save(), &no_blobs).is_ok());
+        let change = edit(&mut other, &pod(json!([{"name": "web", "containerPort": 81, "protocol": "TCP"}])));
+        assert!(unpack(&other.save(), &no_blobs).is_ok());
+        one.apply(&change).unwrap();
+        let ports = one.object(&no_blobs).unwrap()["spec"]["containers"][0]["ports"].clone();
+        assert!(!ports.as_array().unwrap().is_empty());
+        let why = unpack(&one.save(), &no_blobs).unwrap_err();
+        assert!(why.contains("spec.containers[0].ports"), "{why}");
+        // An edit that knows of both settles it.
+        edit(&mut one, &pod(json!([{"name": "web", "containerPort": 80, "protocol": "TCP"}])));
+        unpack(&one.save(), &no_blobs).unwrap();
+    }
 }

@@ -119,7 +119,7 @@ fn a_transaction_that_was_not_committed_never_was() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn no_bytes_make_it_fail(
         noise in proptest::collection::vec((0..1_000_000_usize, any::<u8>()), 0..2000),
