@@ -80,7 +80,7 @@ pub enum VolumeError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mounted {
     Yes,
-    /// The kernel says no: what would be in memory stands on the disk.
+    /// The kernel says no, or said so when it was made: what would be in memory stands on the disk.
     NotAllowed,
 }
 
@@ -162,9 +162,12 @@ impl VolumeStore {
         let mut status = VolumesStatus::default();
         let folder = self.root.join(uid);
         for name in names(&folder).unwrap_or_default() {
-            if let Some(digest) = content::standing(&folder.join(&name), &self.boot) {
-                status.prepared.insert(name, digest);
+            let path = folder.join(&name);
+            let Some(digest) = content::standing(&path, &self.boot) else { continue };
+            if name.starts_with("secret~") && mount_table::is_mounted(&path).is_ok_and(|mounted| !mounted) {
+                status.on_disk.insert(name.clone());
             }
+            status.prepared.insert(name, digest);
         }
         status
     }
@@ -178,13 +181,36 @@ impl VolumeStore {
                 make_folder(path)?;
                 let mounted = match medium {
                     FilesMedium::Disk => Mounted::Yes,
-                    FilesMedium::Memory => secret_medium(path)?,
+                    FilesMedium::Memory => self.secret_medium(path)?,
                 };
                 fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(at("open to readers", path))?;
                 content::replace(path, &content::directory_name(&self.boot, &volume.digest), files, volume.group)?;
                 Ok(mounted)
             }
         }
+    }
+
+    /// A tmpfs for secrets. What an agent that might not mount has left on the disk is removed first, unless it may be in use.
+    fn secret_medium(&self, path: &Path) -> Result<Mounted, VolumeError> {
+        if mount_table::is_mounted(path)? {
+            return Ok(Mounted::Yes);
+        }
+        if content::standing(path, &self.boot).is_some() {
+            return Ok(Mounted::NotAllowed);
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let trial = path.with_file_name(format!("new~{name}"));
+        make_folder(&trial)?;
+        // Tried beside it, so that secrets are not taken off the disk by an agent that cannot put them anywhere else.
+        let allowed = tmpfs(&trial, "mode=755")?;
+        remove_tree(&trial)?;
+        if allowed == Mounted::NotAllowed {
+            return Ok(Mounted::NotAllowed);
+        }
+        for name in names(path)? {
+            remove_tree(&path.join(name))?;
+        }
+        tmpfs(path, "mode=755")
     }
 
     /// Shows a part of a volume under its own name.
@@ -253,26 +279,6 @@ fn memory(path: &Path, size_bytes_max: Option<u64>, group: Option<u32>) -> Resul
             Ok(Mounted::NotAllowed)
         }
     }
-}
-
-/// A tmpfs for secrets. What an agent that may not mount has left on the disk is removed first.
-fn secret_medium(path: &Path) -> Result<Mounted, VolumeError> {
-    if mount_table::is_mounted(path)? {
-        return Ok(Mounted::Yes);
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let trial = path.with_file_name(format!("new~{name}"));
-    make_folder(&trial)?;
-    // Tried beside it, so that secrets are not taken off the disk by an agent that cannot put them anywhere else.
-    let allowed = tmpfs(&trial, "mode=755")?;
-    remove_tree(&trial)?;
-    if allowed == Mounted::NotAllowed {
-        return Ok(Mounted::NotAllowed);
-    }
-    for name in names(path)? {
-        remove_tree(&path.join(name))?;
-    }
-    tmpfs(path, "mode=755")
 }
 
 fn tmpfs(path: &Path, options: &str) -> Result<Mounted, VolumeError> {

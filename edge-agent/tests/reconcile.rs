@@ -68,6 +68,7 @@ impl Device {
             probes: self.probes.statuses().clone(),
             volumes: self.executor.volumes().statuses(),
             volume_failures: self.executor.volume_failures().clone(),
+            images: Arc::default(),
         };
         let place = Place {
             boot_id: proc_table::boot_id(),
@@ -229,4 +230,44 @@ async fn logs_are_followed_to_the_end_of_the_container() {
     std::fs::write(&fifo, "go\n").unwrap();
     assert_eq!(tokio::time::timeout(LIMIT, collect(chunks)).await.unwrap(), "two\n");
     device.until("its end", |plan| plan.statuses[&uid]["phase"] == "Succeeded").await;
+}
+
+#[tokio::test]
+async fn hooks_run_after_the_start_and_before_the_stop() {
+    let mut device = Device::boot().await;
+    let uid = device.uid.clone();
+    let (begun, ended) = (device.folder.path().join("begun"), device.folder.path().join("ended"));
+    let mut app = shell("trap 'exit 0' TERM; while :; do sleep 0.05; done");
+    app["lifecycle"] = json!({
+        "postStart": {"exec": {"command": ["touch", begun.to_str().unwrap()]}},
+        "preStop": {"exec": {"command": ["touch", ended.to_str().unwrap()]}},
+    });
+    device.want(json!({"terminationGracePeriodSeconds": 20, "containers": [app.clone()]}));
+    let ready = |plan: &Plan| plan.statuses[&uid]["containerStatuses"][0]["ready"] == true;
+    device.until("ready", ready).await;
+    let waited = tokio::time::timeout(LIMIT, async {
+        while !begun.exists() {
+            device.turn().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.expect("postStart was never run");
+    assert!(!ended.exists());
+    device.desired.pods.get_mut(&uid).unwrap().deletion = Some(Deletion { grace_seconds: None });
+    device.until("its end", |plan| plan.ended.contains(&uid)).await;
+    assert!(ended.exists(), "preStop was never run");
+}
+
+#[tokio::test]
+async fn a_failed_post_start_ends_the_container() {
+    let mut device = Device::boot().await;
+    let uid = device.uid.clone();
+    let mut app = shell("exec sleep 600");
+    app["lifecycle"] = json!({"postStart": {"exec": {"command": ["sh", "-c", "echo not warm; exit 3"]}}});
+    device.want(json!({"terminationGracePeriodSeconds": 1, "containers": [app]}));
+    let stopped =
+        |plan: &Plan| plan.statuses[&uid]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 143;
+    device.until("its end", stopped).await;
+    let failure = device.executor.failures().get(&uid).map(|failure| failure.message.clone()).unwrap_or_default();
+    assert!(failure.contains("postStart hook of container app failed: exit code 3: not warm"), "{failure}");
 }

@@ -120,9 +120,12 @@ fn files_are_shown_through_links_and_replaced_as_a_whole() {
     assert_eq!(bench.store.statuses()[UID].prepared["files~c"], "bb");
 }
 
+/// Leaves a volume as a crash would.
+type Leave = fn(&Path);
+
 #[test]
 fn what_a_crash_left_is_brought_to_its_end() {
-    let leave: [(&str, fn(&Path)); 6] = [
+    let leave: [(&str, Leave); 6] = [
         ("an unfinished content", |volume| {
             fs::create_dir(volume.join("..0f1e2d3c4b5a-bb")).unwrap();
             fs::write(volume.join("..0f1e2d3c4b5a-bb/one"), "ha").unwrap();
@@ -424,4 +427,67 @@ fn nothing_below_a_mount_is_deleted() {
     assert_eq!(bench.mounts(), Vec::<PathBuf>::new());
     assert_eq!(fs::read_to_string(outside.join("data")).unwrap(), "kept");
     assert!(!bench.store.root().join(UID).exists());
+}
+
+/// As an agent that is not root: in a user namespace of its own, where the kernel refuses to mount.
+#[test]
+fn without_the_right_to_mount_memory_is_a_private_place_on_the_disk() {
+    const INNER: &str = "FLOTILLA_TEST_MAY_NOT_MOUNT";
+    if std::env::var_os(INNER).is_none() {
+        let name = "volume::tests::without_the_right_to_mount_memory_is_a_private_place_on_the_disk";
+        let mut again = std::process::Command::new("unshare");
+        again.arg("--user").arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]);
+        match again.env(INNER, "1").output() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => skipped("no unshare (util-linux)"),
+            output => {
+                let output = output.unwrap();
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                assert!(said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+        return;
+    }
+    let mut bench = Bench::new();
+    let secret = |digest: &str, text: &str| files(digest, &[("key", text)], FilesMedium::Memory);
+    let memory = || Volume {
+        digest: "memory".into(),
+        group: None,
+        content: VolumeContent::Memory { size_bytes_max: Some(4096) },
+    };
+    bench.prepare(vec![("secret~s", secret("aa", "hidden")), ("memory~m", memory())]).unwrap();
+    assert_eq!(fs::read_to_string(bench.path("secret~s/key")).unwrap(), "hidden");
+    assert_eq!((bench.mounts(), mode(bench.store.root())), (Vec::new(), 0o700));
+    let on_disk = |bench: &Bench| bench.store.statuses()[UID].on_disk.iter().cloned().collect::<Vec<_>>();
+    assert_eq!(on_disk(&bench), ["memory~m", "secret~s"]);
+    bench.restart(BOOT);
+    assert_eq!(on_disk(&bench), ["secret~s"], "found again; the other is made again");
+    bench.prepare(vec![("secret~s", secret("bb", "rotated")), ("memory~m", memory())]).unwrap();
+    assert_eq!(fs::read_to_string(bench.path("secret~s/key")).unwrap(), "rotated");
+    assert_eq!(on_disk(&bench), ["memory~m", "secret~s"]);
+    fs::write(bench.path("memory~m/x"), "1").unwrap();
+    let part = bench.sub_path(SubPathRoot::Directory("memory~m".into()), "x").unwrap();
+    assert!(part.symlink_metadata().unwrap().is_symlink());
+    assert_eq!(fs::read_to_string(part).unwrap(), "1");
+    bench.store.remove(UID).unwrap();
+    assert_eq!(names(bench.store.root()).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn what_stands_on_the_disk_and_may_be_in_use_is_not_taken_away() {
+    if !may_mount() {
+        return;
+    }
+    let mut bench = Bench::new();
+    let secret = |digest: &str, text: &str| files(digest, &[("key", text)], FilesMedium::Memory);
+    // As left by an agent of this boot that might not mount.
+    fs::create_dir_all(bench.path("secret~s")).unwrap();
+    let left = BTreeMap::from([("key".to_owned(), file("old"))]);
+    content::replace(&bench.path("secret~s"), &content::directory_name(&bench.store.boot, "aa"), &left, None).unwrap();
+    bench.restart(BOOT);
+    bench.prepare(vec![("secret~s", secret("bb", "rotated"))]).unwrap();
+    assert_eq!(fs::read_to_string(bench.path("secret~s/key")).unwrap(), "rotated");
+    assert_eq!((bench.mounts().len(), bench.store.statuses()[UID].on_disk.len()), (0, 1));
+    bench.restart("another-boot");
+    bench.prepare(vec![("secret~s", secret("bb", "rotated"))]).unwrap();
+    assert_eq!((bench.mounts().len(), bench.store.statuses()[UID].on_disk.len()), (1, 0));
 }

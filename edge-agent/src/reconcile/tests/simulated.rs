@@ -2,6 +2,7 @@
 //! nothing happens any more everything comes to rest where it should.
 
 use super::*;
+use crate::runtime::Facilities;
 
 #[derive(Debug, Clone, Copy)]
 enum Happening {
@@ -60,7 +61,7 @@ fn wanted(policy: &str, edit: u8, content: Option<u8>) -> DesiredPods {
 
 /// A device whose processes can have mounts.
 fn mounting(now: u64) -> Place {
-    let facilities = crate::runtime::Facilities { process_mounts: Ok(()), ..Default::default() };
+    let facilities = Facilities { process_mounts: Ok(()), ..Facilities::default() };
     Place { facilities: Arc::new(facilities), ..place(now) }
 }
 
