@@ -11,12 +11,17 @@ use flotilla_manifests::time::Timestamp;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::enrolment::chain;
-use crate::reconcile::{Action, Failure};
+use crate::probe;
+use crate::reconcile::{Action, Failure, Hook, HookHandler};
 use crate::runtime::Runtime;
 use crate::volume::{VolumeError, VolumeStore};
 
 /// Pods whose steps are carried out at the same time; others queue.
 const CONCURRENT_PODS_MAX: usize = 16;
+/// For a `postStart` hook; Kubernetes gives it no end.
+const POST_START: Duration = Duration::from_secs(600);
+/// What is left for a container whose `preStop` hook took all of its grace, as with kubelet.
+const GRACE_LEFT: Duration = Duration::from_secs(2);
 /// Reports waiting for the agent's loop; a task that finds it full waits.
 const DONE_LEN_MAX: usize = 256;
 
@@ -60,7 +65,7 @@ impl<R: Runtime> Executor<R> {
             let volumes = self.volumes.clone();
             drop(tokio::spawn(async move {
                 let slot = slots.acquire_owned().await;
-                let outcome = steps_of(&*runtime, &volumes, &pod_uid, steps).await;
+                let outcome = steps_of(&runtime, &volumes, &pod_uid, steps).await;
                 drop(slot);
                 // The loop is gone when the agent ends; nobody is left to tell.
                 drop(done.send(outcome).await);
@@ -115,9 +120,27 @@ fn count(failures: &mut BTreeMap<String, Failure>, pod_uid: &str, message: Strin
 }
 
 /// Carries out the steps of one pod. Volumes that cannot be made are no fault of a step, but what comes after them is left out.
-async fn steps_of<R: Runtime>(runtime: &R, volumes: &Arc<VolumeStore>, pod_uid: &str, steps: Vec<Action>) -> Done {
+async fn steps_of<R: Runtime>(runtime: &Arc<R>, volumes: &Arc<VolumeStore>, pod_uid: &str, steps: Vec<Action>) -> Done {
     let mut done = Done { pod_uid: pod_uid.to_owned(), result: Ok(()), volumes: None };
-    for step in steps {
+    let mut steps = steps.into_iter().peekable();
+    // Containers that stop together do so at once: their hooks share the pod's grace.
+    let mut stops = tokio::task::JoinSet::new();
+    while let Some(step) = steps.next() {
+        if matches!(step, Action::StopContainer { .. }) {
+            let (runtime, uid) = (runtime.clone(), pod_uid.to_owned());
+            stops.spawn(async move { stop(&*runtime, &uid, step).await });
+            if matches!(steps.peek(), Some(Action::StopContainer { .. })) {
+                continue;
+            }
+            while let Some(stopped) = stops.join_next().await {
+                let stopped = stopped.unwrap_or_else(|error| Err(format!("the agent's own fault: {error}")));
+                done.result = done.result.and(stopped);
+            }
+            if done.result.is_err() {
+                return done;
+            }
+            continue;
+        }
         tracing::debug!(object = %pod_uid, step = ?StepName(&step), "carrying out a step");
         if let Action::PrepareVolumes(wanted) = step {
             let (store, uid) = (volumes.clone(), pod_uid.to_owned());
@@ -127,7 +150,7 @@ async fn steps_of<R: Runtime>(runtime: &R, volumes: &Arc<VolumeStore>, pod_uid: 
             if failed {
                 return done;
             }
-        } else if let Err(message) = step_of(runtime, volumes, pod_uid, step).await {
+        } else if let Err(message) = step_of(&**runtime, volumes, pod_uid, step).await {
             done.result = Err(message);
             return done;
         }
@@ -157,14 +180,53 @@ async fn step_of<R: Runtime>(
         }
         Action::RunSandbox(config) => runtime.run_sandbox(&config).await,
         Action::StartContainer(config) => runtime.start_container(pod_uid, &config).await,
-        Action::StopContainer { container, attempt, grace_ms, why } => {
-            tracing::info!(object = %pod_uid, container, attempt, reason = %why, "stopping a container");
-            runtime.stop_container(pod_uid, &container, attempt, Duration::from_millis(grace_ms)).await
+        Action::StopContainer { .. } => return stop(runtime, pod_uid, step).await,
+        Action::RunHook { container, attempt, grace_ms, hook } => {
+            let outcome = run_hook(runtime, pod_uid, &container, &hook, POST_START).await;
+            let Err(why) = outcome else { return Ok(()) };
+            let grace = Duration::from_millis(grace_ms);
+            let stopped = runtime.stop_container(pod_uid, &container, attempt, grace).await;
+            let also = stopped.err().map_or_else(String::new, |error| format!("; {}", chain(&error)));
+            return Err(format!("the postStart hook of container {container} failed: {why}{also}"));
         }
         Action::StopSandbox => runtime.stop_sandbox(pod_uid).await,
         Action::RemoveSandbox => runtime.remove_sandbox(pod_uid).await,
     };
     outcome.map_err(|error| chain(&error))
+}
+
+/// Runs the `preStop` hook, if there is one, in the time there is, then tells the container to end in what is left of it.
+async fn stop<R: Runtime>(runtime: &R, pod_uid: &str, step: Action) -> Result<(), String> {
+    let Action::StopContainer { container, attempt, grace_ms, why, hook } = step else { return Ok(()) };
+    tracing::info!(object = %pod_uid, container, attempt, reason = %why, "stopping a container");
+    let mut grace = Duration::from_millis(grace_ms);
+    if let Some(hook) = hook {
+        let begun = tokio::time::Instant::now();
+        if let Err(why) = run_hook(runtime, pod_uid, &container, &hook, grace).await {
+            tracing::warn!(object = %pod_uid, container, reason = %why, "a preStop hook failed; the container is stopped");
+        }
+        grace = grace.saturating_sub(begun.elapsed()).max(GRACE_LEFT);
+    }
+    runtime.stop_container(pod_uid, &container, attempt, grace).await.map_err(|error| chain(&error))
+}
+
+async fn run_hook<R: Runtime>(
+    runtime: &R,
+    pod_uid: &str,
+    container: &str,
+    hook: &Hook,
+    limit: Duration,
+) -> Result<(), String> {
+    match &hook.handler {
+        HookHandler::Sleep { ms } => {
+            tokio::time::sleep(Duration::from_millis(*ms).min(limit)).await;
+            Ok(())
+        }
+        HookHandler::Ask(check) => {
+            let Hook { env, working_dir, host_ip, .. } = hook;
+            probe::ask(runtime, check, &probe::Asked { pod_uid, container, host_ip, env, working_dir }, limit).await
+        }
+    }
 }
 
 /// An action without its environment: that may hold secrets.
@@ -177,6 +239,7 @@ impl std::fmt::Debug for StepName<'_> {
             Action::RemoveVolumes => formatter.write_str("remove volumes"),
             Action::RunSandbox(config) => write!(formatter, "run sandbox {}", config.attempt),
             Action::StartContainer(config) => write!(formatter, "start {} attempt {}", config.name, config.attempt),
+            Action::RunHook { container, attempt, .. } => write!(formatter, "hook of {container} attempt {attempt}"),
             Action::StopContainer { container, attempt, .. } => write!(formatter, "stop {container} attempt {attempt}"),
             Action::StopSandbox => formatter.write_str("stop sandbox"),
             Action::RemoveSandbox => formatter.write_str("remove sandbox"),

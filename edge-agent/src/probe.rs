@@ -6,6 +6,7 @@
 pub mod machine;
 pub mod runner;
 
+pub(crate) use runner::{Asked, ask};
 pub use runner::{ProbeReport, ProbeRunner};
 
 #[cfg(test)]

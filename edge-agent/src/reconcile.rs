@@ -13,6 +13,7 @@ use flotilla_manifests::time::Timestamp;
 use serde_json::Value;
 
 use crate::image::Images;
+use crate::probe::machine::Check;
 use crate::runtime::{ContainerConfig, Facilities, SandboxConfig, SandboxStatus};
 
 mod environment;
@@ -153,6 +154,15 @@ pub enum Action {
         grace_ms: u64,
         /// For the event and the log: `liveness probe failed: ...`, `definition changed`, `pod deleted`.
         why: String,
+        /// `preStop`, run to its end or the end of the grace before the container is told to end.
+        hook: Option<Box<Hook>>,
+    },
+    /// `postStart` of an attempt that was just started; when it fails the attempt is stopped.
+    RunHook {
+        container: String,
+        attempt: u32,
+        grace_ms: u64,
+        hook: Box<Hook>,
     },
     /// Ends the sandbox of a pod that has come to its end; logs and exit records stay.
     StopSandbox,
@@ -176,6 +186,23 @@ pub struct Notice {
 pub enum Severity {
     Normal,
     Warning,
+}
+
+/// What a container's `lifecycle` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hook {
+    pub handler: HookHandler,
+    /// The device's address, for requests that name no host.
+    pub host_ip: String,
+    /// Environment and working directory, for commands.
+    pub env: BTreeMap<String, String>,
+    pub working_dir: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HookHandler {
+    Ask(Check),
+    Sleep { ms: u64 },
 }
 
 /// What to do now.

@@ -535,6 +535,19 @@ async fn processes_are_limited_and_become_who_they_should_be() {
     device.start(&hungry).await;
     let exit = device.exit_of("hungry").await;
     assert_eq!((exit.code, exit.reason.as_str()), (137, "OOMKilled"));
+    let mut served = shell("served", "exec sleep 600");
+    (served.run_as_user, served.run_as_group) = (Some(1234), Some(1235));
+    device.start(&served).await;
+    let probe = ExecRequest {
+        pod_uid: device.uid.clone(),
+        container: "served".into(),
+        argv: ["sh", "-c", "id -u; id -G"].map(str::to_owned).to_vec(),
+        env: served.env.clone(),
+        working_dir: "/".into(),
+        timeout: LIMIT,
+    };
+    let seen = device.runtime.exec(&probe).await.unwrap();
+    assert_eq!(seen, ExecOutcome::Exited { code: 0, output: "1234\n1235\n".into() }, "a probe is no way to be root");
     let mut other = shell("other", "id -u; id -g; id -G; grep NoNewPrivs /proc/self/status");
     (other.run_as_user, other.run_as_group, other.supplemental_groups) = (Some(1234), Some(1235), vec![1236, 1237]);
     other.security.no_new_privileges = true;

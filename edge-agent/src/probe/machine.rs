@@ -40,13 +40,20 @@ impl Probe {
         };
         let threshold = |name: &str, default: u64| u32::try_from(whole(name, default, 1)).unwrap_or(u32::MAX);
         Some(Self {
-            check: check_of(container, probe),
+            check: Check::of(container, probe),
             initial_delay_ms: whole("initialDelaySeconds", 0, 0).saturating_mul(1000),
             period_ms: whole("periodSeconds", 10, 1).saturating_mul(1000),
             timeout_ms: whole("timeoutSeconds", 1, 1).saturating_mul(1000),
             success_threshold: threshold("successThreshold", 1),
             failure_threshold: threshold("failureThreshold", 3),
         })
+    }
+}
+
+impl Check {
+    /// Reads what a probe or a hook of this container does.
+    pub fn of(container: &Value, handler: &Value) -> Self {
+        check_of(container, handler)
     }
 }
 

@@ -174,40 +174,61 @@ impl<R: Runtime> Watch<R> {
 
     /// `Err` says why the probe failed.
     async fn check(&self, probe: &Probe) -> Result<(), String> {
-        let limit = Duration::from_millis(probe.timeout_ms);
-        let late = || format!("no answer within {} ms", probe.timeout_ms);
-        match &probe.check {
-            Check::Exec(argv) => self.exec(argv.clone(), limit).await,
-            Check::Tcp { host, port } => {
-                let connected = timeout(limit, TcpStream::connect((self.host(host.as_ref()), *port))).await;
-                connected.map_err(|_| late())?.map(drop).map_err(|error| format!("tcp port {port}: {error}"))
-            }
-            Check::Http { host, port, path, headers } => {
-                timeout(limit, http(self.host(host.as_ref()), *port, path, headers)).await.map_err(|_| late())?
-            }
-            Check::Unusable(why) => Err(why.clone()),
-        }
-    }
-
-    fn host<'a>(&'a self, named: Option<&'a String>) -> &'a str {
-        named.map_or(self.host_ip.as_str(), String::as_str)
-    }
-
-    async fn exec(&self, argv: Vec<String>, limit: Duration) -> Result<(), String> {
-        let request = ExecRequest {
-            pod_uid: self.key.pod_uid.clone(),
-            container: self.key.container.clone(),
-            argv,
-            env: self.target.env.clone(),
-            working_dir: self.target.working_dir.clone(),
-            timeout: limit,
+        let asked = Asked {
+            pod_uid: &self.key.pod_uid,
+            container: &self.key.container,
+            host_ip: &self.host_ip,
+            env: &self.target.env,
+            working_dir: &self.target.working_dir,
         };
-        match self.runtime.exec(&request).await {
-            Ok(ExecOutcome::Exited { code: 0, .. }) => Ok(()),
-            Ok(ExecOutcome::Exited { code, output }) => Err(format!("exit code {code}: {}", shown(&output))),
-            Ok(ExecOutcome::TimedOut) => Err(format!("no answer within {} ms", limit.as_millis())),
-            Err(error) => Err(error.to_string()),
+        ask(&*self.runtime, &probe.check, &asked, Duration::from_millis(probe.timeout_ms)).await
+    }
+}
+
+/// The container that is asked something.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) pod_uid: &'a str,
+    pub(crate) container: &'a str,
+    pub(crate) host_ip: &'a str,
+    pub(crate) env: &'a BTreeMap<String, String>,
+    pub(crate) working_dir: &'a str,
+}
+
+/// Asks a container, as a probe or a hook does. `Err` says what went wrong.
+pub(crate) async fn ask<R: Runtime>(
+    runtime: &R,
+    check: &Check,
+    asked: &Asked<'_>,
+    limit: Duration,
+) -> Result<(), String> {
+    let late = || format!("no answer within {} ms", limit.as_millis());
+    let host = |named: &Option<String>| named.clone().unwrap_or_else(|| asked.host_ip.to_owned());
+    match check {
+        Check::Exec(argv) => {
+            let request = ExecRequest {
+                pod_uid: asked.pod_uid.to_owned(),
+                container: asked.container.to_owned(),
+                argv: argv.clone(),
+                env: asked.env.clone(),
+                working_dir: asked.working_dir.to_owned(),
+                timeout: limit,
+            };
+            match runtime.exec(&request).await {
+                Ok(ExecOutcome::Exited { code: 0, .. }) => Ok(()),
+                Ok(ExecOutcome::Exited { code, output }) => Err(format!("exit code {code}: {}", shown(&output))),
+                Ok(ExecOutcome::TimedOut) => Err(late()),
+                Err(error) => Err(error.to_string()),
+            }
         }
+        Check::Tcp { host: named, port } => {
+            let connected = timeout(limit, TcpStream::connect((host(named), *port))).await;
+            connected.map_err(|_| late())?.map(drop).map_err(|error| format!("tcp port {port}: {error}"))
+        }
+        Check::Http { host: named, port, path, headers } => {
+            timeout(limit, http(&host(named), *port, path, headers)).await.map_err(|_| late())?
+        }
+        Check::Unusable(why) => Err(why.clone()),
     }
 }
 

@@ -1,7 +1,6 @@
 //! The life of each pod, decided: from its sandbox over init containers, sidecars and containers to its end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use flotilla_manifests::time::Timestamp;
 
@@ -17,6 +16,7 @@ use crate::runtime::{
 };
 
 mod device;
+mod hooks;
 mod volumes;
 
 use volumes::PodVolumes;
@@ -55,7 +55,8 @@ pub(super) fn plan(desired: &DesiredPods, observed: &Observed, history: &History
             None => drop(plan.actions.insert(uid.clone(), vec![Action::RemoveVolumes])),
         }
     }
-    for (uid, known) in history.iter().filter(|(uid, _)| observed.sandboxes.contains_key(*uid)) {
+    let alive = |uid: &String| observed.sandboxes.contains_key(uid) || observed.busy.contains(uid);
+    for (uid, known) in history.iter().filter(|(uid, _)| alive(uid)) {
         let known = plan.history.get(uid).and_then(Option::as_ref).unwrap_or(known);
         for container in known.containers.values() {
             image::note_use(&mut plan.images, &container.image_digest, &known.namespace, &known.name);
@@ -89,7 +90,7 @@ fn running(sandbox: &SandboxStatus) -> impl Iterator<Item = (&String, &Container
 }
 
 fn stop(container: &str, attempt: u32, grace_ms: u64, why: &str) -> Action {
-    Action::StopContainer { container: container.to_owned(), attempt, grace_ms, why: why.to_owned() }
+    Action::StopContainer { container: container.to_owned(), attempt, grace_ms, why: why.to_owned(), hook: None }
 }
 
 fn wake(wake_at: &mut Option<Timestamp>, at: Timestamp) {
@@ -184,6 +185,7 @@ impl<'a> Planner<'a> {
             self.history.started_at.get_or_insert(self.place.now);
             self.run();
         }
+        self.add_hooks();
         if self.observed.busy.contains(self.uid) {
             self.actions.clear();
         } else if let Some(wait) = failure_wait(self.observed, self.uid, self.place.now) {
@@ -393,17 +395,11 @@ impl<'a> Planner<'a> {
             return;
         }
         if let (Some(sandbox), Some(status)) = (self.sandbox, self.live(container.name)) {
-            // What cannot be resolved any more does not stop a running container; its exec probes see less.
-            let sources = Sources { desired: self.desired, pod: self.pod, place: self.place };
-            // The image it was started from, which may have lost its name to another since.
-            let digest = self.history.containers.get(container.name).map_or("", |known| known.image_digest.as_str());
-            let image = self.observed.images.by_digest.get(digest).map(Arc::as_ref);
-            let user = image::user(self.spec.value, container.value, image).unwrap_or_default();
-            let of_image = image::environment(image, &user);
+            let (env, working_dir) = self.surroundings(container);
             let target = ProbeTarget {
                 container: container.value.clone(),
-                env: environment::resolve(&sources, container, of_image).unwrap_or_default(),
-                working_dir: image::working_dir(container, image),
+                env,
+                working_dir,
                 started: self.started(container),
             };
             self.probes.insert(probe_key(self.uid, container.name, sandbox, status), target);

@@ -6,6 +6,7 @@ use super::*;
 use crate::runtime::{ContainerState, ContainerStatus, Exit, SandboxState};
 
 mod device;
+mod images;
 mod simulated;
 mod volumes;
 
@@ -127,6 +128,9 @@ impl World {
                     assert!(before.attempt < config.attempt, "an attempt was used twice");
                 }
             }
+            Action::RunHook { container, .. } => {
+                assert!(self.observed.sandboxes[uid].containers.contains_key(&container), "a hook of nobody");
+            }
             Action::StopContainer { container, attempt, .. } => {
                 let status = self.observed.sandboxes.get_mut(uid).unwrap().containers.get_mut(&container).unwrap();
                 assert_eq!(status.attempt, attempt);
@@ -144,7 +148,10 @@ impl World {
             }
             Action::RemoveVolumes => {
                 let sandbox = self.observed.sandboxes.get(uid);
-                assert!(sandbox.is_none_or(|sandbox| sandbox.state == SandboxState::Lost), "removed under a running pod");
+                assert!(
+                    sandbox.is_none_or(|sandbox| sandbox.state == SandboxState::Lost),
+                    "removed under a running pod"
+                );
                 self.observed.volumes.remove(uid);
             }
         }
@@ -194,6 +201,7 @@ fn short(step: &Action) -> String {
             format!("volumes {}", names.join(" "))
         }
         Action::RemoveVolumes => "remove volumes".into(),
+        Action::RunHook { container, attempt, .. } => format!("postStart {container} {attempt}"),
     }
 }
 

@@ -120,8 +120,10 @@ fn unsupported(name: &str, container: &Value) -> Option<Refusal> {
     for hook in ["postStart", "preStop"] {
         let value =
             container.get("lifecycle").and_then(|lifecycle| lifecycle.get(hook)).filter(|value| value.is_object());
-        if value.is_some() {
-            let message = format!("container {name:?} has a {hook} hook, which this agent does not run: remove it");
+        let https = value.and_then(|value| value.pointer("/httpGet/scheme")).and_then(Value::as_str) == Some("HTTPS");
+        if https || value.is_some_and(|value| value.get("tcpSocket").is_some_and(Value::is_object)) {
+            let kind = if https { "httpGet with scheme HTTPS" } else { "tcpSocket" };
+            let message = format!("container {name:?} has a {hook} hook of kind {kind}: use exec, httpGet or sleep");
             return refuse("UnsupportedLifecycleHook", message);
         }
     }

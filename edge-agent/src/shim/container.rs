@@ -93,6 +93,9 @@ impl Container {
             process: None,
             stopping: false,
             own_mounts: config.root.is_none() && !config.mounts.is_empty(),
+            user: config.run_as_user,
+            group: config.run_as_group,
+            supplemental_groups: config.supplemental_groups.clone(),
             exit: None,
         };
         let mut container = Self {

@@ -99,6 +99,13 @@ pub struct ContainerRecord {
     /// It is a process of the host that has mounts of its own.
     #[serde(default)]
     pub own_mounts: bool,
+    /// User, group and groups of a process of the host, if they are not the agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supplemental_groups: Vec<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
 }

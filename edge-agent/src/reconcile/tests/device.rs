@@ -119,3 +119,35 @@ fn sandbox_config(isolated: bool) -> SandboxConfig {
         host_ipc: false,
     }
 }
+
+#[test]
+fn hooks_come_after_starts_and_with_the_first_stop() {
+    let mut hooked = container("a");
+    hooked["lifecycle"] =
+        json!({"postStart": {"exec": {"command": ["warm", "up"]}}, "preStop": {"sleep": {"seconds": 3}}});
+    let mut desired = one(json!({"terminationGracePeriodSeconds": 9, "containers": [hooked, container("b")]}));
+    let mut world = World::default();
+    let (done, _) = world.settle(&desired, &place(0));
+    assert_eq!(done, ["sandbox 0", "start a 0", "postStart a 0", "start b 0"]);
+    let pod = desired.pods.get_mut(UID).unwrap();
+    pod.deletion = Some(Deletion { grace_seconds: None });
+    let hooks = |world: &World, desired: &DesiredPods| -> Vec<(String, Option<HookHandler>)> {
+        let plan = plan(desired, &world.observed, &world.history, &place(1_000));
+        let stops = plan.actions.get(UID).into_iter().flatten().filter_map(|action| match action {
+            Action::StopContainer { container, hook, .. } => {
+                Some((container.clone(), hook.as_ref().map(|hook| hook.handler.clone())))
+            }
+            _ => None,
+        });
+        stops.collect()
+    };
+    assert_eq!(hooks(&world, &desired), [("a".into(), Some(HookHandler::Sleep { ms: 3_000 })), ("b".into(), None)]);
+    // Begun: what is asked then only brings the end forward.
+    world.settle(&desired, &place(1_000));
+    desired.pods.get_mut(UID).unwrap().deletion = Some(Deletion { grace_seconds: Some(0) });
+    assert_eq!(hooks(&world, &desired), [("a".into(), None), ("b".into(), None)]);
+    let https = json!({"runtimeClassName": "process", "containers": [{"name": "a", "image": "host", "command": ["x"],
+        "lifecycle": {"preStop": {"httpGet": {"port": 1, "scheme": "HTTPS"}}}}]});
+    let refused = crate::runtime::admission::refusal(&https, &Facilities::default()).unwrap();
+    assert_eq!(refused.reason, "UnsupportedLifecycleHook");
+}

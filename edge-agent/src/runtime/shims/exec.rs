@@ -20,13 +20,16 @@ const OUTPUT_BYTES_MAX: usize = 10 * 1024;
 /// For an OCI runtime to see the end of what it started.
 const REAPED_MAX: Duration = Duration::from_secs(2);
 
+/// For a stage to become its program.
+const SET_UP_MAX: Duration = Duration::from_secs(2);
+
 /// Where a container is, if it is more than a process of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
     /// The words of the OCI runtime's command line up to its verb, and what its stage hides.
     Oci { program: PathBuf, words: Vec<String>, hidden: Vec<PathBuf>, id: String, pid_file: PathBuf },
-    /// A process of the host with mounts of its own.
-    Mounts { pid: i32, rootless: bool },
+    /// A process of the host, with what it is set up with.
+    Process { pid: i32, spec: Spec },
 }
 
 impl Place {
@@ -41,8 +44,21 @@ impl Place {
                 id,
             });
         }
-        let process = record.process.filter(|_| record.own_mounts)?;
-        Some(Self::Mounts { pid: process.pid, rootless: state.setup.rootless })
+        let pid = record.process?.pid;
+        let spec = Spec {
+            join_mounts_of: record.own_mounts.then_some(pid),
+            namespace: match (record.own_mounts, state.setup.rootless) {
+                (false, _) => Namespace::None,
+                (true, false) => Namespace::Mount,
+                (true, true) => Namespace::UserAndMount,
+            },
+            user: record.user,
+            group: record.group,
+            supplemental_groups: record.supplemental_groups.clone(),
+            ..Spec::default()
+        };
+        let plain = !record.own_mounts && spec.user.or(spec.group).is_none() && spec.supplemental_groups.is_empty();
+        (!plain).then_some(Self::Process { pid, spec })
     }
 }
 
@@ -52,8 +68,9 @@ pub(super) async fn run(exe: &Path, request: &ExecRequest, place: Option<Place>)
     let failed = |source| RuntimeError::Exec { program: program.to_owned(), source };
     let (mut command, pid_file) = match place {
         None => (plain(request), None),
-        Some(Place::Mounts { pid, rootless }) => {
-            let mut command = staged(exe, &among_mounts(request, pid, rootless)).map_err(failed)?;
+        Some(Place::Process { pid, spec }) => {
+            set_up(pid).await;
+            let mut command = staged(exe, &beside(request, spec)).map_err(failed)?;
             command.envs(&request.env);
             (command, None)
         }
@@ -103,17 +120,27 @@ fn staged(exe: &Path, spec: &Spec) -> std::io::Result<Command> {
 }
 
 /// Looked up in the container's `PATH`, but among the host's files: those are the same but for the mounts.
-fn among_mounts(request: &ExecRequest, pid: i32, rootless: bool) -> Spec {
+fn beside(request: &ExecRequest, setup: Spec) -> Spec {
     let name = request.argv.first().cloned().unwrap_or_default();
     let folders = request.env.get("PATH").map_or("", String::as_str);
     let found = folders.split(':').map(|folder| Path::new(folder).join(&name)).find(|path| path.is_file());
     Spec {
-        join_mounts_of: Some(pid),
-        namespace: if rootless { Namespace::UserAndMount } else { Namespace::Mount },
         working_dir: request.working_dir.clone(),
         program: found.filter(|_| !name.contains('/')).unwrap_or_else(|| PathBuf::from(&name)),
         argv: request.argv.clone(),
-        ..Spec::default()
+        ..setup
+    }
+}
+
+/// Waits until a process is no stage any more: only then are its mounts all there.
+async fn set_up(pid: i32) {
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < SET_UP_MAX {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if line.split(|&byte| byte == 0).nth(1) != Some(crate::stage::ARGUMENT.as_bytes()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
