@@ -15,6 +15,7 @@ use flotilla_sync::bundle::courier::{Clerk, Failure, Selection, Wish};
 use flotilla_sync::bundle::{self, Direction, Export, Incoming, Intake, Receiver, Report, Seal, Side};
 use flotilla_sync::enrol::Enrolment;
 use flotilla_sync::identity::{InstallationId, SealingKey, SealingPublicKey};
+use flotilla_sync::replica::Replica as _;
 use flotilla_sync::transport::PeerIdentity;
 use tokio::io::{AsyncRead, DuplexStream};
 use tokio::sync::watch;
@@ -60,8 +61,8 @@ impl DeviceClerk {
     /// Returns once the hub's answer to this device's request is durable.
     pub(crate) async fn joined(&self) -> Option<Arc<Enrolment>> {
         let mut joined = self.joined.subscribe();
-        let answer = joined.wait_for(Option::is_some).await.ok()?.clone();
-        answer
+        joined.wait_for(Option::is_some).await.ok()?;
+        self.joined.borrow().clone()
     }
 
     /// The device has its identity and its replica: from now on bundles are served from them.
@@ -155,6 +156,9 @@ impl Ready {
         let key = hub_sealing.ok_or_else(|| {
             Failure::refused("this device does not know yet how to seal for its hub: import a bundle of the hub first")
         })?;
+        // What it holds of the hub's goes along for a hub that lost it.
+        let blobs =
+            if full { self.replica.named_blobs(&PeerIdentity::Hub).await.map_err(Failure::other)? } else { Vec::new() };
         let export = Export {
             signer: &self.replica.identity(),
             seal: Seal {
@@ -170,7 +174,7 @@ impl Ready {
             hub_sealing: None,
             enrolled: None,
             acknowledged: Vec::new(),
-            blobs: Vec::new(),
+            blobs,
         };
         let report = bundle::export(&*self.replica, &PeerIdentity::Hub, export, target).await?;
         tracing::info!(

@@ -43,6 +43,10 @@ pub use offline::StoppedHub;
 /// How long an export waits for the controllers.
 const SETTLE: Duration = Duration::from_secs(2);
 
+/// While the hub does not know yet what it should say.
+const LEARNING: &str = "the hub was restored from a backup and learns from its devices what the backup lacks: import their \
+     bundles, exported there with --full, or say `flotilla hub resume`; then export";
+
 /// The hub's end of `flotilla bundle`.
 #[derive(Debug, Clone)]
 pub(crate) struct HubClerk {
@@ -151,6 +155,9 @@ impl HubClerk {
         let request = enrol::request_of(&joining.request, &joining.binding, &root)
             .map_err(|why| Failure::refused(why.message))?;
         let name = request.node.to_string();
+        if let Some(report) = self.joined_already(&joining, &request).await? {
+            return Ok(report);
+        }
         let join = StoredJoin { csr: request.csr.clone(), device_key: request.device_key, sealing: request.sealing };
         self.registrar.enrol(request).await.map_err(|refusal| Failure::refused(refusal.message))?;
         let (node, kept) = (name.clone(), join);
@@ -171,6 +178,19 @@ impl HubClerk {
             "{name} has joined; carry it its certificate and its work: flotilla bundle export --node {name}"
         ));
         Ok(report)
+    }
+
+    /// A request of a device that has shown that it has its answer: an old stick.
+    async fn joined_already(&self, joining: &Joining, request: &EnrolRequest) -> Result<Option<Report>, Failure> {
+        let (node, key) = (request.node.to_string(), request.device_key);
+        let joined = self.registrar.store.write(move |batch| {
+            let same = batch.device(&node)?.is_some_and(|device| device.key == key);
+            Ok(same && batch.stick(&node)?.clock.is_some())
+        });
+        let mut report = joining.report.clone();
+        report.from = Receiver::Device(request.node.clone()).to_string();
+        report.notes.push(format!("{} has joined before: nothing is to be done", request.node));
+        Ok(joined.await.map_err(Failure::other)?.then_some(report))
     }
 
     async fn take<S: AsyncRead + Unpin + Send>(&self, intake: Intake<S>) -> Result<Report, Failure> {
@@ -247,6 +267,9 @@ impl Clerk for HubClerk {
     async fn export(&self, wish: Wish, target: &mut DuplexStream) -> Result<Report, Failure> {
         let node = wish.node.ok_or_else(|| Failure::other("a hub's bundle is for a device: say which with --node"))?;
         let node = NodeName::parse(&node).map_err(Failure::other)?;
+        if self.door.is_learning() {
+            return Err(Failure::refused(LEARNING));
+        }
         self.settle().await;
         let prepared = self.prepare(&node).await?;
         let enrolled = self.enrolled(&node, &prepared)?;
@@ -292,7 +315,7 @@ impl Clerk for HubClerk {
             key: self.registrar.installation.sealing(),
         };
         let report = match Incoming::open(source, &side).await? {
-            Incoming::Join(joining) => self.join(joining).await?,
+            Incoming::Join(joining) => self.join(*joining).await?,
             Incoming::Bundle(intake) => self.take(*intake).await?,
         };
         tracing::info!(

@@ -24,7 +24,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use flotilla_sync::bundle::courier::{
-    Courier, CourierError, Failure, FailureKind, JoinWish, SOCKET_FILE, Selection, Wish,
+    self, Courier, CourierError, Failure, FailureKind, JoinWish, SOCKET_FILE, Selection, Wish,
 };
 use flotilla_sync::bundle::{self, BundleError, EXTENSION, Report};
 use tokio::net::UnixStream;
@@ -285,11 +285,12 @@ impl Owner {
 
     /// The running hub or agent; when none runs, its database itself.
     async fn connect(&self) -> Result<(Courier, Option<JoinHandle<Result<()>>>)> {
-        let path = self.folder.join(SOCKET_FILE);
-        match UnixStream::connect(&path).await {
+        match courier::connect(&self.folder).await {
             Ok(stream) => return Ok((Courier::over(stream), None)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
-            Err(error) => return Err(error).with_context(|| format!("connecting to {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("connecting to {SOCKET_FILE} in {}", self.folder.display()));
+            }
         }
         let (near, far) = UnixStream::pair()?;
         let folder = self.folder.clone();

@@ -8,8 +8,10 @@
 //! [`Clerk`] and [`serve`] for the owner's end, at [`Courier`] for the command's.
 
 use std::fmt;
+use std::fs::File;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -247,9 +249,26 @@ pub fn listen(folder: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(&path)?;
+    let (_folder, near) = near(folder)?;
+    let listener = UnixListener::bind(near)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// Connects to whoever listens in a folder.
+///
+/// # Errors
+/// `NotFound` and `ConnectionRefused` say that nobody does.
+pub async fn connect(folder: &Path) -> io::Result<UnixStream> {
+    let (_folder, near) = near(folder)?;
+    UnixStream::connect(near).await
+}
+
+/// The socket's path by way of the open folder: an address holds 108 bytes, the path of a folder may be longer.
+fn near(folder: &Path) -> io::Result<(File, String)> {
+    let folder = File::open(folder)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET_FILE}", folder.as_raw_fd());
+    Ok((folder, path))
 }
 
 /// Serves commands until `shutdown`; conversations that are open then are broken off.

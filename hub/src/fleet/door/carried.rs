@@ -19,6 +19,11 @@ impl FleetDoor {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
     }
 
+    /// Whether this hub knows less than its devices, and says nothing until it has learned.
+    pub(crate) fn is_learning(&self) -> bool {
+        self.lessons.is_on()
+    }
+
     /// A device without a session was alive at this time.
     pub(crate) fn seen(&self, node: &str, at: Timestamp) {
         if self.session(node).is_none() {
