@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use flotilla_sync::transport::BrokerUrl;
 
 use crate::image::command::ImageCommand;
 
@@ -52,6 +53,9 @@ pub struct RunArguments {
     /// Reach the hub here instead of at the addresses it advertises: a port forward, a relay; repeat it for more than one
     #[arg(long, value_name = "HOST:PORT")]
     pub hub: Vec<String>,
+    /// Reach the hub through this broker instead of the one it names: with a user of this device's own; repeat it for more than one
+    #[arg(long, value_name = "URL", value_parser = parse_broker)]
+    pub broker: Vec<String>,
     /// Address of the local Kubernetes API; default: a free loopback port, kept once chosen
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<SocketAddr>,
@@ -75,6 +79,10 @@ pub enum Transport {
     Auto,
     Quic,
     Mqtt,
+}
+
+fn parse_broker(text: &str) -> Result<String, String> {
+    BrokerUrl::parse(text).map(|_url| text.to_owned()).map_err(|error| error.to_string())
 }
 
 pub(crate) fn parse_labels(text: &str) -> Result<Labels, String> {

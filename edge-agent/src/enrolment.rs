@@ -189,9 +189,11 @@ struct IdentityCopy {
     enrolment: serde_json::Value,
 }
 
-/// Addresses to try, best first, as arguments and enrolment say.
-pub fn targets(transport: Transport, quic: &[String], mqtt: &[String], overriding: &[String]) -> Vec<Target> {
-    let quic = if overriding.is_empty() { quic } else { overriding };
+/// Addresses to try, best first: those of the hub, where the arguments do not name others.
+pub fn targets(arguments: &RunArguments, quic: &[String], mqtt: &[String]) -> Vec<Target> {
+    let transport = arguments.transport;
+    let quic = if arguments.hub.is_empty() { quic } else { &arguments.hub };
+    let mqtt = if arguments.broker.is_empty() { mqtt } else { &arguments.broker };
     let quic = quic.iter().map(|address| Target::Quic(address.clone()));
     let mqtt = mqtt.iter().filter_map(|url| match BrokerUrl::parse(url) {
         Ok(url) => Some(Target::Mqtt(url)),
@@ -279,7 +281,7 @@ async fn join(
         pin: token.pin,
         root: token.root,
     };
-    let targets = targets(arguments.transport, &token.quic, &token.mqtt, &arguments.hub);
+    let targets = targets(arguments, &token.quic, &token.mqtt);
     let mut last = None;
     for target in &targets {
         match exchange(&introduction, keys, target, time).await {

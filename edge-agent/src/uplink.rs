@@ -204,7 +204,7 @@ impl Uplink {
 
     fn targets(&self) -> Vec<Target> {
         let enrolment = &self.identity.enrolment;
-        enrolment::targets(self.arguments.transport, &enrolment.quic, &enrolment.mqtt, &self.arguments.hub)
+        enrolment::targets(&self.arguments, &enrolment.quic, &enrolment.mqtt)
     }
 
     fn preference(&self) -> Preference {
