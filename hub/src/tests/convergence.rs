@@ -115,6 +115,11 @@ async fn act(bench: &Bench, chance: &mut Chance) {
             Ok(_) => panic!("a manifest that no record holds was accepted"),
         }
     }
+    if chance.below(4) == 0 {
+        // Content that lets a document grow into its next epoch.
+        let noise = super::epochs::noise(chance.below(1 << 20));
+        drop(bench.merge(&set, json!({"metadata": {"annotations": {"noise": noise}}})).await);
+    }
     let uid = bench.store.read(&set).map(|set| set.uid().to_owned());
     if let Some(uid) = uid.filter(|_| chance.below(3) == 0) {
         let grant = (chance.below(2) == 0).then(|| format!("1-{}", chance.below(5) + 1));
@@ -151,8 +156,12 @@ async fn devices_hold_what_the_objects_want() {
                 check(&bench, &far, seed, step);
             }
             if chance.below(25) == 0 {
+                // With the clock back where it was.
                 drop(bench);
                 bench = Bench::open(folder.path(), retention).await;
+            }
+            if chance.below(20) == 0 {
+                bench.now.fetch_add(31 * 24 * 60 * 60 * 1000, std::sync::atomic::Ordering::SeqCst);
             }
         }
         far.pull(&bench.door).await;

@@ -335,9 +335,10 @@ impl DocumentItem {
             (self.saved.clone(), self.blobs.clone())
         } else {
             let (mut document, mut other) = (open(id, &self.saved)?, open(id, &coming.saved)?);
-            let (here, there) = (document.generation(), other.generation());
-            if here != there {
-                // Two hubs began this epoch without knowing of each other: their histories have nothing in common to merge.
+            if document.genesis() != other.genesis() {
+                // This epoch began twice, by two hubs that did not know of each other, or anew by one that had removed it: the
+                // histories have nothing in common to merge.
+                let (here, there) = ((document.keeper(), self.created), (other.keeper(), coming.created));
                 let winner = if here > there { self } else { Self { blobs: other.blobs(), ..coming } };
                 return Ok(Self { created, ..winner });
             }

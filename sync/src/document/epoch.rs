@@ -39,13 +39,6 @@ impl From<u64> for Epoch {
     }
 }
 
-/// Tells histories of one epoch number apart: of two that began without knowing of each other the greater is in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Generation {
-    keeper: u64,
-    genesis: Hash,
-}
-
 /// One change of an old epoch, as edits of single fields.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LateChange {
@@ -97,10 +90,11 @@ impl Document {
         bytes.unwrap_or_default().chunks_exact(32).filter_map(|chunk| Hash::try_from(chunk).ok()).collect()
     }
 
-    pub(crate) fn generation(&mut self) -> Generation {
-        let roots = self.doc.get_changes_meta(&[]);
-        let genesis = roots.iter().filter(|change| change.deps.is_empty()).map(|change| change.hash.0).min();
-        Generation { keeper: self.keeper(), genesis: genesis.unwrap_or_default() }
+    /// The change that began this history: histories with another one have nothing in common.
+    pub(crate) fn genesis(&mut self) -> Hash {
+        let changes = self.doc.get_changes_meta(&[]);
+        let roots = changes.iter().filter(|change| change.deps.is_empty());
+        roots.map(|change| change.hash.0).min().unwrap_or_default()
     }
 
     /// The next epoch of this document, begun by `keeper`: what `edit` says, and the templates of the numbers in flight that this

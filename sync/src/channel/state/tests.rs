@@ -1,5 +1,7 @@
 //! What a store keeps as rows is what a channel holds in memory.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::identity::SigningKey;
 use crate::log::LogWriter;
@@ -51,4 +53,125 @@ fn a_change_that_waits_is_kept() {
     assert_eq!(folded.set_aside, []);
     keep(&mut rows, &state, &folded);
     assert_eq!((rows.len(), &rows), (1, &state.items));
+}
+
+/// What a writer does next to one of a few items.
+#[derive(Debug, Clone)]
+enum Step {
+    Set(usize, u8),
+    Edit(usize, u8),
+    Renew(usize),
+    Remove(usize),
+    /// The reader with this number reads: batch by batch, or, if the log was cut off before it, the list.
+    Read(usize),
+    /// Everything up to now can no longer be read as records.
+    Truncate,
+}
+
+fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
+    use proptest::prelude::*;
+    let step = prop_oneof![
+        3 => (0..4_usize, any::<u8>()).prop_map(|(item, value)| Step::Set(item, value)),
+        4 => (0..3_usize, any::<u8>()).prop_map(|(item, value)| Step::Edit(item, value)),
+        1 => (0..3_usize).prop_map(Step::Renew),
+        2 => (0..7_usize).prop_map(Step::Remove),
+        4 => (0..3_usize).prop_map(Step::Read),
+        1 => Just(Step::Truncate),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+fn document_id(number: usize) -> ItemId {
+    ItemId::parse(&format!("0c8a9e70-3a4b-4b53-8d5e-27c0de6d2b{number:02}")).unwrap()
+}
+
+/// The draft of a step; `None` for one that would say nothing. As at a hub, a document that left the channel comes back as it went
+/// on: said whole, in the epoch it is in.
+fn draft(
+    step: &Step,
+    documents: &mut BTreeMap<usize, crate::document::Document>,
+    gone: &mut BTreeSet<usize>,
+) -> Option<Draft> {
+    use crate::document::{Document, Edit, Rollouts};
+    let none = Rollouts::new();
+    let object = |value: u8| serde_json::json!({"spec": {"value": value}});
+    let edit = |object| Edit { object, rollouts: &none, author: "", time_ms: 1 };
+    match step {
+        Step::Set(item, value) => Some(Draft::register(grant(*item), vec![*value], "", 1)),
+        Step::Edit(item, value) => {
+            let wanted = object(*value);
+            if let Some(document) = documents.get_mut(item) {
+                let change = document.edit(edit(&wanted), &|_| None).unwrap();
+                if gone.remove(item) {
+                    return Some(Draft::snapshot(document_id(*item), document.epoch(), document.save(), "", 1));
+                }
+                let change = change?;
+                return Some(Draft::change(document_id(*item), document.epoch(), change, "", 1));
+            }
+            let mut document = Document::create(edit(&wanted), 1, &|_| None, [1; 8]).unwrap();
+            let saved = document.save();
+            documents.insert(*item, document);
+            Some(Draft::snapshot(document_id(*item), 1, saved, "", 1))
+        }
+        Step::Renew(item) => {
+            let document = documents.get_mut(item).filter(|_| !gone.contains(item))?;
+            let wanted = document.object(&crate::blob::no_blobs).unwrap();
+            *document = document.succeed(edit(&wanted), 1, &|_| None, [1; 8]).unwrap();
+            Some(Draft::snapshot(document_id(*item), document.epoch(), document.save(), "", 1))
+        }
+        Step::Remove(item) => {
+            gone.insert(*item);
+            Some(Draft::remove(if *item < 3 { document_id(*item) } else { grant(*item - 3) }, "", 1))
+        }
+        Step::Read(_) | Step::Truncate => None,
+    }
+}
+
+fn live(state: &ChannelState) -> BTreeMap<&ItemId, &crate::channel::ItemKind> {
+    state.items.iter().filter(|(_, item)| item.is_live()).map(|(id, item)| (id, &item.kind)).collect()
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 96, failure_persistence: None, ..Default::default() })]
+
+    /// Whoever reads now and then, over truncations, ends with what one has who read every record.
+    #[test]
+    fn every_reader_ends_with_the_state_of_one_who_read_everything(steps in steps()) {
+        let mut log = writer();
+        let chain = log.identity().chain().clone();
+        let mut all = ChannelState::new(channel());
+        let mut readers = vec![ChannelState::new(channel()); 3];
+        let (mut documents, mut gone) = (BTreeMap::new(), BTreeSet::new());
+        let (mut batches, mut floor) = (Vec::new(), 0);
+        let catch_up = |reader: &mut ChannelState, all: &ChannelState, batches: &[VerifiedBatch], floor: u64, log: &LogWriter| {
+            let after = reader.heads.values().map(|head| head.seq).max().unwrap_or(0);
+            if after < floor {
+                let snapshot = all.snapshot(log.identity(), BTreeMap::new()).unwrap().verify(&chain).unwrap();
+                assert_eq!(reader.apply_snapshot(&snapshot).set_aside, []);
+            }
+            let after = reader.heads.values().map(|head| head.seq).max().unwrap_or(0);
+            for batch in batches.iter().filter(|batch| batch.batch().first_seq > after) {
+                assert_eq!(reader.apply_batch(batch).unwrap().set_aside, []);
+            }
+        };
+        for step in &steps {
+            match step {
+                Step::Read(reader) => catch_up(&mut readers[*reader], &all, &batches, floor, &log),
+                Step::Truncate => {
+                    floor = log.head(&channel()).seq;
+                    batches.clear();
+                }
+                other => {
+                    let Some(draft) = draft(other, &mut documents, &mut gone) else { continue };
+                    let batch = log.append(&channel(), vec![draft]).unwrap();
+                    assert_eq!(all.apply_batch(&batch).unwrap().set_aside, []);
+                    batches.push(batch);
+                }
+            }
+        }
+        for reader in &mut readers {
+            catch_up(reader, &all, &batches, floor, &log);
+            proptest::prop_assert_eq!(live(reader), live(&all));
+        }
+    }
 }
