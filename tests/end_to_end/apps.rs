@@ -211,7 +211,6 @@ spec:
     let process = info.lines().find_map(|line| line.strip_prefix("process_id:")).unwrap();
     assert_eq!(process, "1", "it has process ids of its own");
     // Killed, it starts again and finds its data, for the volume lives as long as the pod.
-    ask(port, "DEBUG SEGFAULT\r\n").ok();
     ask(port, "SHUTDOWN NOSAVE\r\n").ok();
     wait::until("it runs again with its data", || {
         let answer = ask(port, "GET where\r\nQUIT\r\n")?;
@@ -268,6 +267,52 @@ spec:
     assert_eq!(before["metadata"]["uid"], after["metadata"]["uid"]);
     assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0, "nothing was restarted for it");
     away(&fleet, &kubectl, "ds/pages", "python:3");
+}
+
+/// What upper layers hide, a container does not see, and owners and modes are those of the layer.
+#[test]
+fn layers_are_stacked_as_their_image_says() {
+    if !story::ready_to_run() || !story::containers_are_here() {
+        return;
+    }
+    let fleet = fleet();
+    let layout = fleet.folder().join("stacked-layout");
+    let bottom = images::layer(&[
+        ("d/kept", 0o4755, 7),
+        ("d/gone", 0o644, 0),
+        ("opaque/old", 0o644, 0),
+        ("again/old", 0o644, 0),
+    ]);
+    let middle = images::layer(&[
+        ("d/.wh.gone", 0, 0),
+        ("opaque/.wh..wh..opq", 0, 0),
+        ("opaque/new", 0o600, 8),
+        (".wh.again", 0, 0),
+    ]);
+    let top = images::layer(&[("again/new", 0o644, 0)]);
+    images::with_busybox(Image::named("stacked").with_layer(bottom).with_layer(middle).with_layer(top)).write(&layout);
+    import(&fleet, &layout);
+    let kubectl = fleet.kubectl();
+    kubectl.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: look}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: look
+    image: stacked
+    command: [/bin/sh, -c, 'ls -ln /d /opaque /again | busybox awk "NF > 2 {print \$1, \$3, \$NF}"']
+"#,
+    );
+    let log = wait::until("the pod has looked", || {
+        let pod = kubectl.json("get pod look")?;
+        let phase = &pod["status"]["phase"];
+        if *phase == "Succeeded" { kubectl.attempt("logs look") } else { Err(pod["status"].to_string()) }
+    });
+    let seen: Vec<&str> = log.lines().collect();
+    assert_eq!(seen, ["-rw-r--r-- 0 new", "-rwsr-xr-x 7 kept", "-rw------- 8 new"], "{log}");
 }
 
 /// An import that is killed at any moment leaves nothing to see, and the next one clears up and succeeds.

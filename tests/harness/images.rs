@@ -121,18 +121,34 @@ impl Image {
 
 /// The image `busybox`: a shell and what the stories call from it.
 pub fn busybox(folder: &Path) {
+    with_busybox(Image::named("busybox")).write(folder);
+}
+
+/// Puts a shell, its tools and the usual folders into an image, which runs the shell.
+pub fn with_busybox(image: Image) -> Image {
     let program = process_path("busybox").expect("busybox was looked for before this test began");
-    let mut image = Image::named("busybox").configured(json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]}));
+    let mut image = image.configured(json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]}));
     for name in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
         image = image.with_folder(name, if name == "tmp" { 0o1777 } else { 0o755 });
     }
     image = image.with_file("bin/busybox", 0o755, &std::fs::read(program).unwrap());
     image = image.with_file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n");
     image = image.with_file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n");
-    for applet in APPLETS {
-        image = image.with_link(&format!("bin/{applet}"), "busybox");
+    APPLETS.iter().fold(image, |image, applet| image.with_link(&format!("bin/{applet}"), "busybox"))
+}
+
+/// A layer of small files, each with a mode and an owner.
+pub fn layer(files: &[(&str, u32, u64)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, mode, owner) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(*mode);
+        header.set_uid(*owner);
+        header.set_gid(*owner);
+        header.set_size(4);
+        archive.append_data(&mut header, name, &b"text"[..]).unwrap();
     }
-    image.write(folder);
+    archive.into_inner().unwrap()
 }
 
 fn archive(entries: &[(String, u32, Entry)]) -> Vec<u8> {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use ring::digest::{Context, SHA256};
@@ -148,19 +148,19 @@ fn take(
     bounds: &Bounds,
 ) -> Result<(ImageRecord, usize), ImageError> {
     let config = Configuration::read(layout, image, platform)?;
-    let mut unpacked = 0;
+    let mut fresh = Fresh { store, bounds, layers: Vec::new() };
     let mut layers: Vec<String> = Vec::new();
     for (layer, diff_id) in image.layers.iter().zip(&config.rootfs.diff_ids) {
         let hex = diff_id.trim_start_matches("sha256:").to_owned();
-        if !store.layer_path(&hex).is_dir() {
-            unpack_layer(store, layout, layer, &hex, bounds)?;
-            unpacked += 1;
+        if !store.layer_path(&hex).is_dir() && !layers.contains(&hex) {
+            fresh.unpack(layout, layer, &hex)?;
         }
         // A layer that comes twice counts where it comes last: everything of the earlier one is covered by it. overlayfs stacks no
         // folder twice.
         layers.retain(|earlier| *earlier != hex);
         layers.push(hex);
     }
+    let unpacked = fresh.settle()?;
     let folders: Vec<_> = layers.iter().rev().map(|layer| store.layer_path(layer)).collect();
     let mut facts = config.facts();
     facts.digest.clone_from(&image.digest);
@@ -170,35 +170,54 @@ fn take(
     Ok((ImageRecord { facts, layers, aliases: image.aliases.iter().cloned().collect() }, unpacked))
 }
 
-/// Unpacks one layer beside its place, proves it, makes it durable, and puts it in its place.
-fn unpack_layer(
-    store: &ImageStore,
-    layout: &Layout,
-    layer: &Descriptor,
-    hex: &str,
-    bounds: &Bounds,
-) -> Result<(), ImageError> {
-    let folder = store.temporary(hex);
-    remove_all(&folder).map_err(at("remove", &folder))?;
-    fs::DirBuilder::new().mode(0o755).create(&folder).map_err(|error| full_or(error, &folder, bounds))?;
-    // The process' umask does not count.
-    let outcome = fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .map_err(at("set the mode of", &folder))
-        .and_then(|()| unpack_into(layout, layer, hex, &folder, bounds))
-        .and_then(|()| {
-            let opened = File::open(&folder).map_err(at("open", &folder))?;
-            rustix::fs::syncfs(&opened).map_err(|error| full_or(error.into(), &folder, bounds))?;
-            let place = store.layer_path(hex);
-            fs::rename(&folder, &place).map_err(|error| full_or(error, &place, bounds))?;
-            let layers = store.folder().join("layers");
-            File::open(&layers).and_then(|layers| layers.sync_all()).map_err(at("sync", &layers))
-        });
-    if outcome.is_err()
-        && let Err(error) = remove_all(&folder)
-    {
-        tracing::warn!(path = %folder.display(), %error, "a half-unpacked layer could not be removed; the next import does");
+/// Layers that are unpacked and not in their places yet. Dropped before they are, they go.
+struct Fresh<'a> {
+    store: &'a ImageStore,
+    bounds: &'a Bounds,
+    layers: Vec<String>,
+}
+
+impl Fresh<'_> {
+    /// Unpacks one layer beside its place and proves it.
+    fn unpack(&mut self, layout: &Layout, layer: &Descriptor, hex: &str) -> Result<(), ImageError> {
+        let folder = self.store.temporary(hex);
+        remove_all(&folder).map_err(at("remove", &folder))?;
+        self.layers.push(hex.to_owned());
+        fs::DirBuilder::new().mode(0o755).create(&folder).map_err(|error| full_or(error, &folder, self.bounds))?;
+        // The process' umask does not count.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).map_err(at("set the mode of", &folder))?;
+        unpack_into(layout, layer, hex, &folder, self.bounds)
     }
-    outcome
+
+    /// Makes all of them durable at once, and puts each in its place. Returns how many there were.
+    fn settle(mut self) -> Result<usize, ImageError> {
+        let count = self.layers.len();
+        if count == 0 {
+            return Ok(0);
+        }
+        let folder = self.store.folder();
+        let opened = File::open(folder).map_err(at("open", folder))?;
+        rustix::fs::syncfs(&opened).map_err(|error| full_or(error.into(), folder, self.bounds))?;
+        while let Some(hex) = self.layers.last() {
+            let place = self.store.layer_path(hex);
+            fs::rename(self.store.temporary(hex), &place).map_err(|error| full_or(error, &place, self.bounds))?;
+            self.layers.pop();
+        }
+        let layers = folder.join("layers");
+        File::open(&layers).and_then(|layers| layers.sync_all()).map_err(at("sync", &layers))?;
+        Ok(count)
+    }
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        for hex in &self.layers {
+            let folder = self.store.temporary(hex);
+            if let Err(error) = remove_all(&folder) {
+                tracing::warn!(path = %folder.display(), %error, "a half-unpacked layer could not be removed; the next import does");
+            }
+        }
+    }
 }
 
 fn full_or(error: io::Error, path: &Path, bounds: &Bounds) -> ImageError {

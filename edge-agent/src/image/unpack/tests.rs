@@ -123,7 +123,6 @@ fn layers_that_lead_outside_are_refused_by_name() {
         header.set_device_major(0).unwrap();
         header.set_device_minor(0).unwrap();
         header.set_path(name).unwrap();
-        (header.set_mode(0), header.set_uid(0), header.set_gid(0), header.set_size(0), header.set_mtime(0));
         header.set_cksum();
         Tar::default().raw(header.as_bytes())
     };
@@ -176,7 +175,6 @@ fn layers_that_ask_for_too_much_are_refused() {
     let too_big = Tar::default().put(EntryType::Regular, b"big", b"", &big);
     let mut claims = Header::new_gnu();
     claims.set_size(u64::MAX / 2);
-    (claims.set_mode(0), claims.set_uid(0), claims.set_gid(0), claims.set_mtime(0));
     claims.set_path("claims").unwrap();
     claims.set_cksum();
     let mut endless_name = Header::new_gnu();
@@ -239,7 +237,11 @@ fn a_good_layer_becomes_what_overlayfs_wants() {
     }
     let setuid = {
         let mut header = Header::new_gnu();
-        (header.set_mode(0o4755), header.set_uid(7), header.set_gid(8), header.set_size(2), header.set_mtime(99));
+        header.set_mode(0o4755);
+        header.set_uid(7);
+        header.set_gid(8);
+        header.set_size(2);
+        header.set_mtime(99);
         header.set_path("bin/su").unwrap();
         header.set_cksum();
         Tar::default().raw(header.as_bytes()).raw(b"su").padded().0
@@ -340,7 +342,8 @@ fn an_old_sparse_file_has_its_holes() {
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::GNUSparse);
     header.set_path("sparse").unwrap();
-    (header.set_mode(0o600), header.set_uid(0), header.set_gid(0), header.set_mtime(0), header.set_size(8));
+    header.set_mode(0o600);
+    header.set_size(8);
     let gnu = header.as_gnu_mut().unwrap();
     gnu.set_real_size(100_000);
     gnu.sparse[0].set_offset(0);
