@@ -210,6 +210,9 @@ impl ShimRuntime {
             }
         }
         link::lock_is_free(&dir, uid).await?;
+        if let Some(state) = &state {
+            link::is_gone(state.shim).await;
+        }
         self.kill_leftovers(uid, state.as_ref()).await;
         if let Some(entry) = self.entries.lock().get_mut(uid) {
             entry.link = None;

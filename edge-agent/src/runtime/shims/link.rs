@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::Entries;
 use crate::runtime::RuntimeError;
-use crate::shim::files::{self, ShimFile};
+use crate::shim::files::{self, ProcessId, ShimFile};
 use crate::shim::proc_table;
 use crate::shim::protocol::{Answer, LINE_BYTES_MAX, Request};
 
@@ -200,6 +200,18 @@ pub(super) async fn lock_is_free(dir: &Path, uid: &str) -> Result<(), RuntimeErr
             command: "shutdown",
             why: format!("it still held its lock after {END_MS_MAX} ms"),
         }),
+    }
+}
+
+/// Waits until a shim that has let go of its lock is gone: it does so a moment earlier.
+pub(super) async fn is_gone(shim: ProcessId) {
+    let gone = async {
+        while proc_table::runs(shim) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    if timeout(Duration::from_millis(END_MS_MAX), gone).await.is_err() {
+        kill_process(shim.pid);
     }
 }
 
