@@ -8,9 +8,14 @@ use std::sync::Arc;
 
 use flotilla_manifests::kind::KindRef;
 use flotilla_manifests::object::{Object, ObjectKey};
+use serde_json::Value;
 
-/// Events kept for watchers that come late.
+/// Changes kept for watchers that come late, and for lists in pages.
 const HISTORY_LEN_MAX: usize = 2_000;
+/// What the kept changes hold beside the present objects, as JSON. The newest change is kept whatever its size.
+const HISTORY_BYTES_MAX: usize = 512 * 1024;
+/// A change without its objects, about.
+const CHANGE_BYTES: usize = 128;
 
 /// One change of one object, at one resource version.
 #[derive(Debug, Clone)]
@@ -36,6 +41,8 @@ impl Change {
 pub struct LocalView {
     objects: BTreeMap<ObjectKey, Arc<Object>>,
     history: VecDeque<Arc<Change>>,
+    /// The sum of [`kept_bytes`] over the history.
+    history_bytes: usize,
     /// Version of the newest change. Never repeats: the owner starts each life above all versions of the one before.
     version: u64,
     /// Watches from below this version are too old.
@@ -45,7 +52,7 @@ pub struct LocalView {
 impl LocalView {
     /// An empty view whose versions start above `version`.
     pub fn starting_above(version: u64) -> Self {
-        Self { objects: BTreeMap::new(), history: VecDeque::new(), version, floor: version }
+        Self { objects: BTreeMap::new(), history: VecDeque::new(), history_bytes: 0, version, floor: version }
     }
 
     pub fn version(&self) -> u64 {
@@ -116,13 +123,33 @@ impl LocalView {
             previous,
             current,
         });
+        self.history_bytes += kept_bytes(&change);
         self.history.push_back(change.clone());
-        if self.history.len() > HISTORY_LEN_MAX
-            && let Some(oldest) = self.history.pop_front()
+        while self.history.len() > 1 && (self.history.len() > HISTORY_LEN_MAX || self.history_bytes > HISTORY_BYTES_MAX)
         {
+            let Some(oldest) = self.history.pop_front() else { break };
+            self.history_bytes = self.history_bytes.saturating_sub(kept_bytes(&oldest));
             self.floor = oldest.version;
         }
         change
+    }
+}
+
+/// What a change holds that nothing else does: the object as it was before. What it became is shown now, or is what the next
+/// change of the object holds.
+fn kept_bytes(change: &Change) -> usize {
+    CHANGE_BYTES + change.previous.as_ref().map_or(0, |object| json_bytes(object.value()))
+}
+
+/// The length of a value as JSON, about: escapes are not counted.
+fn json_bytes(value: &Value) -> usize {
+    match value {
+        Value::Null => 4,
+        Value::Bool(_) => 5,
+        Value::Number(_) => 8,
+        Value::String(text) => text.len() + 2,
+        Value::Array(list) => list.iter().map(|item| json_bytes(item) + 1).sum::<usize>() + 2,
+        Value::Object(map) => map.iter().map(|(name, value)| name.len() + 4 + json_bytes(value)).sum::<usize>() + 2,
     }
 }
 
@@ -168,12 +195,32 @@ mod tests {
     }
 
     #[test]
+    fn large_objects_shorten_the_history() {
+        let mut view = LocalView::starting_above(0);
+        let text = |round: usize| format!("{round:0>20000}");
+        for round in 0..60 {
+            view.replace(BTreeMap::from([pod("a", "1", &text(round))]), &[]);
+        }
+        assert!(view.since(0).is_none() && view.history.len() < 30, "{}", view.history.len());
+        assert!(view.history_bytes <= HISTORY_BYTES_MAX);
+        assert_eq!(view.history.iter().map(|change| kept_bytes(change)).sum::<usize>(), view.history_bytes);
+        let huge = "x".repeat(HISTORY_BYTES_MAX);
+        view.replace(BTreeMap::from([pod("a", "1", &huge)]), &[]);
+        view.replace(BTreeMap::from([pod("a", "1", "small")]), &[]);
+        assert_eq!(view.history.len(), 1, "the newest change is kept");
+        assert_eq!(view.since(view.version() - 1).unwrap().len(), 1);
+    }
+
+    #[test]
     fn history_is_bounded() {
         let mut view = LocalView::starting_above(0);
-        for round in 0..=HISTORY_LEN_MAX {
-            view.replace(BTreeMap::from([pod("a", "1", &round.to_string())]), &[]);
+        // Small enough that the count is the bound.
+        let (key, object) = (ObjectKey::of(&kind::POD, "", "a"), Object::empty(&kind::POD, "", "a"));
+        for _ in 0..=HISTORY_LEN_MAX {
+            view.replace(BTreeMap::from([(key.clone(), object.clone())]), &[]);
+            view.replace(BTreeMap::new(), &[]);
         }
-        assert!(view.since(0).is_none());
-        assert_eq!(view.since(1).unwrap().len(), HISTORY_LEN_MAX);
+        assert!(view.since(view.version() - HISTORY_LEN_MAX as u64 - 1).is_none());
+        assert_eq!(view.since(view.version() - HISTORY_LEN_MAX as u64).unwrap().len(), HISTORY_LEN_MAX);
     }
 }
