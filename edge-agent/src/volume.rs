@@ -85,17 +85,19 @@ enum Mounted {
 }
 
 impl VolumeStore {
-    /// Opens `data/volumes`, and finds what earlier agents left there.
+    /// Finds what earlier agents left in `data/volumes`. A folder that cannot be made now, on a full disk, is made with the first volume.
     ///
     /// # Errors
-    /// When the folder cannot be made or listed. One pod's damaged directory stops nothing.
+    /// When `data` is not there, or the folder cannot be listed. One pod's damaged directory stops nothing.
     pub fn open(data: &Path, boot_id: &str) -> Result<Self, VolumeError> {
-        let root = data.join("volumes");
-        make_folder(&root)?;
-        let root = root.canonicalize().map_err(at("find", &root))?;
+        let root = data.canonicalize().map_err(at("find", data))?.join("volumes");
+        if let Err(error) = make_folder(&root) {
+            tracing::error!(%error, "the folder of volumes is not there yet; it is made when it is needed");
+        }
         let boot: String = boot_id.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
         let store = Self { root, boot, pods: Mutex::new(BTreeMap::new()) };
-        for uid in names(&store.root)?.into_iter().filter(|name| is_directory_name(name)) {
+        let left = if store.root.exists() { names(&store.root)? } else { Vec::new() };
+        for uid in left.into_iter().filter(|name| is_directory_name(name)) {
             let status = store.left(&uid);
             store.lock().insert(uid, status);
         }

@@ -491,3 +491,61 @@ fn what_stands_on_the_disk_and_may_be_in_use_is_not_taken_away() {
     bench.prepare(vec![("secret~s", secret("bb", "rotated"))]).unwrap();
     assert_eq!((bench.mounts().len(), bench.store.statuses()[UID].on_disk.len()), (1, 0));
 }
+
+/// Steps of a life that is cut short: made, changed, shown in part, removed, over and over.
+fn live_on(bench: &Bench, round: u32) {
+    let text = round.to_string();
+    let secret = files(&format!("{round:08x}"), &[("key", &text), ("more/key", &text)], FilesMedium::Memory);
+    let config = on_disk(&format!("{round:08x}"), &[("one", &text), ("two", &text)]);
+    let sub_path = SubPath { name: "sub~web~0".into(), root: SubPathRoot::Files("files~c".into()), path: "one".into() };
+    let volumes = vec![("files~c", config), ("secret~s", secret), ("empty~e", empty_dir(None))];
+    bench.store.prepare(UID, &plan(volumes, vec![sub_path])).unwrap();
+    if round.is_multiple_of(5) {
+        bench.store.remove(UID).unwrap();
+    }
+}
+
+#[test]
+fn a_step_that_was_killed_anywhere_is_done_by_the_next_agent() {
+    use std::io::BufRead as _;
+    const INNER: &str = "FLOTILLA_TEST_VOLUMES_FOLDER";
+    const KILLS: u32 = 40;
+    if let Some(folder) = std::env::var_os(INNER) {
+        let store = VolumeStore::open(Path::new(&folder), BOOT).unwrap();
+        // Not the outer folder: that is the parent's to remove.
+        let bench = std::mem::ManuallyDrop::new(Bench { folder: tempfile::tempdir().unwrap(), store });
+        for round in 1.. {
+            live_on(&bench, round);
+            std::io::Write::write_all(&mut io::stdout(), b"alive\n").unwrap();
+        }
+    }
+    if !may_mount() {
+        return;
+    }
+    let mut bench = Bench::new();
+    let name = "volume::tests::a_step_that_was_killed_anywhere_is_done_by_the_next_agent";
+    for kill in 0..KILLS {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", name, "--nocapture"]).env(INNER, bench.folder.path());
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        // At no moment in particular: some steps after a number of rounds that differs.
+        let lines = io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let rounds = lines.map_while(Result::ok).filter(|line| line.ends_with("alive"));
+        assert_eq!(rounds.take(1 + kill as usize % 7).count(), 1 + kill as usize % 7, "the other life ended by itself");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        bench.restart(BOOT);
+        live_on(&bench, 1001);
+        let read = |path: &str| fs::read_to_string(bench.path(path)).unwrap();
+        for path in ["files~c/one", "files~c/two", "secret~s/key", "secret~s/more/key", "sub~web~0"] {
+            assert_eq!(read(path), "1001", "{path}");
+        }
+        assert_eq!(names(&bench.path("files~c")).unwrap().len(), 4, "nothing is left of earlier content");
+        let expected = [bench.path("secret~s"), bench.path("sub~web~0")];
+        let mut mounts = bench.mounts();
+        mounts.sort();
+        assert_eq!(mounts, expected, "each is mounted once");
+    }
+    bench.store.remove(UID).unwrap();
+    assert_eq!((bench.mounts(), names(bench.store.root()).unwrap()), (Vec::new(), Vec::new()));
+}
