@@ -327,6 +327,19 @@ pub(crate) fn take_late(batch: &mut Batch<'_>) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// At a start: makes objects again whose rows were damaged, from what their channels hold.
+pub(crate) fn take_missing(batch: &mut Batch<'_>) -> Result<(), ApiError> {
+    if batch.learn_missing()? == 0 {
+        return Ok(());
+    }
+    let report = adopt::adopt(batch)?;
+    tracing::error!(
+        created = report.created.len(),
+        "objects whose rows were damaged were made again from their channels"
+    );
+    Ok(())
+}
+
 /// A running hub learns that its database is an old copy: a new life under a new writer, and a lesson.
 pub(crate) async fn begin(door: &FleetDoor, node: &str, above: u64) -> Result<(), ApiError> {
     let cause = Cause::Outdated { node: node.to_owned() };

@@ -259,7 +259,10 @@ async fn open(store: &Store) -> Result<Opened, HubError> {
         };
         // A hub that has lost something says nothing until its devices have taught it.
         match learn::stored(batch)? {
-            None => batch.start_publishing(writer.clone())?,
+            None => {
+                learn::take_missing(batch)?;
+                batch.start_publishing(writer.clone())?;
+            }
             Some(_) => batch.announce_writer(&writer)?,
         }
         seed::seed(batch)?;

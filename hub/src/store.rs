@@ -9,6 +9,7 @@ mod batch;
 mod blobs;
 mod channels;
 pub mod check;
+mod damage;
 pub(crate) mod documents;
 pub(crate) mod devices;
 mod history;
@@ -38,6 +39,7 @@ use flotilla_rest::page::rewound;
 use tokio::sync::{mpsc, watch};
 
 pub use batch::Batch;
+pub use damage::DamagedRow;
 pub use history::{Change, Event};
 pub use index::{Index, RolloutState};
 
@@ -50,6 +52,9 @@ use writer::{Call, Grown, Job, Working};
 const QUEUE_LEN_MAX: usize = 1024;
 /// Events a watcher may have unread in its channel; beyond that it falls behind in the history.
 const WATCH_LEN_MAX: usize = 256;
+
+/// Whoever is refused because the disk is full asks again after this.
+const FULL_RETRY_SECONDS: u32 = 2;
 
 /// What goes wrong with the database.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +79,15 @@ pub enum StoreError {
     Publish { what: String, why: String },
     #[error("{what} is too large to be sent to devices: {why}")]
     TooLarge { what: String, why: String },
+    #[error(
+        "the hub's database {path} cannot be read: {why}. What it held since the last backup is with the devices: move the file \
+         away, bring a backup back with `flotilla hub restore`, and the hub learns the rest from them"
+    )]
+    Unreadable { path: PathBuf, why: String },
+    #[error("{0} is damaged")]
+    Row(DamagedRow),
+    #[error("the disk of the hub's database is full, or fails")]
+    GaveUp,
     #[error("cannot start the writer's thread")]
     Thread(#[source] std::io::Error),
 }
@@ -83,12 +97,23 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Exists(key) => Self::already_exists(&key),
             StoreError::TooLarge { .. } => Self::of(Reason::RequestEntityTooLarge, error.to_string()),
+            StoreError::GaveUp => disk_is_full(),
+            StoreError::Sql(source) if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) => {
+                disk_is_full()
+            }
             StoreError::Sql(source) => {
                 Self::of(Reason::InternalError, format!("the hub's database refused the write: {source}"))
             }
             other => Self::of(Reason::InternalError, other.to_string()),
         }
     }
+}
+
+fn disk_is_full() -> ApiError {
+    let why = "the hub's disk is full or fails: nothing is written until there is room; what is stored can be read";
+    let mut error = ApiError::of(Reason::ServiceUnavailable, why);
+    error.retry_after_seconds = Some(FULL_RETRY_SECONDS);
+    error
 }
 
 /// A handle on the store; cheap to clone. The writer ends when the last handle is gone.
@@ -126,6 +151,11 @@ impl Store {
     /// # Errors
     /// When the file is no database of ours, or of a newer build.
     pub fn open(path: &Path, retention: Retention, clock: Clock) -> Result<Self, StoreError> {
+        damage::check_length(path)?;
+        Self::opened(path, retention, clock).map_err(|error| damage::at_opening(path, error))
+    }
+
+    fn opened(path: &Path, retention: Retention, clock: Clock) -> Result<Self, StoreError> {
         let opened = || -> rusqlite::Result<rusqlite::Connection> {
             let connection = rusqlite::Connection::open(path)?;
             schema::configure(&connection)?;

@@ -1,9 +1,11 @@
 //! The hub's parts together, with devices that are channel states folded in memory.
 
 mod convergence;
+mod damage;
 mod enrolment;
 pub(crate) mod epochs;
 mod leases;
+mod pages;
 mod reports;
 mod restore;
 

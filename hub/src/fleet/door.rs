@@ -302,7 +302,20 @@ impl Replica for FleetDoor {
         let identity = self.identity();
         let (name, asked) = (channel.clone(), *writer);
         let tried = format!("read channel {channel} after {after}");
-        self.from_disk(&tried, move |logs| logs.read(&identity, &name, &asked, after, bytes_max)).await
+        let read = move |logs: &Logs| match logs.read(&identity, &name, &asked, after, bytes_max) {
+            Err(StoreError::Row(row)) => Ok(Err(row)),
+            other => other.map(Ok),
+        };
+        match self.from_disk(&tried, read.clone()).await? {
+            Ok(reading) => return Ok(reading),
+            Err(row) => {
+                let healed = self.store.write(move |batch| Ok(batch.heal(&row)?)).await;
+                healed.map_err(|source| ReplicaError { tried: tried.clone(), source: Box::new(source) })?;
+            }
+        }
+        // What was made again is read once; what is damaged still ends the session, which is tried again later.
+        let again = self.from_disk(&tried, read).await?;
+        again.map_err(|row| ReplicaError { tried, source: Box::new(StoreError::Row(row)) })
     }
 
     async fn writer(&self, writer: &WriterId) -> Result<Option<WriterChain>, ReplicaError> {

@@ -128,7 +128,15 @@ impl Batch<'_> {
             let document = Document::create(edit, Epoch { number: 1, keeper }, shape, actor)?;
             return Ok((Edited::whole(document, wanted), None));
         };
-        let mut document = Document::load(&stored.state)?.with_actor(actor);
+        let mut document = match Document::load(&stored.state) {
+            Ok(document) => document.with_actor(actor),
+            Err(error) => {
+                // The object knows what it said; devices take the new epoch whole.
+                self.note_damage(&format!("document {}", edit.object["metadata"]["name"]), &error.to_string(), &stored.state);
+                let epoch = Epoch { number: stored.epoch + 1, keeper };
+                return Ok((Edited::whole(Document::create(edit, epoch, shape, actor)?, wanted), None));
+            }
+        };
         let worn = stored.is_worn(&mut document, edit.object.to_string().len());
         let may_begin = document.keeper() <= keeper;
         if !(worn && may_begin) {

@@ -112,6 +112,13 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// Takes what a channel holds of an item for learned: its object is to be made again from it. `false` if it cannot be read.
+    pub(super) fn learn_own(&mut self, channel: &ChannelName, id: &ItemId) -> Result<bool, StoreError> {
+        let Some(state) = self.own_item(channel, id)? else { return Ok(false) };
+        self.put_learned(channel, id, &Row { state: Some(state), ..Row::default() })?;
+        Ok(true)
+    }
+
     /// Everything learned, in order.
     pub(crate) fn learned(&self) -> Result<Vec<Learned>, StoreError> {
         let mut statement = self

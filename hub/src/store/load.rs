@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row, Transaction, params};
 
 use super::history::{Change, Event, History};
 use super::index::Index;
-use super::{StoreError, schema};
+use super::{StoreError, damage, schema};
 use crate::config::Retention;
 
 /// Bits of a resource version below the incarnation.
@@ -29,6 +29,7 @@ pub(super) fn load(connection: &mut Connection, retention: &Retention, now: Time
     let mut index = Index::default();
     load_objects(&transaction, &mut index, now)?;
     load_rollouts(&transaction, &mut index)?;
+    damage::heal_device_items(&transaction, now)?;
     let first = incarnation << SEQ_BITS;
     let version = schema::meta(&transaction, "version")?.map_or(first, i64::cast_unsigned).max(first);
     let mut history = load_history(&transaction, &index, version)?;
@@ -80,11 +81,7 @@ fn load_objects(transaction: &Transaction<'_>, index: &mut Index, now: Timestamp
     drop(statement);
     for (group, kind, namespace, name, body, why) in poison {
         let place = format!("object {group}/{kind} {namespace}/{name}");
-        tracing::error!(place, why, "a stored object cannot be read; it is set aside");
-        transaction.execute(
-            "INSERT INTO set_aside (place, why, time, body) VALUES (?1, ?2, ?3, ?4)",
-            params![place, why, now.0.cast_signed(), body],
-        )?;
+        damage::set_row_aside(transaction, &place, &why, now, &body);
         transaction.execute(
             "DELETE FROM object WHERE api_group = ?1 AND kind = ?2 AND namespace = ?3 AND name = ?4",
             params![group, kind, namespace, name],

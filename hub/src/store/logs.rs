@@ -1,6 +1,6 @@
 //! Reading the channels' logs: heads from memory, batches and snapshots from connections that only read.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -14,12 +14,15 @@ use flotilla_sync::replica::Reading;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::watch;
 
+use super::damage::DamagedRow;
 use super::writer::Grown;
 use super::{StoreError, schema};
 
 /// Signed lists kept for the next reader that is behind.
 const SNAPSHOTS_KEPT_MAX: usize = 8;
 
+/// Batches remembered as verified.
+const VERIFIED_MAX: usize = 64;
 /// Deleted objects that a list names, the newest.
 const TOMBSTONES_LISTED_MAX: i64 = 256;
 
@@ -32,6 +35,8 @@ pub(crate) struct Logs {
     /// Rung when a log of interest grew, by node.
     bells: RwLock<HashMap<String, watch::Sender<u64>>>,
     snapshots: Mutex<Vec<(ChannelName, Head, ChannelSnapshot)>>,
+    /// Batches read lately, which are what was signed.
+    verified: Mutex<VecDeque<Batch>>,
 }
 
 impl std::fmt::Debug for Logs {
@@ -57,6 +62,7 @@ impl Logs {
             reader: Mutex::new(reader),
             bells: RwLock::default(),
             snapshots: Mutex::default(),
+            verified: Mutex::default(),
         })
     }
 
@@ -119,7 +125,7 @@ impl Logs {
             return Ok(Reading::Snapshot(self.snapshot(&transaction, identity, channel, head)?));
         }
         let mut statement = transaction.prepare_cached(
-            "SELECT body FROM batch WHERE channel = ?1 AND writer = ?2 AND first_seq > ?3 ORDER BY first_seq",
+            "SELECT body, last_seq FROM batch WHERE channel = ?1 AND writer = ?2 AND first_seq > ?3 ORDER BY first_seq",
         )?;
         let mut rows = statement.query(params![channel.to_string(), writer.0, after.cast_signed()])?;
         let (mut batches, mut bytes) = (Vec::new(), 0);
@@ -129,11 +135,31 @@ impl Logs {
             if !batches.is_empty() && bytes > bytes_max {
                 break;
             }
-            let batch = Batch::decode(&body)
-                .map_err(|error| StoreError::Publish { what: channel.to_string(), why: error.to_string() })?;
+            let last_seq = row.get::<_, i64>(1)?.cast_unsigned();
+            let batch = self.whole(identity, channel, &body).ok_or_else(|| {
+                StoreError::Row(DamagedRow::Batch { channel: channel.clone(), writer: *writer, last_seq })
+            })?;
             batches.push(batch);
         }
         Ok(Reading::Batches(batches))
+    }
+
+    /// A stored batch, if it is what was signed. Verified once and remembered for the next sessions, which mostly read the same.
+    fn whole(&self, identity: &WriterIdentity, channel: &ChannelName, body: &Bytes) -> Option<Batch> {
+        let batch = Batch::decode(body).ok().filter(|batch| batch.channel == *channel)?;
+        if batch.writer != identity.id() {
+            return Some(batch);
+        }
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.contains(&batch) {
+            return Some(batch);
+        }
+        batch.clone().verify(identity.chain()).ok()?;
+        if verified.len() == VERIFIED_MAX {
+            verified.pop_front();
+        }
+        verified.push_back(batch.clone());
+        Some(batch)
     }
 
     /// The stored certificate chain of a writer.
@@ -164,17 +190,19 @@ impl Logs {
         head: Head,
     ) -> Result<ChannelSnapshot, StoreError> {
         let mut kept = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, _, snapshot)) = kept.iter().find(|(name, at, _)| name == channel && *at == head) {
+        if let Some((_, _, snapshot)) =
+            kept.iter().find(|(name, at, kept)| name == channel && *at == head && kept.list.writer == identity.id())
+        {
             return Ok(snapshot.clone());
         }
         let refused = |why: String| StoreError::Publish { what: format!("the list of {channel}"), why };
         let mut entries = Vec::new();
         let mut states = Vec::new();
         for (record, epoch) in standing(connection, identity, channel)? {
-            let applied = flotilla_sync::channel::Item::apply(None, &record, identity.chain().incarnation)
-                .map_err(|error| refused(error.to_string()))?;
-            let flotilla_sync::channel::Applied::Changed(item) = applied else {
-                return Err(refused(format!("item {} takes no effect", record.draft.item)));
+            let applied = flotilla_sync::channel::Item::apply(None, &record, identity.chain().incarnation);
+            let Ok(flotilla_sync::channel::Applied::Changed(item)) = applied else {
+                // Left out, it would be deleted at devices.
+                return Err(damaged(channel, record.draft.item.as_str()));
             };
             let state = item.encode();
             entries.push(ListEntry { item: record.draft.item, epoch, digest: state_digest(&state) });
@@ -207,6 +235,10 @@ impl Logs {
     }
 }
 
+fn damaged(channel: &ChannelName, id: &str) -> StoreError {
+    StoreError::Row(DamagedRow::Item { channel: channel.clone(), id: id.to_owned() })
+}
+
 /// The records that would make a channel what it is, at the place of the newest record of each item.
 fn standing(
     connection: &Connection,
@@ -220,8 +252,8 @@ fn standing(
     let mut rows = statement.query([channel.to_string()])?;
     let mut records = Vec::new();
     while let Some(row) = rows.next()? {
-        let id = ItemId::parse(&row.get::<_, String>(0)?)
-            .map_err(|error| StoreError::Publish { what: channel.to_string(), why: error.to_string() })?;
+        let text: String = row.get(0)?;
+        let id = ItemId::parse(&text).map_err(|_invalid| damaged(channel, &text))?;
         let time = row.get::<_, i64>(2)?.cast_unsigned();
         let value: Option<Vec<u8>> = row.get(3)?;
         let document: Option<(i64, Vec<u8>)> = match row.get::<_, Option<i64>>(4)? {
@@ -233,7 +265,7 @@ fn standing(
             (None, Some((epoch, state))) => {
                 (Draft::snapshot(id, epoch.cast_unsigned(), state, "", time), epoch.cast_unsigned())
             }
-            (None, None) => continue,
+            (None, None) => return Err(damaged(channel, &text)),
         };
         let seq = row.get::<_, i64>(1)?.cast_unsigned();
         let record = Record {

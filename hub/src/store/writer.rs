@@ -203,6 +203,11 @@ fn attempt(
                 working.drafts.entry(channel).or_default().extend(more);
             }
         } else {
+            if transaction.is_autocommit() {
+                // SQLite gave the whole transaction up, as it does when the disk is full or fails.
+                roll_back(working, back, version_before);
+                return Err(StoreError::GaveUp);
+            }
             transaction.execute_batch("ROLLBACK TO job")?;
             roll_back(working, back, version_before);
         }
