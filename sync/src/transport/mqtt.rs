@@ -5,7 +5,7 @@
 //! broker, on either side, ends the streams over it for the same reason.
 //!
 //! Start at `frame` (the bytes), `stream` (the rules, pure), `link` (the two as a byte stream), then `hub` and `device`. The
-//! client of the broker is our own: `packet` (pure) and `client`.
+//! client of the broker is ours, over rumqttc's codecs: `packet` (pure) and `client`.
 
 mod client;
 mod device;

@@ -1,4 +1,4 @@
-//! A client of a broker: one connection, messages with QoS 0, version 5 or 3.1.1, with or without TLS.
+//! A client of a broker over rumqttc's codecs: one connection, messages with QoS 0, version 5 or 3.1.1, with or without TLS.
 //!
 //! Owns the socket, its keep-alive and the choice of the version. Refuses to come back by itself: a lost connection ends all streams
 //! over it, so whoever lost it begins anew. Start at [`join`].
@@ -184,7 +184,7 @@ impl Connection {
                 match packet {
                     Packet::Message(message) => return Ok(Some(message)),
                     Packet::PingResp => self.answer_by = None,
-                    Packet::Disconnect { code, reason } => return Err(self.ended_by_broker(code, reason)),
+                    Packet::Disconnect { why } => return Err(ended_by_broker(&why)),
                     Packet::ConnAck(_) | Packet::SubAck { .. } => {}
                 }
             }
@@ -217,7 +217,7 @@ impl Connection {
             written = write(&mut self.writer, &mut self.output, &mut self.unflushed), if dirty => {
                 written.map_err(|error| error.to_string())?;
             }
-            Some(request) = self.requests.recv(), if has_room => self.take(request),
+            Some(request) = self.requests.recv(), if has_room => self.take(request).map_err(|error| error.to_string())?,
             () = tokio::time::sleep_until(due) => self.wait_is_over(due)?,
         }
         if self.input.is_empty() {
@@ -230,23 +230,23 @@ impl Connection {
         if self.answer_by.is_some_and(|by| now >= by) {
             return Err("the broker does not answer".to_owned());
         }
-        packet::ping(&mut self.output);
+        packet::ping(self.version, &mut self.output).map_err(|error| error.to_string())?;
         self.ping_at = now + self.keep_alive;
         self.answer_by = Some(now + ANSWER);
         Ok(())
     }
 
-    fn take(&mut self, request: Request) {
+    fn take(&mut self, request: Request) -> Result<(), Malformed> {
         match request {
-            Request::Publish { topic, payload } => self.publish(&topic, &payload),
+            Request::Publish { topic, payload } => self.publish(&topic, payload),
             Request::Leave => {
-                packet::disconnect(&mut self.output);
                 self.leaving = true;
+                packet::disconnect(self.version, &mut self.output)
             }
         }
     }
 
-    fn publish(&mut self, topic: &str, payload: &[u8]) {
+    fn publish(&mut self, topic: &str, payload: Bytes) -> Result<(), Malformed> {
         let alias = match self.aliases.get(topic) {
             Some(number) => Some((*number, Alias::Known)),
             None if self.aliases.len() < usize::from(self.aliases_max.min(ALIASES_MAX)) => {
@@ -256,8 +256,8 @@ impl Connection {
             }
             None => None,
         };
-        packet::publish(self.version, topic, alias, EXPIRY_S, payload, &mut self.output);
         self.ping_at = Instant::now() + self.keep_alive;
+        packet::publish(self.version, topic, alias, EXPIRY_S, payload, &mut self.output)
     }
 
     /// Opens the connection and subscribes.
@@ -270,7 +270,8 @@ impl Connection {
             will: (&joining.will.0, &joining.will.1),
             packet_bytes_max: PACKET_BYTES_TOLD,
         };
-        connect.encode(&mut self.output);
+        let unsayable = |error: Malformed| JoinError::Io(error.to_string());
+        connect.encode(&mut self.output).map_err(unsayable)?;
         let answer = loop {
             match self.answer().await {
                 Ok(Packet::ConnAck(answer)) => break answer,
@@ -283,21 +284,16 @@ impl Connection {
         };
         self.admitted(&answer)?;
         if let Some((topic, payload)) = &joining.news {
-            self.publish(topic, payload);
+            self.publish(topic, payload.clone()).map_err(unsayable)?;
         }
-        packet::subscribe(self.version, &joining.filters, &mut self.output);
+        packet::subscribe(self.version, &joining.filters, &mut self.output).map_err(unsayable)?;
         loop {
             match self.answer().await.map_err(JoinError::Io)? {
                 Packet::SubAck { refused: None } => return Ok(()),
-                Packet::SubAck { refused: Some(code) } => {
-                    let why = packet::meaning(self.version, code);
-                    return Err(JoinError::Refused(format!(
-                        "it may not subscribe to its topics: {why} (0x{code:02x})"
-                    )));
+                Packet::SubAck { refused: Some(why) } => {
+                    return Err(JoinError::Refused(format!("it may not subscribe to its topics: {why}")));
                 }
-                Packet::Disconnect { code, reason } => {
-                    return Err(JoinError::Refused(self.ended_by_broker(code, reason)));
-                }
+                Packet::Disconnect { why } => return Err(JoinError::Refused(ended_by_broker(&why))),
                 // What comes before the hub or device can hear it is as good as lost: streams begin later.
                 Packet::Message(_) | Packet::ConnAck(_) | Packet::PingResp => {}
             }
@@ -305,31 +301,25 @@ impl Connection {
     }
 
     fn admitted(&mut self, answer: &ConnAck) -> Result<(), JoinError> {
-        let ConnAck { code, reason, .. } = answer;
-        let old = answer.is_old && self.version == Version::V5;
-        if *code == 0 && !old {
-            self.aliases_max = answer.aliases_max;
-            if let Some(seconds) = answer.keep_alive_s.filter(|seconds| *seconds > 0) {
-                self.keep_alive = Duration::from_secs(seconds.min(KEEP_ALIVE_S).into());
-                self.ping_at = Instant::now() + self.keep_alive;
-            }
-            let needed = u32::try_from(frame::FRAME_BYTES_MAX + 512).unwrap_or(u32::MAX);
-            return match answer.packet_bytes_max.filter(|most| *most < needed) {
-                Some(most) => Err(JoinError::Refused(format!(
-                    "it takes packets of at most {most} bytes; {needed} are needed (mosquitto: max_packet_size)"
-                ))),
-                None => Ok(()),
-            };
+        if let Some(why) = &answer.refused {
+            let version = self.version;
+            return Err(match (version, answer.is_other_version) {
+                (Version::V5, true) => JoinError::Version { version, why: why.clone() },
+                _ => JoinError::Refused(why.clone()),
+            });
         }
-        let meaning = packet::meaning(if answer.is_old { Version::V311 } else { self.version }, *code);
-        let why = match reason {
-            Some(reason) => format!("{meaning} (0x{code:02x}: {reason})"),
-            None => format!("{meaning} (0x{code:02x})"),
-        };
-        if old || (self.version == Version::V5 && *code == 0x84) {
-            return Err(JoinError::Version { version: self.version, why });
+        self.aliases_max = answer.aliases_max;
+        if let Some(seconds) = answer.keep_alive_s.filter(|seconds| *seconds > 0) {
+            self.keep_alive = Duration::from_secs(seconds.min(KEEP_ALIVE_S).into());
+            self.ping_at = Instant::now() + self.keep_alive;
         }
-        Err(JoinError::Refused(why))
+        let needed = u32::try_from(frame::FRAME_BYTES_MAX + 512).unwrap_or(u32::MAX);
+        match answer.packet_bytes_max.filter(|most| *most < needed) {
+            Some(most) => Err(JoinError::Refused(format!(
+                "it takes packets of at most {most} bytes; {needed} are needed (mosquitto: max_packet_size)"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// The next packet while joining.
@@ -345,14 +335,10 @@ impl Connection {
     fn decode(&mut self) -> Result<Option<Packet>, Malformed> {
         packet::decode(self.version, &mut self.input, self.packet_bytes_max)
     }
+}
 
-    fn ended_by_broker(&self, code: u8, reason: Option<String>) -> String {
-        let meaning = packet::meaning(self.version, code);
-        match reason {
-            Some(reason) => format!("the broker ended the connection: {meaning} (0x{code:02x}: {reason})"),
-            None => format!("the broker ended the connection: {meaning} (0x{code:02x})"),
-        }
-    }
+fn ended_by_broker(why: &str) -> String {
+    format!("the broker ended the connection: {why}")
 }
 
 /// Writes once, or flushes once everything is written. Cancel-safe.

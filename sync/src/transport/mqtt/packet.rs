@@ -1,12 +1,16 @@
-//! The packets of MQTT 3.1.1 and 5.0 that a client with QoS 0 needs, as bytes. Pure.
+//! The packets of MQTT 3.1.1 and 5 that a client with QoS 0 needs, one shape for both: the codecs are rumqttc's. Pure.
 //!
-//! OASIS MQTT 3.1.1 and 5.0, section 3. What a broker sends is checked against a size before it is kept and read without trust:
-//! properties that are not known here are skipped by their type, anything else that does not fit ends the connection.
+//! What a broker sends is measured before it is kept, and cut out before it is read: the codecs see whole packets alone. Start at
+//! [`Connect::encode`] and [`decode`].
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
+use rumqttc::mqttbytes::{QoS, v4};
+use rumqttc::v5::mqttbytes::{QoS as QoS5, v5};
 
 /// Most topics of one connection that are sent as a number, when a broker of version 5 allows it.
 pub(super) const ALIASES_MAX: u16 = 16;
+/// Ours are bounded by their makers; the codecs ask for a bound of their own.
+const OUTGOING_BYTES_MAX: u32 = 1 << 20;
 
 /// Version of the protocol between client and broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,7 +28,7 @@ pub(super) struct Connect<'a> {
     pub(super) client_id: &'a str,
     pub(super) keep_alive_s: u16,
     pub(super) login: Option<(&'a str, &'a str)>,
-    pub(super) will: (&'a str, &'a [u8]),
+    pub(super) will: (&'a str, &'a Bytes),
     /// Largest packet the broker may send; told to a broker of version 5.
     pub(super) packet_bytes_max: u32,
 }
@@ -34,29 +38,26 @@ pub(super) struct Connect<'a> {
 pub(super) enum Packet {
     ConnAck(ConnAck),
     SubAck {
-        /// The first reason code that is no grant.
-        refused: Option<u8>,
+        /// Why the first filter that was not granted was not.
+        refused: Option<String>,
     },
     Message(Message),
     PingResp,
     Disconnect {
-        code: u8,
-        reason: Option<String>,
+        why: String,
     },
 }
 
 /// The broker's answer to a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct ConnAck {
-    /// 0: accepted.
-    pub(super) code: u8,
-    /// Why not, in the broker's words.
-    pub(super) reason: Option<String>,
+    /// Why not, if it refuses.
+    pub(super) refused: Option<String>,
+    /// It does not speak this version.
+    pub(super) is_other_version: bool,
     pub(super) keep_alive_s: Option<u16>,
     pub(super) aliases_max: u16,
     pub(super) packet_bytes_max: Option<u32>,
-    /// It was said as only a broker of 3.1.1 says it.
-    pub(super) is_old: bool,
 }
 
 /// A message of a subscription.
@@ -67,19 +68,25 @@ pub(super) struct Message {
     pub(super) retain: bool,
 }
 
+/// Whether the broker knows which topic a number stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Alias {
+    New,
+    Known,
+}
+
 /// Bytes that are no packet of the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the broker sent what is no MQTT: {0}")]
-pub(super) struct Malformed(pub(super) &'static str);
+pub(super) struct Malformed(String);
+
+impl Malformed {
+    fn of(error: &dyn std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
 
 impl Version {
-    fn level(self) -> u8 {
-        match self {
-            Self::V311 => 4,
-            Self::V5 => 5,
-        }
-    }
-
     /// `3.1.1` or `5`.
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -89,96 +96,115 @@ impl Version {
     }
 }
 
-impl Connect<'_> {
-    pub(super) fn encode(&self, out: &mut BytesMut) {
-        const CLEAN: u8 = 0b10;
-        const WILL: u8 = 0b100;
-        let login = if self.login.is_some() { 0b1100_0000 } else { 0 };
-        let mut body = BytesMut::new();
-        text(&mut body, "MQTT");
-        body.put_u8(self.version.level());
-        body.put_u8(CLEAN | WILL | login);
-        body.put_u16(self.keep_alive_s);
-        if self.version == Version::V5 {
-            // Session expiry 0: nothing is kept. Maximum packet size: the broker drops what is larger.
-            let mut properties = BytesMut::new();
-            properties.put_u8(17);
-            properties.put_u32(0);
-            properties.put_u8(39);
-            properties.put_u32(self.packet_bytes_max);
-            length(&mut body, properties.len());
-            body.put_slice(&properties);
+/// A packet on its way out.
+enum Outgoing {
+    V4(v4::Packet),
+    V5(v5::Packet),
+}
+
+impl Outgoing {
+    fn encode(&self, out: &mut BytesMut) -> Result<(), Malformed> {
+        match self {
+            Self::V4(packet) => packet.write(out, OUTGOING_BYTES_MAX as usize).map_err(|error| Malformed::of(&error)),
+            Self::V5(packet) => packet.write(out, Some(OUTGOING_BYTES_MAX)).map_err(|error| Malformed::of(&error)),
         }
-        text(&mut body, self.client_id);
-        if self.version == Version::V5 {
-            body.put_u8(0);
-        }
-        text(&mut body, self.will.0);
-        binary(&mut body, self.will.1);
-        if let Some((user, password)) = self.login {
-            text(&mut body, user);
-            text(&mut body, password);
-        }
-        packet(out, 0x10, &body);
+        .map(|_length| ())
     }
 }
 
-/// Subscribes to filters with QoS 0, as packet 1.
-pub(super) fn subscribe(version: Version, filters: &[String], out: &mut BytesMut) {
-    let mut body = BytesMut::new();
-    body.put_u16(1);
-    if version == Version::V5 {
-        body.put_u8(0);
+impl Connect<'_> {
+    pub(super) fn encode(&self, out: &mut BytesMut) -> Result<(), Malformed> {
+        let (topic, payload) = self.will;
+        let packet = match self.version {
+            Version::V311 => {
+                let mut connect = v4::Connect::new(self.client_id);
+                connect.keep_alive = self.keep_alive_s;
+                connect.last_will = Some(v4::LastWill::new(topic, payload.to_vec(), QoS::AtMostOnce, false));
+                connect.login = self.login.map(|(user, password)| v4::Login::new(user, password));
+                Outgoing::V4(v4::Packet::Connect(connect))
+            }
+            Version::V5 => {
+                // Session expiry 0: nothing is kept. Maximum packet size: the broker drops what is larger.
+                let mut properties = v5::ConnectProperties::new();
+                properties.session_expiry_interval = Some(0);
+                properties.max_packet_size = Some(self.packet_bytes_max);
+                let connect = v5::Connect {
+                    keep_alive: self.keep_alive_s,
+                    client_id: self.client_id.to_owned(),
+                    clean_start: true,
+                    properties: Some(properties),
+                };
+                let will = v5::LastWill::new(topic, payload.to_vec(), QoS5::AtMostOnce, false, None);
+                let login = self.login.map(|(user, password)| v5::Login::new(user, password));
+                Outgoing::V5(v5::Packet::Connect(connect, Some(will), login))
+            }
+        };
+        packet.encode(out)
     }
-    for filter in filters {
-        text(&mut body, filter);
-        body.put_u8(0);
-    }
-    packet(out, 0x82, &body);
+}
+
+/// Subscribes to filters with QoS 0.
+pub(super) fn subscribe(version: Version, filters: &[String], out: &mut BytesMut) -> Result<(), Malformed> {
+    let packet = match version {
+        Version::V311 => {
+            let filters = filters.iter().map(|filter| v4::SubscribeFilter::new(filter.clone(), QoS::AtMostOnce));
+            let subscribe = v4::Subscribe { pkid: 1, ..v4::Subscribe::new_many(filters) };
+            Outgoing::V4(v4::Packet::Subscribe(subscribe))
+        }
+        Version::V5 => {
+            let filters = filters.iter().map(|filter| v5::Filter::new(filter.clone(), QoS5::AtMostOnce));
+            let subscribe = v5::Subscribe { pkid: 1, ..v5::Subscribe::new_many(filters, None) };
+            Outgoing::V5(v5::Packet::Subscribe(subscribe))
+        }
+    };
+    packet.encode(out)
 }
 
 /// A message with QoS 0. `alias`: the number of the topic, and whether the broker is told it with this message. `expiry_s`: how long
-/// the message is worth delivering.
+/// the message is worth delivering. Both are of version 5.
 pub(super) fn publish(
     version: Version,
     topic: &str,
     alias: Option<(u16, Alias)>,
     expiry_s: u32,
-    payload: &[u8],
+    payload: Bytes,
     out: &mut BytesMut,
-) {
-    let topic = if matches!(alias, Some((_, Alias::Known))) { "" } else { topic };
-    let mut head = BytesMut::new();
-    text(&mut head, topic);
-    if version == Version::V5 {
-        head.put_u8(if alias.is_some() { 8 } else { 5 });
-        head.put_u8(2);
-        head.put_u32(expiry_s);
-        if let Some((number, _)) = alias {
-            head.put_u8(35);
-            head.put_u16(number);
+) -> Result<(), Malformed> {
+    let packet = match version {
+        Version::V311 => {
+            Outgoing::V4(v4::Packet::Publish(v4::Publish::from_bytes(topic, QoS::AtMostOnce, payload)))
         }
+        Version::V5 => {
+            let topic = if matches!(alias, Some((_, Alias::Known))) { "" } else { topic };
+            let properties = v5::PublishProperties {
+                message_expiry_interval: Some(expiry_s),
+                topic_alias: alias.map(|(number, _)| number),
+                ..v5::PublishProperties::default()
+            };
+            let publish = v5::Publish::new(topic, QoS5::AtMostOnce, payload, Some(properties));
+            Outgoing::V5(v5::Packet::Publish(publish))
+        }
+    };
+    packet.encode(out)
+}
+
+/// Asks whether the broker lives.
+pub(super) fn ping(version: Version, out: &mut BytesMut) -> Result<(), Malformed> {
+    match version {
+        Version::V311 => Outgoing::V4(v4::Packet::PingReq),
+        Version::V5 => Outgoing::V5(v5::Packet::PingReq(v5::PingReq)),
     }
-    out.put_u8(0x30);
-    length(out, head.len() + payload.len());
-    out.put_slice(&head);
-    out.put_slice(payload);
-}
-
-/// Whether the broker knows which topic a number stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Alias {
-    New,
-    Known,
-}
-
-pub(super) fn ping(out: &mut BytesMut) {
-    out.put_slice(&[0xc0, 0]);
+    .encode(out)
 }
 
 /// Leaves in order: the will is not published.
-pub(super) fn disconnect(out: &mut BytesMut) {
-    out.put_slice(&[0xe0, 0]);
+pub(super) fn disconnect(version: Version, out: &mut BytesMut) -> Result<(), Malformed> {
+    let normal = v5::DisconnectReasonCode::NormalDisconnection;
+    match version {
+        Version::V311 => Outgoing::V4(v4::Packet::Disconnect),
+        Version::V5 => Outgoing::V5(v5::Packet::Disconnect(v5::Disconnect::new(normal))),
+    }
+    .encode(out)
 }
 
 /// Takes the next packet off the buffer; `None` when more bytes must come first. Packets of no meaning here are passed over.
@@ -187,27 +213,35 @@ pub(super) fn decode(
     buffer: &mut BytesMut,
     packet_bytes_max: usize,
 ) -> Result<Option<Packet>, Malformed> {
-    loop {
-        let Some((head, body)) = framed(buffer, packet_bytes_max)? else { return Ok(None) };
-        let mut whole = buffer.split_to(head + body).freeze();
-        let first = whole[0];
-        whole.advance(head);
-        let packet = match first >> 4 {
-            2 => Some(Packet::ConnAck(conn_ack(version, whole)?)),
-            3 => Some(Packet::Message(message(version, first, whole)?)),
-            9 => Some(sub_ack(version, whole)?),
-            13 => Some(Packet::PingResp),
-            14 => Some(disconnected(version, whole)?),
-            _ => None,
+    while let Some(length) = framed(buffer, packet_bytes_max)? {
+        let mut whole = buffer.split_to(length);
+        let packet = match version {
+            Version::V311 => packet_of_4(v4::Packet::read(&mut whole, length).map_err(|error| Malformed::of(&error))?)?,
+            // A broker of 3.1.1 refuses in its own words, which have no properties.
+            Version::V5 if length == 4 && whole[0] == 0x20 => Some(Packet::ConnAck(ConnAck {
+                refused: Some("it answers as one of an earlier version".to_owned()),
+                is_other_version: true,
+                ..ConnAck::default()
+            })),
+            Version::V5 => {
+                if let [0xe0, _, code @ ..] = &whole[..]
+                    && code.len() < 2
+                {
+                    // A short farewell is lawful (MQTT 5, 3.14.2); the codec wants all of its fields.
+                    whole = BytesMut::from(&[0xe0, 2, code.first().copied().unwrap_or(0), 0][..]);
+                }
+                packet_of_5(v5::Packet::read(&mut whole, None).map_err(|error| Malformed::of(&error))?)?
+            }
         };
         if packet.is_some() {
             return Ok(packet);
         }
     }
+    Ok(None)
 }
 
-/// Lengths of the next packet's head and body, once all of it is there.
-fn framed(buffer: &[u8], packet_bytes_max: usize) -> Result<Option<(usize, usize)>, Malformed> {
+/// Length of the next packet, once all of it is there.
+fn framed(buffer: &[u8], packet_bytes_max: usize) -> Result<Option<usize>, Malformed> {
     let (mut body, mut head) = (0, 1);
     loop {
         let Some(byte) = buffer.get(head) else { return Ok(None) };
@@ -217,194 +251,92 @@ fn framed(buffer: &[u8], packet_bytes_max: usize) -> Result<Option<(usize, usize
             break;
         }
         if head > 4 {
-            return Err(Malformed("a length of more than four bytes"));
+            return Err(Malformed("a length of more than four bytes".to_owned()));
         }
     }
     if head + body > packet_bytes_max {
-        return Err(Malformed("a packet larger than was allowed"));
+        return Err(Malformed(format!("a packet of {} bytes; {packet_bytes_max} are the most", head + body)));
     }
-    Ok((buffer.len() >= head + body).then_some((head, body)))
+    Ok((buffer.len() >= head + body).then_some(head + body))
 }
 
-fn conn_ack(version: Version, mut body: Bytes) -> Result<ConnAck, Malformed> {
-    if body.len() < 2 {
-        return Err(Malformed("a short answer to the connection"));
-    }
-    body.advance(1);
-    let mut answer = ConnAck { code: body.get_u8(), is_old: body.is_empty(), ..ConnAck::default() };
-    if version == Version::V5 && !answer.is_old {
-        properties(&mut body, |kind, value| {
-            match (kind, value) {
-                (19, Value::Two(seconds)) => answer.keep_alive_s = Some(seconds),
-                (31, Value::Text(text)) => answer.reason = Some(shown(&text)),
-                (34, Value::Two(most)) => answer.aliases_max = most.min(ALIASES_MAX),
-                (39, Value::Four(bytes)) => answer.packet_bytes_max = Some(bytes),
-                _ => {}
-            };
-        })?;
-    }
-    Ok(answer)
+fn packet_of_4(packet: v4::Packet) -> Result<Option<Packet>, Malformed> {
+    Ok(Some(match packet {
+        v4::Packet::ConnAck(answer) => Packet::ConnAck(ConnAck {
+            refused: (answer.code != v4::ConnectReturnCode::Success).then(|| spaced(&answer.code)),
+            is_other_version: answer.code == v4::ConnectReturnCode::RefusedProtocolVersion,
+            ..ConnAck::default()
+        }),
+        v4::Packet::SubAck(answer) => Packet::SubAck {
+            refused: answer.return_codes.contains(&v4::SubscribeReasonCode::Failure).then(|| "it says no more".to_owned()),
+        },
+        v4::Packet::Publish(message) if message.qos == QoS::AtMostOnce => Packet::Message(Message {
+            topic: message.topic,
+            payload: message.payload,
+            retain: message.retain,
+        }),
+        v4::Packet::Publish(_) => return Err(Malformed("a quality of service that was not asked for".to_owned())),
+        v4::Packet::PingResp => Packet::PingResp,
+        v4::Packet::Disconnect => Packet::Disconnect { why: "it gave no reason".to_owned() },
+        _ => return Ok(None),
+    }))
 }
 
-fn sub_ack(version: Version, mut body: Bytes) -> Result<Packet, Malformed> {
-    take(&mut body, 2)?;
-    if version == Version::V5 {
-        properties(&mut body, |_kind, _value| {})?;
-    }
-    Ok(Packet::SubAck { refused: body.iter().copied().find(|code| *code >= 0x80) })
-}
-
-fn message(version: Version, first: u8, mut body: Bytes) -> Result<Message, Malformed> {
-    if first & 0b110 != 0 {
-        return Err(Malformed("a message with a quality of service that was not asked for"));
-    }
-    let length = usize::from(two(&mut body)?);
-    let topic = take(&mut body, length)?;
-    let topic = std::str::from_utf8(&topic).map_err(|_bytes| Malformed("a topic that is no text"))?.to_owned();
-    if version == Version::V5 {
-        properties(&mut body, |_kind, _value| {})?;
-    }
-    Ok(Message { topic, payload: body, retain: first & 1 == 1 })
-}
-
-fn disconnected(version: Version, mut body: Bytes) -> Result<Packet, Malformed> {
-    let (mut code, mut reason) = (0, None);
-    if version == Version::V5 && !body.is_empty() {
-        code = body.get_u8();
-        if !body.is_empty() {
-            properties(&mut body, |kind, value| {
-                if let (31, Value::Text(text)) = (kind, value) {
-                    reason = Some(shown(&text));
-                }
-            })?;
+fn packet_of_5(packet: v5::Packet) -> Result<Option<Packet>, Malformed> {
+    use v5::{ConnectReturnCode as Code, SubscribeReasonCode as Granted};
+    Ok(Some(match packet {
+        v5::Packet::ConnAck(answer) => {
+            let told = answer.properties.as_ref();
+            let reason = told.and_then(|told| told.reason_string.as_deref());
+            Packet::ConnAck(ConnAck {
+                refused: (answer.code != Code::Success).then(|| with_reason(spaced(&answer.code), reason)),
+                is_other_version: matches!(
+                    answer.code,
+                    Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion
+                ),
+                keep_alive_s: told.and_then(|told| told.server_keep_alive),
+                aliases_max: told.and_then(|told| told.topic_alias_max).unwrap_or(0).min(ALIASES_MAX),
+                packet_bytes_max: told.and_then(|told| told.max_packet_size),
+            })
         }
-    }
-    Ok(Packet::Disconnect { code, reason })
-}
-
-/// Value of a property of version 5.
-enum Value {
-    One,
-    Two(u16),
-    Four(u32),
-    Number,
-    Text(Bytes),
-    Pair,
-}
-
-/// Reads a list of properties (MQTT 5.0, 2.2.2).
-fn properties(body: &mut Bytes, mut visit: impl FnMut(u8, Value)) -> Result<(), Malformed> {
-    let length = number(body)?;
-    let mut list = take(body, length)?;
-    while !list.is_empty() {
-        let kind = list.get_u8();
-        let value = match kind {
-            1 | 23 | 25 | 36 | 37 | 40 | 41 | 42 => {
-                take(&mut list, 1)?;
-                Value::One
-            }
-            19 | 33 | 34 | 35 => Value::Two(two(&mut list)?),
-            2 | 17 | 24 | 39 => Value::Four(take(&mut list, 4)?.get_u32()),
-            11 => {
-                number(&mut list)?;
-                Value::Number
-            }
-            3 | 8 | 9 | 18 | 21 | 22 | 26 | 28 | 31 => {
-                let length = usize::from(two(&mut list)?);
-                Value::Text(take(&mut list, length)?)
-            }
-            38 => {
-                for _ in 0..2 {
-                    let length = usize::from(two(&mut list)?);
-                    take(&mut list, length)?;
-                }
-                Value::Pair
-            }
-            _ => return Err(Malformed("a property that does not exist")),
-        };
-        visit(kind, value);
-    }
-    Ok(())
-}
-
-fn take(bytes: &mut Bytes, length: usize) -> Result<Bytes, Malformed> {
-    if bytes.len() < length {
-        return Err(Malformed("a packet that ends too early"));
-    }
-    Ok(bytes.split_to(length))
-}
-
-fn two(bytes: &mut Bytes) -> Result<u16, Malformed> {
-    take(bytes, 2).map(|mut bytes| bytes.get_u16())
-}
-
-fn number(bytes: &mut Bytes) -> Result<usize, Malformed> {
-    let mut value = 0;
-    for place in 0..4 {
-        let byte = take(bytes, 1)?[0];
-        value |= usize::from(byte & 0x7f) << (7 * place);
-        if byte & 0x80 == 0 {
-            return Ok(value);
+        v5::Packet::SubAck(answer) => {
+            let reason = answer.properties.as_ref().and_then(|told| told.reason_string.as_deref());
+            let refused = answer.return_codes.iter().find(|code| !matches!(code, Granted::Success(_)));
+            Packet::SubAck { refused: refused.map(|code| with_reason(spaced(code), reason)) }
         }
-    }
-    Err(Malformed("a number of more than four bytes"))
-}
-
-/// A reason in the broker's words, bounded for a log line.
-fn shown(text: &[u8]) -> String {
-    String::from_utf8_lossy(text).chars().filter(|letter| !letter.is_control()).take(200).collect()
-}
-
-fn text(out: &mut BytesMut, text: &str) {
-    binary(out, text.as_bytes());
-}
-
-fn binary(out: &mut BytesMut, bytes: &[u8]) {
-    // Topics, names and logins are bounded far below this.
-    let length = bytes.len().min(usize::from(u16::MAX));
-    out.put_u16(u16::try_from(length).unwrap_or(u16::MAX));
-    out.put_slice(&bytes[..length]);
-}
-
-fn length(out: &mut BytesMut, mut length: usize) {
-    loop {
-        let low = u8::try_from(length & 0x7f).unwrap_or_default();
-        length >>= 7;
-        out.put_u8(if length > 0 { low | 0x80 } else { low });
-        if length == 0 {
-            break;
+        v5::Packet::Publish(message) if message.qos == QoS5::AtMostOnce => Packet::Message(Message {
+            topic: String::from_utf8(message.topic.into()).map_err(|error| Malformed::of(&error))?,
+            payload: message.payload,
+            retain: message.retain,
+        }),
+        v5::Packet::Publish(_) => return Err(Malformed("a quality of service that was not asked for".to_owned())),
+        v5::Packet::PingResp(_) => Packet::PingResp,
+        v5::Packet::Disconnect(ended) => {
+            let reason = ended.properties.as_ref().and_then(|told| told.reason_string.as_deref());
+            let taken = ended.reason_code == v5::DisconnectReasonCode::SessionTakenOver;
+            let hint = if taken { ": two devices with one identity?" } else { "" };
+            Packet::Disconnect { why: with_reason(format!("{}{hint}", spaced(&ended.reason_code)), reason) }
         }
-    }
+        _ => return Ok(None),
+    }))
 }
 
-fn packet(out: &mut BytesMut, first: u8, body: &[u8]) {
-    out.put_u8(first);
-    length(out, body.len());
-    out.put_slice(body);
+/// The name of a reason code as words: `NotAuthorized` is "not authorized".
+fn spaced(code: &impl std::fmt::Debug) -> String {
+    let mut words = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_uppercase() && !words.is_empty() {
+            words.push(' ');
+        }
+        words.extend(letter.to_lowercase());
+    }
+    words
 }
 
-/// What a reason code means (MQTT 5.0, 2.4; 3.1.1, 3.2.2.3).
-pub(super) fn meaning(version: Version, code: u8) -> &'static str {
-    match (version, code) {
-        (_, 1) | (Version::V5, 0x84) => "it does not speak this version of MQTT",
-        (_, 2) | (Version::V5, 0x85) => "it does not accept the client's name",
-        (_, 3) | (Version::V5, 0x88) => "its server is unavailable",
-        (_, 4) | (Version::V5, 0x86) => "user name or password is wrong",
-        (_, 5) | (Version::V5, 0x87) => "this client is not authorized",
-        (Version::V5, 0x89) => "it is busy",
-        (Version::V5, 0x8a) => "this client is banned",
-        (Version::V5, 0x8b) => "it is shutting down",
-        (Version::V5, 0x8d) => "it heard nothing for too long",
-        (Version::V5, 0x8e) => "another client with the same name took over: two devices with one identity?",
-        (Version::V5, 0x8f) => "it does not accept the topic filter",
-        (Version::V5, 0x90) => "it does not accept the topic",
-        (Version::V5, 0x93..=0x97) => "a limit of the broker was passed",
-        (Version::V5, 0x98) => "an administrator ended the connection",
-        (Version::V5, 0x9c | 0x9d) => "it refers to another server",
-        (Version::V5, 0x9f) => "too many connections at this moment",
-        (_, 0) => "it gave no reason",
-        _ => "an error of the protocol",
-    }
+/// A meaning with the broker's own words, bounded for a log line.
+fn with_reason(meaning: String, reason: Option<&str>) -> String {
+    let reason: String = reason.unwrap_or("").chars().filter(|letter| !letter.is_control()).take(200).collect();
+    if reason.is_empty() { meaning } else { format!("{meaning} ({reason})") }
 }
 
 #[cfg(test)]

@@ -15,25 +15,25 @@ fn packets_are_those_of_the_specification() {
         client_id: "a",
         keep_alive_s: 120,
         login: Some(("u", "p")),
-        will: ("w", b"x"),
+        will: ("w", &Bytes::from_static(b"x")),
         packet_bytes_max: 16_384,
     };
-    connect.encode(&mut out);
+    connect.encode(&mut out).unwrap();
     assert_eq!(&out[..], b"\x10\x19\0\x04MQTT\x04\xc6\0\x78\0\x01a\0\x01w\0\x01x\0\x01u\0\x01p");
     out.clear();
     connect.version = Version::V5;
     connect.login = None;
-    connect.encode(&mut out);
+    connect.encode(&mut out).unwrap();
     let properties = b"\x0a\x11\0\0\0\0\x27\0\0\x40\0";
     let expected = [&b"\x10\x1f\0\x04MQTT\x05\x06\0\x78"[..], properties, b"\0\x01a\0\0\x01w\0\x01x"].concat();
     assert_eq!(&out[..], &expected[..]);
     out.clear();
-    subscribe(Version::V5, &["t".to_owned()], &mut out);
+    subscribe(Version::V5, &["t".to_owned()], &mut out).unwrap();
     assert_eq!(&out[..], b"\x82\x07\0\x01\0\0\x01t\0");
     out.clear();
-    publish(Version::V311, "t", None, 60, b"hi", &mut out);
-    publish(Version::V5, "t", Some((1, Alias::New)), 60, b"hi", &mut out);
-    publish(Version::V5, "t", Some((1, Alias::Known)), 60, b"hi", &mut out);
+    publish(Version::V311, "t", None, 60, Bytes::from_static(b"hi"), &mut out).unwrap();
+    publish(Version::V5, "t", Some((1, Alias::New)), 60, Bytes::from_static(b"hi"), &mut out).unwrap();
+    publish(Version::V5, "t", Some((1, Alias::Known)), 60, Bytes::from_static(b"hi"), &mut out).unwrap();
     let with = b"\x30\x0e\0\x01t\x08\x02\0\0\0\x3c\x23\0\x01hi";
     let without = b"\x30\x0d\0\0\x08\x02\0\0\0\x3c\x23\0\x01hi";
     assert_eq!(&out[..], &[&b"\x30\x05\0\x01thi"[..], with, without].concat()[..]);
@@ -44,18 +44,23 @@ fn answers_are_read_in_both_versions() {
     let accepted = decoded(Version::V5, b"\x20\x0b\0\0\x08\x22\0\x0a\x13\0\x1e\x24\x01").unwrap();
     let expected = ConnAck { aliases_max: 10, keep_alive_s: Some(30), ..ConnAck::default() };
     assert_eq!(accepted, Some(Packet::ConnAck(expected)));
-    let old = ConnAck { code: 1, is_old: true, ..ConnAck::default() };
-    assert_eq!(decoded(Version::V5, b"\x20\x02\0\x01").unwrap(), Some(Packet::ConnAck(old)));
-    let refused = decoded(Version::V5, b"\x20\x08\0\x87\x05\x1f\0\x02no").unwrap();
-    assert!(
-        matches!(refused, Some(Packet::ConnAck(ConnAck { code: 0x87, reason: Some(reason), .. })) if reason == "no")
-    );
-    assert_eq!(decoded(Version::V311, b"\x90\x04\0\x01\0\x80").unwrap(), Some(Packet::SubAck { refused: Some(0x80) }));
-    assert_eq!(decoded(Version::V5, b"\x90\x05\0\x01\0\0\0").unwrap(), Some(Packet::SubAck { refused: None }));
+    for (version, bytes) in [(Version::V5, &b"\x20\x02\0\x01"[..]), (Version::V311, b"\x20\x02\0\x01")] {
+        let Some(Packet::ConnAck(other)) = decoded(version, bytes).unwrap() else { panic!("{bytes:?}") };
+        assert!(other.is_other_version && other.refused.is_some(), "{other:?}");
+    }
+    let Some(Packet::ConnAck(refused)) = decoded(Version::V5, b"\x20\x08\0\x87\x05\x1f\0\x02no").unwrap() else { panic!() };
+    assert_eq!(refused.refused.as_deref(), Some("not authorized (no)"));
+    assert!(!refused.is_other_version);
+    let granted = |version, bytes: &[u8]| match decoded(version, bytes).unwrap() {
+        Some(Packet::SubAck { refused }) => refused.is_none(),
+        other => panic!("{other:?}"),
+    };
+    assert!(!granted(Version::V311, b"\x90\x04\0\x01\0\x80") && granted(Version::V5, b"\x90\x04\0\x01\0\0"));
+    assert!(!granted(Version::V5, b"\x90\x04\0\x01\0\x87"));
     let message = Message { topic: "t".to_owned(), payload: Bytes::from_static(b"hi"), retain: true };
     assert_eq!(decoded(Version::V5, b"\x31\x06\0\x01t\0hi").unwrap(), Some(Packet::Message(message.clone())));
     assert_eq!(decoded(Version::V311, b"\x31\x05\0\x01thi").unwrap(), Some(Packet::Message(message)));
-    let taken = Packet::Disconnect { code: 0x8e, reason: None };
+    let taken = Packet::Disconnect { why: "session taken over: two devices with one identity?".to_owned() };
     assert_eq!(decoded(Version::V5, b"\xe0\x01\x8e").unwrap(), Some(taken));
     assert!(decoded(Version::V5, b"\x33\x08\0\x01t\0\x01\0hi").is_err(), "a quality nobody asked for");
     assert!(decoded(Version::V5, b"\x30\xff\xff\xff\x7f").is_err(), "larger than allowed, before it is kept");
@@ -65,13 +70,21 @@ fn answers_are_read_in_both_versions() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
     #[test]
     fn hostile_bytes_never_panic_and_a_cut_packet_waits(bytes in prop::collection::vec(any::<u8>(), 0..80), old in any::<bool>()) {
         let version = if old { Version::V311 } else { Version::V5 };
         let mut buffer = BytesMut::from(&bytes[..]);
         while let Ok(Some(_)) = decode(version, &mut buffer, 64) {}
+        // And well framed, so that all of it is looked at.
+        for kind in [0x20, 0x30, 0x31, 0x40, 0x82, 0x90, 0xd0, 0xe0, 0xf0] {
+            let mut framed = BytesMut::from(&[kind, u8::try_from(bytes.len()).unwrap()][..]);
+            framed.extend_from_slice(&bytes);
+            decode(version, &mut framed, 100).map(drop).unwrap_or_default();
+        }
         let mut whole = BytesMut::new();
-        publish(version, "topic", None, 60, &bytes, &mut whole);
+        publish(version, "topic", None, 60, Bytes::from(bytes.clone()), &mut whole).unwrap();
         for length in 0..whole.len() {
             prop_assert_eq!(decoded(version, &whole[..length]), Ok(None));
         }
