@@ -38,7 +38,6 @@ const PURE: &[&str] = &[
     "sync/src/backoff.rs",
     "sync/src/enrol/token.rs",
     "sync/src/transport/mqtt/frame.rs",
-    "sync/src/transport/mqtt/packet.rs",
     "sync/src/transport/mqtt/stream.rs",
     "sync/src/transport/mqtt/topic.rs",
     "sync/src/transport/mqtt/url.rs",

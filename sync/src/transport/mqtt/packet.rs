@@ -1,4 +1,4 @@
-//! The packets of MQTT 3.1.1 and 5 that a client with QoS 0 needs, one shape for both: the codecs are rumqttc's. Pure.
+//! The packets of MQTT 3.1.1 and 5 that a client with QoS 0 needs, one shape for both: the codecs are rumqttc's. No I/O.
 //!
 //! What a broker sends is measured before it is kept, and cut out before it is read: the codecs see whole packets alone. Start at
 //! [`Connect::encode`] and [`decode`].
