@@ -222,3 +222,7 @@ impl DeviceReplica {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
