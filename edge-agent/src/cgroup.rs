@@ -46,7 +46,7 @@ impl Layout {
     /// Reads this machine's.
     pub fn read() -> Self {
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        Self::of(&text("/proc/self/mountinfo"), &text("/proc/self/cgroup"))
+        Self::of(&text("/proc/thread-self/mountinfo"), &text("/proc/thread-self/cgroup"))
     }
 
     /// From the texts of `/proc/self/mountinfo` (proc(5)) and `/proc/self/cgroup` (cgroups(7)). A mount that hides an earlier one
@@ -85,6 +85,9 @@ impl Layout {
         }
     }
 }
+
+/// Where cgroups are by convention (file-hierarchy(7)).
+pub const PLACE: &str = "/sys/fs/cgroup";
 
 struct CgroupMount {
     version: u8,

@@ -43,6 +43,9 @@ pub struct Spec {
     /// Mounts to take out of its own view.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hidden: Vec<PathBuf>,
+    /// Directories to put an empty one over, in its own view.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub covered: Vec<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overlay: Option<Overlay>,
     /// Mounts over the host's own files.
@@ -142,6 +145,9 @@ fn run(spec: &Spec) -> Result<(), String> {
     }
     for path in &spec.hidden {
         mounts::hide(path)?;
+    }
+    for path in &spec.covered {
+        mounts::cover(path)?;
     }
     if let Some(overlay) = &spec.overlay {
         mounts::overlay(overlay)?;

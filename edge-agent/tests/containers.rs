@@ -640,3 +640,42 @@ async fn a_device_without_a_runtime_says_so() {
     let refused = flotilla_agent::runtime::admission::refusal(&serde_json::json!({}), runtime.facilities()).unwrap();
     assert!(refused.reason == "RuntimeHandlerNotFound" && refused.message.contains(why.as_str()), "{refused:?}");
 }
+
+/// Seen from a mount namespace in which no cgroup file system is mounted.
+#[tokio::test]
+async fn without_cgroups_containers_run_without_limits() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    if !runtimes().contains(&"crun") {
+        return;
+    }
+    // This thread's own; what is started from it inherits it.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    while umount2("/sys/fs/cgroup", MntFlags::MNT_DETACH).is_ok() {}
+    let mut device = Device::boot("crun").await;
+    let limits = &device.runtime.facilities().limits;
+    assert!(!limits.memory && limits.why.contains("no cgroup file system"), "{limits:?}");
+    device.sandbox(0).await;
+    assert_eq!(device.cgroup(), None);
+    device.start(&device.shell("app", "echo up; trap 'exit 4' TERM; while :; do sleep 0.05; done")).await;
+    device.printed("app", "up").await;
+    let request = ExecRequest {
+        pod_uid: device.uid.clone(),
+        container: "app".into(),
+        argv: vec!["cat".into(), "/marker".into()],
+        env: BTreeMap::new(),
+        working_dir: "/".into(),
+        timeout: LIMIT,
+    };
+    let seen = device.runtime.exec(&request).await.unwrap();
+    assert_eq!(seen, ExecOutcome::Exited { code: 0, output: "upper layer\n".into() });
+    device.runtime.stop_container(&device.uid, "app", 0, LIMIT).await.unwrap();
+    assert_eq!(device.exit_of("app").await.code, 4);
+    device.remove_and_search().await;
+    // runc cannot, and says so.
+    if runtimes().contains(&"runc") {
+        let runc = Device::boot("runc").await;
+        let why = runc.runtime.facilities().oci.clone().unwrap_err();
+        assert!(why.contains("runc cannot work without cgroups"), "{why}");
+    }
+}

@@ -316,7 +316,11 @@ impl Runtime for ShimRuntime {
                 exec::Place::of(&self.pods.join(&request.pod_uid), &entry.state, &request.container, record)
             })
         };
-        exec::run(&self.shim_exe, request, place).await
+        // In a task of its own: a caller that goes away must not leave half of it behind.
+        let (exe, request) = (self.shim_exe.clone(), request.clone());
+        let program = request.argv.first().cloned().unwrap_or_default();
+        let run = tokio::spawn(async move { exec::run(&exe, &request, place).await });
+        run.await.unwrap_or_else(|error| Err(RuntimeError::Exec { program, source: std::io::Error::other(error) }))
     }
 
     fn log_path(&self, pod_uid: &str, container: &str, attempt: u32) -> PathBuf {

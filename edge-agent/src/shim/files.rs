@@ -62,6 +62,9 @@ pub struct OciSetup {
     /// Mounts that crun must not see.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hidden: Vec<PathBuf>,
+    /// Directories crun must see empty: without any cgroup file system it wants at least a mount in its place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub covered: Vec<PathBuf>,
     /// See [`crate::stage::Overlay::memory_bytes_max`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes_max: Option<u64>,

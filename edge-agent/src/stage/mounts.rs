@@ -25,6 +25,11 @@ pub(super) fn hide(path: &Path) -> Result<(), String> {
     }
 }
 
+pub(super) fn cover(path: &Path) -> Result<(), String> {
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some("size=64k,mode=0755"))
+        .map_err(|error| format!("could not cover {}: {error}", path.display()))
+}
+
 /// Mounts a container's root directory. All names are short and relative, because the kernel takes one page of options: layers
 /// are symbolic links beside the mount point, so a hundred of them fit whatever their paths are.
 pub(super) fn overlay(overlay: &Overlay) -> Result<(), String> {

@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use crate::runtime::{ExecOutcome, ExecRequest, RuntimeError};
 use crate::shim::container_words;
-use crate::shim::files::{self, ContainerRecord, ShimFile};
+use crate::shim::files::{self, ContainerRecord, OciSetup, ShimFile};
 use crate::stage::{Namespace, Spec};
 
 /// Kept of what the command prints; the rest is read and dropped, so that it never blocks.
@@ -27,7 +27,7 @@ const SET_UP_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
     /// The words of the OCI runtime's command line up to its verb, and what its stage hides.
-    Oci { program: PathBuf, words: Vec<String>, hidden: Vec<PathBuf>, id: String, pid_file: PathBuf },
+    Oci { setup: OciSetup, words: Vec<String>, id: String, pid_file: PathBuf },
     /// A process of the host, with what it is set up with.
     Process { pid: i32, spec: Spec },
 }
@@ -37,9 +37,8 @@ impl Place {
         if let Some(oci) = &state.setup.oci {
             let id = files::container_id(container, record.attempt);
             return Some(Self::Oci {
-                program: oci.program.clone(),
                 words: container_words(oci, state.setup.cgroups.is_some(), &files::oci_state_path(dir)),
-                hidden: oci.hidden.clone(),
+                setup: oci.clone(),
                 pid_file: files::root_path(dir, container, record.attempt).join("exec"),
                 id,
             });
@@ -74,9 +73,9 @@ pub(super) async fn run(exe: &Path, request: &ExecRequest, place: Option<Place>)
             command.envs(&request.env);
             (command, None)
         }
-        Some(Place::Oci { program, words, hidden, id, pid_file }) => {
+        Some(Place::Oci { setup, words, id, pid_file }) => {
             let pid_file = numbered(&pid_file);
-            let spec = oci_exec(request, program, words, hidden, id, &pid_file);
+            let spec = oci_exec(request, setup, words, id, &pid_file);
             (staged(exe, &spec).map_err(failed)?, Some(pid_file))
         }
     };
@@ -145,17 +144,11 @@ async fn set_up(pid: i32) {
 }
 
 /// `crun exec`: environment, user and capabilities are those of the container.
-fn oci_exec(
-    request: &ExecRequest,
-    program: PathBuf,
-    mut words: Vec<String>,
-    hidden: Vec<PathBuf>,
-    id: String,
-    pid_file: &Path,
-) -> Spec {
+fn oci_exec(request: &ExecRequest, setup: OciSetup, mut words: Vec<String>, id: String, pid_file: &Path) -> Spec {
     words.extend(["exec".to_owned(), "--pid-file".to_owned(), pid_file.to_string_lossy().into_owned(), id]);
     words.extend(request.argv.iter().cloned());
-    Spec { namespace: Namespace::Mount, hidden, program, argv: words, ..Spec::default() }
+    let OciSetup { program, hidden, covered, .. } = setup;
+    Spec { namespace: Namespace::Mount, hidden, covered, program, argv: words, ..Spec::default() }
 }
 
 /// Several probes of one container may run at once.

@@ -27,16 +27,21 @@ pub(super) async fn of_this_device(pods: &Path, oci: Option<&Path>) -> (Faciliti
     let root = Uid::effective().is_root();
     let layout = Layout::read();
     let hidden = layout.hidden();
+    let has_cgroup_mount = !matches!(layout, Layout::None { .. });
     let (tree, limits) = Tree::open(layout, &id_of(pods));
     let cgroups = (limits.cpu || limits.memory || limits.pids).then_some(tree);
-    let oci =
-        if root { find_runtime(oci).await } else { Err("OCI containers need the agent to run as root".to_owned()) };
+    let oci = match root {
+        true => find_runtime(oci).await,
+        false => Err("OCI containers need the agent to run as root".to_owned()),
+    };
+    let oci = oci.and_then(|oci| usable(oci, cgroups.is_some(), &limits.why));
     let memory_bytes_max = memory_for(pods);
     let setup = Setup {
         oci: oci.as_ref().ok().map(|oci: &OciRuntime| OciSetup {
             name: oci.name.clone(),
             program: oci.path.clone(),
             hidden,
+            covered: if has_cgroup_mount { Vec::new() } else { vec![PathBuf::from(crate::cgroup::PLACE)] },
             memory_bytes_max,
         }),
         cgroups,
@@ -84,6 +89,14 @@ async fn find_runtime(named: Option<&Path>) -> Result<OciRuntime, String> {
         }
     }
     Err(if unusable.is_empty() { "neither crun nor runc is installed".to_owned() } else { unusable.join(", ") })
+}
+
+/// Only crun makes containers where there are no cgroups to put them into.
+fn usable(oci: OciRuntime, has_cgroups: bool, why: &str) -> Result<OciRuntime, String> {
+    if has_cgroups || oci.name == "crun" {
+        return Ok(oci);
+    }
+    Err(format!("{} cannot work without cgroups ({why}), crun can: install it", oci.name))
 }
 
 /// `crun version 1.8.1`, or `runc version 1.1.5+ds1`.

@@ -67,6 +67,7 @@ impl Container {
         let spec = Spec {
             namespace: Namespace::Mount,
             hidden: setup.hidden.clone(),
+            covered: setup.covered.clone(),
             overlay: Some(Overlay {
                 dir: dir.to_owned(),
                 layers: root.lower_dirs.len(),
