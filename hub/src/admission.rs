@@ -59,8 +59,7 @@ pub(crate) fn decide(
     }
     check_kind(current, request, creates)?;
     let mut admitted = admission::admit(&request.key, current, &request.mutation, context)?;
-    if let (Some(current), Outcome::Updated(object)) = (current, &mut admitted.outcome) {
-        track(current, object, request, context.now);
+    if let (Some(current), Outcome::Updated(_)) = (current, &admitted.outcome) {
         admitted.warnings.extend(overridden(index, current, request));
     }
     let mut number = None;
@@ -85,6 +84,9 @@ pub(crate) fn decide(
                 priority::check_class(index, &object)?;
             }
             keep_shown_facts(current, &mut object);
+            if let Some(current) = current {
+                track(current, &mut object, request, context.now);
+            }
             Outcome::Updated(object)
         }
         Outcome::Unchanged(object) => Outcome::Unchanged(object),

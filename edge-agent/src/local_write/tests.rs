@@ -236,3 +236,34 @@ fn a_cause_is_the_reason_of_later_changes_and_no_change_itself() {
     let record = created(&write(Some(&base), Some(&base), &[], &colour("white")).unwrap());
     assert_eq!(record.reason, "", "the operator's cause is not the technician's");
 }
+
+fn applied(force: bool, colour: &str) -> Mutation {
+    let container = json!({"name": "web", "env": [{"name": "COLOUR", "value": colour}]});
+    let body = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"template": {"spec": {"containers": [container]}}}});
+    let options = ApplyOptions { manager: "kubectl".into(), force };
+    Mutation::Apply { part: Part::Main, body, options }
+}
+
+/// Who owns the manifest's fields at the hub does not matter here; another person's override does.
+#[test]
+fn server_side_apply_meets_overrides_of_others() {
+    let base = base();
+    let record = created(&write(Some(&base), Some(&base), &[], &applied(false, "red")).unwrap());
+    assert_eq!((record.operations.len(), record.author.as_str()), (1, "technician"));
+    let shown = overrides::apply(&base, std::slice::from_ref(&record), Timestamp(0)).object;
+    assert_eq!(shown.at("/metadata/managedFields"), None);
+    let own = write(Some(&shown), Some(&base), std::slice::from_ref(&record), &applied(false, "green")).unwrap();
+    assert_eq!(created(&own).operations[0].value, Some(json!("green")), "one's own override is no conflict");
+
+    let theirs = [OverrideRecord { author: "ann".into(), ..record }];
+    let refused = write(Some(&shown), Some(&base), &theirs, &applied(false, "green")).unwrap_err();
+    assert_eq!(refused.reason, Reason::Conflict);
+    assert!(refused.message.contains("conflict with the override o1 of \"ann\""), "{refused}");
+    assert_eq!(refused.causes[0].reason, "FieldManagerConflict");
+    created(&write(Some(&shown), Some(&base), &theirs, &applied(true, "green")).unwrap());
+    let same = write(Some(&shown), Some(&base), &theirs, &applied(false, "red")).unwrap();
+    assert!(matches!(same, Decision::Nothing(_)), "{same:?}");
+    let unknown = write(None, None, &[], &applied(false, "red")).unwrap_err();
+    assert!(unknown.message.contains("new objects come from the hub"), "{unknown}");
+}

@@ -106,6 +106,9 @@ fn supported(kind: KindRef, field: &str) -> Option<&'static str> {
         ("", "Node") => &[("spec.unschedulable", "false")],
         ("", "Namespace") => &[("status.phase", "")],
         ("", "Secret") => &[("type", "")],
+        ("flotilla.dev", "Override") => {
+            &[("spec.nodeName", ""), ("spec.author", ""), ("spec.target.kind", ""), ("spec.target.name", "")]
+        }
         ("", "Event") => &[
             ("involvedObject.kind", ""),
             ("involvedObject.namespace", ""),
