@@ -80,6 +80,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let volumes = Arc::new(VolumeStore::open(&folder, &host.boot_id)?);
     let (executor, done) = Executor::over(runtime.clone(), volumes);
     let (probes, probe_reports) = ProbeRunner::over(runtime.clone(), host.ip.clone());
+    let images = images(&folder)?;
     let inbox = Inbox {
         items: replica.changed(),
         runtime: runtime.events().context("the runtime's events were taken before")?,
@@ -88,7 +89,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         writes: write_queue,
         streams,
         link: link_watch,
-        images: poke::listen(&folder),
+        images: poke::listen(&images),
         end: ended,
     };
     let agent = Agent {
@@ -104,7 +105,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         executor,
         probes,
         host,
-        images: images(&folder)?,
+        images,
         knowledge: Knowledge::opening_with(SealingKey::from_bytes(identity.keys.sealing.to_bytes())),
         memory: remembered(&loaded, "memory"),
         last_applied: remembered(&loaded, "last-applied"),
@@ -277,8 +278,7 @@ async fn serve(
     clock: &Arc<Clock>,
     ended: &watch::Receiver<bool>,
 ) -> Result<Vec<tokio::task::JoinHandle<std::io::Result<()>>>> {
-    let authority = enrolment::local_authority(store, loaded).await?;
-    let user = enrolment::local_user(store, loaded, &authority).await?;
+    let (authority, user) = enrolment::local_authority(store, loaded).await?;
     let listener = listen(store, loaded, arguments.listen).await?;
     let address = listener.local_addr()?;
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), identity.node.to_string()];

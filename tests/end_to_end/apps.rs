@@ -151,6 +151,7 @@ spec:
     let told = import(&fleet, &layout);
     assert!(told.starts_with("imported docker.io/library/nginx:latest (sha256:"), "{told}");
     let pod = pod(&fleet, "nginx");
+    assert!(!fleet.logs().contains("noticed late"), "the import wakes the agent");
     assert!(get(port, "/").unwrap().ends_with("from the ConfigMap\n"));
     let id = pod["status"]["containerStatuses"][0]["imageID"].as_str().unwrap();
     assert!(id.starts_with("docker.io/library/nginx@sha256:"), "{id}");

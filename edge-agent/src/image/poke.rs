@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use tokio::net::UnixDatagram;
 use tokio::sync::watch;
 
+use super::ImageStore;
+
 const SOCKET: &str = "poke.sock";
 
 /// The hints of commands, as a counter. Without the socket (a full disk) there are none, and the agent looks at its own pace.
-pub fn listen(data: &Path) -> watch::Receiver<u64> {
+pub fn listen(store: &ImageStore) -> watch::Receiver<u64> {
     let (told, hints) = watch::channel(0);
-    match bind(&data.join("images")) {
+    match bind(store.folder()) {
         Ok(socket) => drop(tokio::spawn(async move {
             let mut one = [0_u8; 8];
             while socket.recv(&mut one).await.is_ok() {
@@ -56,4 +58,25 @@ fn address(folder: &Path) -> std::io::Result<(File, PathBuf)> {
     let folder = File::open(folder)?;
     let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET);
     Ok((folder, path))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_wakes_the_agent_of_a_new_folder() {
+        let data = tempfile::tempdir().unwrap();
+        // Longer than a socket's address may be.
+        let data = data.path().join("a".repeat(120));
+        poke(&data);
+        let mut hints = listen(&ImageStore::open(&data).unwrap());
+        poke(&data);
+        hints.changed().await.unwrap();
+        // A second life of the agent takes the socket over.
+        let mut again = listen(&ImageStore::open(&data).unwrap());
+        poke(&data);
+        again.changed().await.unwrap();
+    }
 }
