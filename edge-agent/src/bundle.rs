@@ -214,3 +214,7 @@ impl Ready {
 fn for_a_hub() -> Failure {
     Failure::refused("this is a request to join: import it at the hub")
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

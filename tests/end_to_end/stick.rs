@@ -21,17 +21,25 @@ struct Desert {
     devices: Vec<(String, Process)>,
 }
 
+/// Whether a device without network can be made here.
+fn is_possible() -> bool {
+    if !story::ready_to_run() {
+        return false;
+    }
+    let is_root = nix::unistd::geteuid().is_root();
+    let here = is_root && ["unshare", "nsenter", "ip"].iter().all(|name| process_path(name).is_some());
+    if !here {
+        skip("root, unshare, nsenter and ip, which make a device without network");
+    }
+    here
+}
+
 #[test]
 fn a_device_without_any_network_lives_by_stick() {
-    let is_root = nix::unistd::geteuid().is_root();
-    if !story::ready_to_run() {
+    if !is_possible() {
         return;
     }
-    if !is_root || ["unshare", "nsenter", "ip"].iter().any(|name| process_path(name).is_none()) {
-        return skip("root, unshare, nsenter and ip, which make a device without network");
-    }
-    let mut desert =
-        Desert { fleet: Fleet::start(BINARY, Road::Quic, &[]), devices: Vec::new() };
+    let mut desert = Desert { fleet: Fleet::start(BINARY, Road::Quic, &[]), devices: Vec::new() };
     let kubectl = desert.fleet.kubectl();
     let local = joins(&mut desert, &kubectl);
     is_updated(&desert, &kubectl, &local);
@@ -44,18 +52,70 @@ fn a_device_without_any_network_lives_by_stick() {
     }
 }
 
+/// What a backup lacks comes back on a stick, and nothing restarts.
+#[test]
+fn a_restored_hub_learns_by_stick() {
+    if !is_possible() {
+        return;
+    }
+    let fleet = Fleet::start(BINARY, Road::Quic, &[]);
+    let mut desert = Desert { fleet, devices: Vec::new() };
+    let kubectl = desert.fleet.kubectl();
+    asks_to_join(&mut desert, "n1");
+    kubectl.apply(WEB);
+    desert.import("n1", &desert.export_down("n1", "first"), 0);
+    let local = desert.local("n1");
+    desert.import("hub", &desert.up_when(&local, "first-up"), 0);
+    let (hub, backup) = (desert.fleet.hub_folder(), desert.path("backup"));
+    desert.fleet.run(&["hub", "backup", "--data", text(&hub), text(&backup)]).unwrap();
+    kubectl.run("set env ds/web COLOUR=red");
+    desert.import("n1", &desert.export_down("n1", "second"), 0);
+    local_colour(&local, "red");
+    let before = local_pods(&local, 1).into_values().next().unwrap();
+
+    desert.fleet.stop_hub();
+    std::fs::rename(&hub, desert.path("lost")).unwrap();
+    desert.fleet.run(&["hub", "restore", "--data", text(&hub), text(&backup)]).unwrap();
+    // It answers, though not that it is ready: it learns.
+    desert.fleet.start_hub_until("/livez");
+    let refused = desert.path("refused.flotilla");
+    let refused = desert.bundle(&["export", "--data", text(&hub), "--node", "n1", text(&refused)], 6);
+    assert!(refused["bundles"][0]["error"]["message"].as_str().unwrap().contains("--full"), "{refused}");
+    let up = desert.path("full.flotilla");
+    desert.bundle(&["export", "--data", text(&desert.fleet.agent_folder("n1")), "--full", text(&up)], 0);
+    desert.import("hub", &up, 0);
+    wait::until("what the backup lacked", || {
+        let set = kubectl.json("get ds web")?;
+        let ready = kubectl.attempt("get --raw /readyz")?;
+        let env = &set["spec"]["template"]["spec"]["containers"][0]["env"];
+        if env.to_string().contains("red") && ready == "ok" { Ok(()) } else { Err(format!("{ready} {set}")) }
+    });
+    desert.import("n1", &desert.export_down("n1", "after"), 0);
+    let after = local_pods(&local, 1).into_values().next().unwrap();
+    assert_eq!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(after["status"]["containerStatuses"], before["status"]["containerStatuses"]);
+    desert.import("hub", &desert.up_when(&local, "after-up"), 0);
+    hub_colour(&kubectl, "red");
+}
+
+/// A token, an agent, its request, and the hub's word.
+fn asks_to_join(desert: &mut Desert, node: &str) -> PathBuf {
+    let hub = desert.fleet.hub_folder();
+    let token = ["token", "create", "--data", text(&hub), "--node", node, "--ttl", "7d"];
+    let token = desert.fleet.run(&token).unwrap();
+    desert.start(node, &["--join", token.trim()]);
+    let request = desert.fleet.agent_folder(node).join("join.flotilla");
+    wait::until_true("the request to join", || request.exists());
+    desert.import("hub", &request, 0);
+    request
+}
+
 /// From a token to a running workload, which the hub shows.
 fn joins(desert: &mut Desert, kubectl: &Kubectl) -> Kubectl {
     for node in ["n1", "n2"] {
-        let hub = desert.fleet.hub_folder();
-        let token = ["token", "create", "--data", text(&hub), "--node", node, "--ttl", "7d"];
-        let token = desert.fleet.run(&token).unwrap();
-        desert.start(node, &["--join", token.trim()]);
-        let request = desert.fleet.agent_folder(node).join("join.flotilla");
-        wait::until_true("the request to join", || request.exists());
+        let request = asks_to_join(desert, node);
         let sealed = desert.inspect(&request);
         assert_eq!((&sealed["to"], &sealed["from"], &sealed["whole"]), (&"hub".into(), &"".into(), &true.into()));
-        desert.import("hub", &request, 0);
         // Again: the same device, admitted again.
         desert.import("hub", &request, 0);
         let shown = kubectl.json(&format!("get node {node}")).unwrap();

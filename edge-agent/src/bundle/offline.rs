@@ -46,7 +46,7 @@ pub(super) async fn converse(folder: &Path, stream: UnixStream) -> Result<()> {
 
 impl Found {
     /// The replica, without anything that runs.
-    async fn become_ready(&self) -> Result<()> {
+    pub(super) async fn become_ready(&self) -> Result<()> {
         let identity = Identity::of_joined(&self.store, &self.loaded).await?;
         let life = start::life(&identity, self.boot)?;
         let (clock, trust) = (self.clock.clone(), self.trust.clone());

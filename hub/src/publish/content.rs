@@ -136,9 +136,14 @@ fn manifest(object: &Object) -> Value {
     }
     map.insert("metadata".into(), Value::Object(metadata));
     if object.kind() == &kind::NODE
-        && let Some(taints) = map.get_mut("spec").and_then(|spec| spec.get_mut("taints")).and_then(Value::as_array_mut)
+        && let Some(spec) = map.get_mut("spec").and_then(Value::as_object_mut)
+        && let Some(taints) = spec.get_mut("taints").and_then(Value::as_array_mut)
     {
         taints.retain(|taint| !KEPT_BACK_TAINTS.contains(&taint.get("key").and_then(Value::as_str).unwrap_or("")));
+        if taints.is_empty() {
+            // As before the silence: it is no news for the device.
+            spec.remove("taints");
+        }
     }
     value
 }
