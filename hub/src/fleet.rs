@@ -78,7 +78,7 @@ pub(crate) async fn serve(mut listener: Listener, reception: Reception, mut shut
         while sessions.try_join_next().is_some() {}
         while enrolments.try_join_next().is_some() {}
     }
-    for handle in reception.door.handles() {
+    for handle in reception.door.sessions_open() {
         handle.close("the hub stops", None).await;
     }
     let ended = tokio::time::timeout(GOODBYE_TIMEOUT, async { while sessions.join_next().await.is_some() {} }).await;

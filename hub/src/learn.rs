@@ -27,6 +27,8 @@ use crate::store::{Batch, Index, Store, StoreError};
 const PERIOD: Duration = Duration::from_millis(250);
 /// A failed adoption is tried again after this.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Devices that are to greet a new life come back after this.
+const RECONNECT_MS: u64 = 250;
 /// Clients that are refused come back after this.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -362,5 +364,12 @@ pub(crate) async fn begin(door: &FleetDoor, node: &str, above: u64) -> Result<()
     tracing::error!(state = %learning, incarnation = door.store.incarnation(), "the hub pauses until its devices have taught it");
     door.replace_writer(writer);
     door.lessons.state.send_replace(Some(learning));
+    // Greeted by the new life, devices tell it everything they told the ones before.
+    let sessions = door.sessions_open();
+    tokio::spawn(async move {
+        for session in sessions {
+            session.close("the hub begins a new life", Some(RECONNECT_MS)).await;
+        }
+    });
     Ok(())
 }

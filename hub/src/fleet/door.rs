@@ -264,7 +264,8 @@ impl FleetDoor {
         }
     }
 
-    pub(super) fn handles(&self) -> Vec<SessionHandle> {
+    /// Every open session.
+    pub(crate) fn sessions_open(&self) -> Vec<SessionHandle> {
         self.sessions().values().map(|served| served.handle.clone()).collect()
     }
 

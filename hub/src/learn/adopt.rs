@@ -447,9 +447,18 @@ fn stand(batch: &mut Batch<'_>, learned: &[Learned], report: &mut Report) -> Res
         }
     }
     for one in learned {
-        if one.fate != Fate::Live {
-            batch.drop_standing(&one.channel, &one.id)?;
-            continue;
+        match one.fate {
+            Fate::Live => {}
+            Fate::Deleted | Fate::Withdrawn { .. } => {
+                batch.drop_standing(&one.channel, &one.id)?;
+                // Whoever learns from devices after this hub is to know it too.
+                if is_document(&one.id) && batch.index().by_uid(&one.id).is_some() {
+                    batch.note_withdrawn(&one.channel, &one.id)?;
+                } else if is_document(&one.id) {
+                    batch.bury(&one.channel, &one.id, one.removed_seq)?;
+                }
+                continue;
+            }
         }
         let place = (one.channel.clone(), one.id.clone());
         // What nobody wants there any more is withdrawn by the next look at all places.

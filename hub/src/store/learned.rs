@@ -29,6 +29,8 @@ pub(crate) struct Learned {
     pub(crate) channel: String,
     pub(crate) id: String,
     pub(crate) fate: Fate,
+    /// The record that removed it; 0 while it stands.
+    pub(crate) removed_seq: u64,
     /// The newest content, if any is known: of something withdrawn, what it was last.
     pub(crate) item: Option<Item>,
 }
@@ -133,7 +135,8 @@ impl Batch<'_> {
                 (Some(_), true, _) => Fate::Deleted,
                 (Some(_), false, listed) => Fate::Withdrawn { certain: !listed },
             };
-            learned.push(Learned { channel, id, fate, item: row.state });
+            let removed_seq = row.removed.as_ref().and_then(Item::removed).map_or(0, |version| version.seq);
+            learned.push(Learned { channel, id, fate, removed_seq, item: row.state });
         }
         Ok(learned)
     }
@@ -194,7 +197,7 @@ impl Batch<'_> {
     }
 
     /// Remembers that a channel's object was deleted, for its lists.
-    pub(super) fn bury(&mut self, channel: &str, id: &str, seq: u64) -> Result<(), StoreError> {
+    pub(crate) fn bury(&mut self, channel: &str, id: &str, seq: u64) -> Result<(), StoreError> {
         self.transaction
             .prepare_cached("INSERT OR REPLACE INTO tombstone (channel, id, seq, time) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![channel, id, seq.cast_signed(), self.now.0.cast_signed()])?;
@@ -210,7 +213,7 @@ impl Batch<'_> {
     }
 
     /// Notes that a document left a channel while its object lives on.
-    pub(super) fn note_withdrawn(&mut self, channel: &str, id: &str) -> Result<(), StoreError> {
+    pub(crate) fn note_withdrawn(&mut self, channel: &str, id: &str) -> Result<(), StoreError> {
         self.transaction
             .prepare_cached("INSERT OR IGNORE INTO withdrawn (id, channel) VALUES (?1, ?2)")?
             .execute([id, channel])?;
