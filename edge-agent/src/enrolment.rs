@@ -21,7 +21,8 @@ use serde::de::DeserializeOwned;
 
 use crate::args::{Labels, RunArguments, Transport};
 use crate::replica::WriterMaterial;
-use crate::store::{IDENTITY_COPY, Loaded, Store, StoreError};
+use crate::store::salvage::SALVAGED;
+use crate::store::{IDENTITY_COPY, Ingest, Loaded, Store, StoreError};
 
 /// What makes this device this device.
 #[derive(Debug)]
@@ -209,34 +210,38 @@ pub fn targets(arguments: &RunArguments, quic: &[String], mqtt: &[String]) -> Ve
     }
 }
 
-/// The authority, server and client certificate of the local API: made once, of no worth elsewhere.
+/// The authority of the local API and its administrator's credentials: made once, of no worth elsewhere. What the database has lost
+/// of them is made anew.
 ///
 /// # Errors
-/// A damaged database, or the system's random source.
-pub async fn local_authority(store: &Store, loaded: &Loaded) -> Result<Installation, EnrolmentError> {
-    if let Some(material) = stored::<InstallationMaterial>(loaded, "local-authority")? {
-        return Ok(Installation::from_material(&material)?);
-    }
-    let made = Installation::create_timeless()?;
-    put(store, "local-authority", &made.to_material()).await?;
-    Ok(made)
-}
-
-/// The local administrator's credentials, made once.
-///
-/// # Errors
-/// As [`local_authority`].
-pub async fn local_user(
+/// The disk, or the system's random source.
+pub async fn local_authority(
     store: &Store,
     loaded: &Loaded,
-    authority: &Installation,
-) -> Result<CredentialsMaterial, EnrolmentError> {
-    if let Some(material) = stored::<CredentialsMaterial>(loaded, "local-user")? {
-        return Ok(material);
+) -> Result<(Installation, CredentialsMaterial), EnrolmentError> {
+    let kept = usable::<InstallationMaterial>(loaded, "local-authority");
+    let kept = kept.and_then(|material| Installation::from_material(&material).ok());
+    let user = usable::<CredentialsMaterial>(loaded, "local-user");
+    if let (Some(authority), Some(user)) = (kept, user) {
+        return Ok((authority, user));
     }
-    let made = authority.issue_user_timeless("technician", Some("system:masters"))?.to_material();
-    put(store, "local-user", &made).await?;
-    Ok(made)
+    // The one without the other opens nothing.
+    let authority = Installation::create_timeless()?;
+    let user = authority.issue_user_timeless("technician", Some("system:masters"))?.to_material();
+    let both = [
+        ("local-authority", encoded("local-authority", &authority.to_material())?),
+        ("local-user", encoded("local-user", &user)?),
+    ];
+    store.ingest(Ingest { meta: both.into(), ..Ingest::default() }).await?;
+    Ok((authority, user))
+}
+
+/// What is stored, unless it is damaged.
+fn usable<T: DeserializeOwned>(loaded: &Loaded, what: &'static str) -> Option<T> {
+    stored(loaded, what).unwrap_or_else(|error| {
+        tracing::error!(error = %chain(&error), "it is made anew");
+        None
+    })
 }
 
 pub(crate) async fn open_keys(store: &Store, loaded: &Loaded) -> Result<DeviceKeys, EnrolmentError> {
@@ -254,7 +259,9 @@ async fn open_writer(
     keys: &DeviceKeys,
     enrolment: &Enrolment,
 ) -> Result<WriterMaterial, EnrolmentError> {
-    if let Some((seed, chain)) = stored::<([u8; 32], Vec<u8>)>(loaded, "writer")? {
+    let salvaged = loaded.meta.contains_key(SALVAGED);
+    let kept: Option<([u8; 32], Vec<u8>)> = if salvaged { usable(loaded, "writer") } else { stored(loaded, "writer")? };
+    if let Some((seed, chain)) = kept {
         return Ok(WriterMaterial { seed, chain });
     }
     let mut seed = [0; 32];
@@ -324,8 +331,11 @@ pub(crate) fn stored<T: DeserializeOwned>(loaded: &Loaded, what: &'static str) -
 }
 
 pub(crate) async fn put<T: Serialize>(store: &Store, what: &'static str, value: &T) -> Result<(), EnrolmentError> {
-    let bytes = serde_json::to_vec(value).map_err(|error| EnrolmentError::Damaged { what, why: error.to_string() })?;
-    Ok(store.set_meta(what, bytes).await?)
+    Ok(store.set_meta(what, encoded(what, value)?).await?)
+}
+
+fn encoded<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, EnrolmentError> {
+    serde_json::to_vec(value).map_err(|error| EnrolmentError::Damaged { what, why: error.to_string() })
 }
 
 /// What was given, and what kubelet says of every machine.

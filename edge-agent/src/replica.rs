@@ -580,3 +580,7 @@ fn observation_of(row: &OutboxRow) -> Observation {
         body: row.body.clone().map(Bytes::from),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

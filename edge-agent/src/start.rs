@@ -80,7 +80,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let volumes = Arc::new(VolumeStore::open(&folder, &host.boot_id)?);
     let (executor, done) = Executor::over(runtime.clone(), volumes);
     let (probes, probe_reports) = ProbeRunner::over(runtime.clone(), host.ip.clone());
-    let images = images(&folder)?;
+    let images = images(&folder);
     let inbox = Inbox {
         items: replica.changed(),
         runtime: runtime.events().context("the runtime's events were taken before")?,
@@ -178,15 +178,18 @@ pub(crate) fn life(identity: &Identity, boot: u64) -> Result<Life> {
 }
 
 /// The images of this device. What interrupted imports left is cleared away beside the start, which waits for nothing.
-fn images(folder: &Path) -> Result<Arc<ImageStore>> {
-    let images = Arc::new(ImageStore::open(folder)?);
+fn images(folder: &Path) -> Arc<ImageStore> {
+    let images = Arc::new(ImageStore::open(folder).unwrap_or_else(|error| {
+        tracing::error!(error = %enrolment::chain(&error), "no image can be imported here; what runs without one runs");
+        ImageStore::over(folder)
+    }));
     let store = images.clone();
     drop(tokio::task::spawn_blocking(move || {
         if let Err(error) = store.tidy() {
             tracing::warn!(error = %enrolment::chain(&error), "what imports of images left could not be cleared away");
         }
     }));
-    Ok(images)
+    images
 }
 
 /// What is on the disk, and who this device is.

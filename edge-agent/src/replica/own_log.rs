@@ -201,11 +201,11 @@ pub(super) fn read_again(channel: &mut ChannelState, identity: &WriterIdentity, 
     }
 }
 
-/// Whether the batches follow one another up to where the log stands.
+/// Whether the batches follow one another up to where the log stands. One that says nothing may have lost everything.
 fn own_log_is_whole(batches: &[Batch], head: Head) -> bool {
     let follow = batches.windows(2).all(|pair| pair[0].last_seq + 1 == pair[1].first_seq);
     let end = batches.last().map_or(0, |batch| batch.last_seq);
-    follow && end == head.seq
+    follow && head.seq > 0 && end == head.seq
 }
 
 /// Overrides in force among these items, as records to write.
