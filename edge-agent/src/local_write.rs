@@ -169,7 +169,7 @@ fn revise(
         }
     };
     let (mut wanted, last_applied) = without_last_applied(wanted);
-    let expiry = expiry::take(&mut wanted, context.now)?;
+    let expiry = expiry::take(&mut wanted, base, context.now)?;
     refuse_scaling_up(key, base, &wanted)?;
     // The base's cause is why the operator changed it.
     let cause = wanted.annotation(CAUSE_ANNOTATION).filter(|cause| base.annotation(CAUSE_ANNOTATION) != Some(cause));

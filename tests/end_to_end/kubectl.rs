@@ -168,6 +168,8 @@ fn elects(turn: &Turn<'_>) {
     let local = turn.fleet.local_kubectl("n1");
     let refused = local.feed(&turn.line("create"), lease).unwrap_err();
     turn.holds("create", &refused, &["Forbidden", "Use the hub's API"]);
+    let whole = local.run("get pods -A -o name");
+    assert_eq!(local.run("get pods -A -o name --chunk-size=1"), whole, "a device gives pages, too");
     let spaces = local.run("get ns -o name");
     turn.holds("get ns", &spaces, &[&format!("namespace/{}", turn.space)]);
 }

@@ -46,21 +46,28 @@ impl Expiry {
     }
 }
 
-/// Takes the annotation off what is wanted.
+/// Takes the annotation off what is wanted. One that the base itself has is the manifest's and says nothing here.
 ///
 /// # Errors
 /// 422 for a text that is neither a span nor a time to come.
-pub(super) fn take(wanted: &mut Object, now: Timestamp) -> Result<Expiry, ApiError> {
+pub(super) fn take(wanted: &mut Object, base: &Object, now: Timestamp) -> Result<Expiry, ApiError> {
     let key = wanted.key();
-    let metadata = wanted.metadata_mut();
-    let Some(annotations) = metadata.get_mut("annotations").and_then(serde_json::Value::as_object_mut) else {
+    let of_base = base.annotation(EXPIRES_ANNOTATION);
+    let Some(stated) = wanted.annotation(EXPIRES_ANNOTATION).map(str::to_owned) else { return Ok(Expiry::Unsaid) };
+    if of_base == Some(stated.as_str()) {
         return Ok(Expiry::Unsaid);
-    };
-    let Some(stated) = annotations.remove(EXPIRES_ANNOTATION) else { return Ok(Expiry::Unsaid) };
-    if annotations.is_empty() {
-        metadata.remove("annotations");
     }
-    let text = stated.as_str().unwrap_or("").trim();
+    let metadata = wanted.metadata_mut();
+    if let Some(annotations) = metadata.get_mut("annotations").and_then(serde_json::Value::as_object_mut) {
+        match of_base {
+            Some(text) => drop(annotations.insert(EXPIRES_ANNOTATION.to_owned(), text.into())),
+            None => drop(annotations.remove(EXPIRES_ANNOTATION)),
+        }
+        if annotations.is_empty() {
+            metadata.remove("annotations");
+        }
+    }
+    let text = stated.trim();
     parse(text, now).map_err(|why| {
         let field = format!("metadata.annotations[{EXPIRES_ANNOTATION}]");
         let message = format!("Invalid value: {text:?}: {why}");

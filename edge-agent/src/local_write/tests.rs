@@ -199,6 +199,10 @@ fn a_change_may_say_when_it_ends() {
         refused.message.contains("flotilla.dev/override-expires") && refused.message.contains("1d12h"),
         "{refused}"
     );
+    let mut said = base.clone();
+    said.set_annotation("flotilla.dev/override-expires", "1h");
+    let record = created(&write(Some(&said), Some(&said), &[], &colour("red")).unwrap());
+    assert_eq!((record.expires, record.operations.len()), (None, 1), "the manifest's own annotation says nothing here");
     let nothing = write(Some(&base), Some(&base), &[], &annotated("2h")).unwrap();
     assert!(matches!(nothing, Decision::Nothing(_)), "{nothing:?}");
 }

@@ -117,6 +117,33 @@ impl Watch {
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
+/// What a client is told whose pages have waited too long, and how it goes on.
+#[test]
+fn an_expired_page_comes_with_a_way_on() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let local = local();
+    for name in ["a", "b", "c"] {
+        local.server.backend.create(config_map(name, "x"));
+    }
+    let first = local.get(&format!("{MAPS}?limit=1"), &[]).json();
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    let mut wire: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token).unwrap()).unwrap();
+    wire["rv"] = json!(7);
+    let old = URL_SAFE_NO_PAD.encode(wire.to_string());
+    let expired = local.get(&format!("{MAPS}?limit=1&continue={old}"), &[]);
+    let status = expired.json();
+    assert_eq!((expired.status, &status["reason"]), (410, &json!("Expired")), "{status}");
+    assert!(status["message"].as_str().unwrap().starts_with("The provided continue parameter is too old"), "{status}");
+    let fresh = status["metadata"]["continue"].as_str().unwrap();
+    local.server.backend.create(config_map("aa", "x"));
+    let rest = local.get(&format!("{MAPS}?limit=5&continue={fresh}"), &[]).json();
+    let names: Vec<&Value> = rest["items"].as_array().unwrap().iter().map(|item| &item["metadata"]["name"]).collect();
+    assert_eq!(names, ["aa", "b", "c"], "the rest of what is there now");
+    assert_eq!(local.get(&format!("{MAPS}?continue=nonsense"), &[]).status, 400);
+    assert_eq!(local.get(&format!("{MAPS}?limit=-1"), &[]).status, 400);
+}
+
 #[test]
 fn bodies_have_a_bound_and_types() {
     let local = local();
