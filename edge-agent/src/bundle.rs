@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::args::RunArguments;
 use crate::clock::Clock;
-use crate::enrolment::{self, Identity};
+use crate::enrolment::Identity;
 use crate::replica::DeviceReplica;
 use crate::store::{Loaded, Store};
 
@@ -108,7 +108,7 @@ impl DeviceClerk {
             ));
         };
         let enrolment = self.joining.accept(&answer)?;
-        enrolment::put(&self.store, "enrolment", &enrolment.to_material()).await.map_err(Failure::other)?;
+        self.joining.keep(&self.store, &enrolment).await?;
         tracing::info!(node = %enrolment.certificate.node, "this device has joined its hub by a bundle");
         self.joined.send_replace(Some(Arc::new(enrolment)));
         let mut ready = self.ready.subscribe();

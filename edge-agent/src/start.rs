@@ -228,6 +228,7 @@ async fn open(folder: &Path, arguments: &RunArguments, ended: &watch::Receiver<b
         };
         let Some(enrolment) = joined else { return Ok(None) };
         found.join(&enrolment)?;
+        Joining::has_served(folder);
     }
     let time: Arc<dyn TrustTime> = found.trust.clone();
     let identity = Identity::open(&found.store, &found.loaded, arguments, &time).await?;

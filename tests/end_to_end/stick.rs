@@ -114,6 +114,7 @@ fn asks_to_join(desert: &mut Desert, node: &str) -> PathBuf {
 fn joins(desert: &mut Desert, kubectl: &Kubectl) -> Kubectl {
     for node in ["n1", "n2"] {
         let request = asks_to_join(desert, node);
+        std::fs::copy(&request, desert.path(&format!("{node}-join.flotilla"))).unwrap();
         let sealed = desert.inspect(&request);
         assert_eq!((&sealed["to"], &sealed["from"], &sealed["whole"]), (&"hub".into(), &"".into(), &true.into()));
         // Again: the same device, admitted again.
@@ -214,6 +215,10 @@ fn lost_and_old_sticks(desert: &Desert, kubectl: &Kubectl, local: &Kubectl) {
     let overrides = kubectl.json("get overrides -A").unwrap().to_string();
     assert!(overrides.contains("NOTE") && overrides.contains("HINT"), "{overrides}");
 
+    // A request that has served begins nothing anew.
+    let served = desert.import("hub", &desert.path("n1-join.flotilla"), 0);
+    assert!(served["report"]["notes"].to_string().contains("joined before"), "{served}");
+    assert!(!desert.fleet.agent_folder("n1").join("join.flotilla").exists());
     for old in ["red", "found", "first"] {
         let taken = desert.import("n1", &desert.path(&format!("{old}.flotilla")), 0);
         assert_eq!(taken["report"]["recordsNew"], 0, "{taken}");

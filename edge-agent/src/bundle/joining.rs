@@ -13,7 +13,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use crate::args::RunArguments;
 use crate::enrolment;
-use crate::store::{Loaded, Store};
+use crate::store::{Ingest, Loaded, Store};
 
 /// Name in the table of facts.
 const JOIN: &str = "join";
@@ -98,6 +98,20 @@ impl Joining {
     pub(crate) fn accept(&self, answer: &[u8]) -> Result<Enrolment, Failure> {
         let join = self.waiting().ok_or_else(no_token)?;
         join.accept(answer, &self.keys).map_err(|error| Failure::refused(enrolment::chain(&error)))
+    }
+
+    /// Makes the answer durable; the request, and the token in it, have served.
+    pub(super) async fn keep(&self, store: &Store, enrolment: &Enrolment) -> Result<(), Failure> {
+        let material = serde_json::to_vec(&enrolment.to_material()).map_err(Failure::other)?;
+        let rows = Ingest { meta: vec![("enrolment", material)], meta_ended: vec![JOIN], ..Ingest::default() };
+        store.ingest(rows).await.map_err(|error| Failure::other(enrolment::chain(&error)))
+    }
+
+    /// Takes the request out of the folder.
+    pub(crate) fn has_served(folder: &Path) {
+        if let Err(error) = std::fs::remove_file(folder.join(REQUEST_FILE)) {
+            tracing::debug!(%error, "the request to join is not in the folder any more");
+        }
     }
 
     /// A request with another token or name takes the place of one that waits.

@@ -109,6 +109,9 @@ pub enum EnrolError {
     /// The answer does not hold what it must.
     #[error("the hub's answer is not acceptable: {0}")]
     Answer(String),
+    /// The token is of no use for this.
+    #[error("{0}")]
+    Token(String),
     /// Keys could not be made or read.
     #[error(transparent)]
     Identity(#[from] IdentityError),

@@ -56,9 +56,9 @@ impl JoinMaterial {
     /// # Errors
     /// A damaged token, or one of a hub that cannot be joined by stick.
     pub fn receiver(&self) -> Result<(InstallationId, SealingPublicKey), EnrolError> {
-        let token = self.token().map_err(|error| EnrolError::Answer(error.to_string()))?;
+        let token = self.token().map_err(|error| EnrolError::Token(error.to_string()))?;
         let key = token.sealing.ok_or_else(|| {
-            EnrolError::Answer(
+            EnrolError::Token(
                 "the token is of an earlier version and cannot be used by stick; make a new one".to_owned(),
             )
         })?;
@@ -86,7 +86,7 @@ impl JoinMaterial {
     }
 
     fn introduction(&self) -> Result<Introduction, EnrolError> {
-        let token = self.token().map_err(|error| EnrolError::Answer(error.to_string()))?;
+        let token = self.token().map_err(|error| EnrolError::Token(error.to_string()))?;
         Ok(Introduction {
             proof: Proof::Token(token.proof()),
             node: self.node.clone(),
