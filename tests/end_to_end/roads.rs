@@ -221,6 +221,8 @@ fn a_small_change_overtakes_a_large_value() {
     assert_eq!(pod_pids(&fleet, "n1"), pids, "no workload is restarted");
     let documents = flotilla_tests::database::largest_document(&fleet.hub_folder());
     assert!(documents < 4096, "the document holds a digest: {documents} bytes");
+    let refused = fleet.local_kubectl("n1").feed("replace", &big(&incompressible(1_000_000, 5))).unwrap_err();
+    assert!(refused.contains("at most 960 KiB can be changed at a device"), "{refused}");
     wait::until("all is there, says the hub", || {
         let said = sync(&fleet)["flotilla.dev/sync"].clone();
         if said == "synced" { Ok(()) } else { Err(said.to_string()) }

@@ -8,7 +8,7 @@ use flotilla_manifests::derive::uuid_v8;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::overrides::Revision;
 use flotilla_rest::backend::{DryRun, WriteRequest, Written};
-use flotilla_sync::record::Draft;
+use flotilla_sync::record::{Draft, RECORD_BODY_BYTES_MAX};
 
 use super::{Agent, override_item};
 use crate::backend::WriteCommand;
@@ -81,8 +81,9 @@ impl Agent {
                 override_item(id).map(|item| Draft::remove(item, author, now)).into_iter().collect()
             }
             Decision::Revise { revision, outcome, kept } => {
+                let drafts = drafts_of(revision, author, now)?;
                 self.keep(outcome, kept).await?;
-                drafts_of(revision, author, now)?
+                drafts
             }
         };
         if drafts.is_empty() {
@@ -145,9 +146,18 @@ impl Agent {
 /// The records of one change: its own, those it shortened, those it ended. One batch: all or nothing.
 fn drafts_of(revision: &Revision, author: &str, now_ms: u64) -> Result<Vec<Draft>, ApiError> {
     let mut drafts = Vec::new();
+    let mut bytes = 0;
     for record in revision.created.iter().chain(&revision.rewritten) {
         let value = serde_json::to_vec(record).map_err(|error| not_durable(&error))?;
+        bytes += value.len();
         drafts.extend(override_item(&record.id).map(|item| Draft::register(item, value, &record.author, now_ms)));
+    }
+    if bytes > RECORD_BODY_BYTES_MAX {
+        let max = RECORD_BODY_BYTES_MAX / 1024;
+        let why = format!(
+            "the change has {bytes} bytes, at most {max} KiB can be changed at a device at once; change it at the hub"
+        );
+        return Err(ApiError::of(Reason::RequestEntityTooLarge, why));
     }
     let ended = revision.ended.iter().filter_map(|id| override_item(id));
     drafts.extend(ended.map(|item| Draft::remove(item, author, now_ms)));

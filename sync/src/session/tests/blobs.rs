@@ -132,3 +132,39 @@ fn what_the_peer_lacks_is_asked_for_again_later_and_nothing_else_is_taken() {
     reader.handle_frame(&unasked.encode(), 60_030);
     assert!(matches!(reader.end(), Some(SessionEnd::Protocol(_))));
 }
+
+#[test]
+fn what_is_live_overtakes_a_snapshot() {
+    let (mut world, mut hub, mut devices) = trio();
+    for name in 0..50 {
+        // A piece each, at least.
+        hub.set(name, 1, json!((0..40).map(|at| format!("{name}{at}").repeat(100)).collect::<Vec<_>>()));
+    }
+    hub.truncate();
+    let channels = [fleet(), own_channel("a")];
+    let root = world.installation.root().public();
+    let device = &mut devices[0];
+    let mut up = Session::new(config(root, Some("a")), device.heads(None), None, 0);
+    let mut down = Session::new(config(root, None), hub.heads(Some(&channels)), None, 0);
+    let mut unused = false;
+    while let Some(frame) = up.poll_frame() {
+        down.handle_frame(&frame, 0);
+    }
+    hub.answer(&mut down, 0, &mut unused);
+    while let Some(frame) = down.poll_frame() {
+        up.handle_frame(&frame, 0);
+    }
+    up.handle_frame(&down.poll_piece().unwrap(), 0);
+    let grant = crate::channel::ItemId::parse("grant/x").unwrap();
+    hub.append(&own_channel("a"), vec![crate::record::Draft::register(grant.clone(), &b"1"[..], "", 0)]);
+    down.handle_local(Local::Heads(hub.heads(Some(&channels))), 0);
+    hub.answer(&mut down, 0, &mut unused);
+    while let Some(frame) = down.poll_frame() {
+        up.handle_frame(&frame, 0);
+    }
+    device.answer(&mut up, 0, &mut unused);
+    assert!(device.seen(&own_channel("a")).contains_key(&grant));
+    assert!(device.seen(&fleet()).is_empty() && down.poll_piece().is_some(), "the snapshot is still on its way");
+    settle(&mut world, &mut hub, &mut devices);
+    assert_eq!(devices[0].seen(&fleet()), hub.seen(&fleet()));
+}

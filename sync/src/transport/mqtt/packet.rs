@@ -99,7 +99,7 @@ impl Version {
 /// A packet on its way out.
 enum Outgoing {
     V4(v4::Packet),
-    V5(v5::Packet),
+    V5(Box<v5::Packet>),
 }
 
 impl Outgoing {
@@ -136,7 +136,7 @@ impl Connect<'_> {
                 };
                 let will = v5::LastWill::new(topic, payload.to_vec(), QoS5::AtMostOnce, false, None);
                 let login = self.login.map(|(user, password)| v5::Login::new(user, password));
-                Outgoing::V5(v5::Packet::Connect(connect, Some(will), login))
+                Outgoing::V5(Box::new(v5::Packet::Connect(connect, Some(will), login)))
             }
         };
         packet.encode(out)
@@ -154,7 +154,7 @@ pub(super) fn subscribe(version: Version, filters: &[String], out: &mut BytesMut
         Version::V5 => {
             let filters = filters.iter().map(|filter| v5::Filter::new(filter.clone(), QoS5::AtMostOnce));
             let subscribe = v5::Subscribe { pkid: 1, ..v5::Subscribe::new_many(filters, None) };
-            Outgoing::V5(v5::Packet::Subscribe(subscribe))
+            Outgoing::V5(Box::new(v5::Packet::Subscribe(subscribe)))
         }
     };
     packet.encode(out)
@@ -171,9 +171,7 @@ pub(super) fn publish(
     out: &mut BytesMut,
 ) -> Result<(), Malformed> {
     let packet = match version {
-        Version::V311 => {
-            Outgoing::V4(v4::Packet::Publish(v4::Publish::from_bytes(topic, QoS::AtMostOnce, payload)))
-        }
+        Version::V311 => Outgoing::V4(v4::Packet::Publish(v4::Publish::from_bytes(topic, QoS::AtMostOnce, payload))),
         Version::V5 => {
             let topic = if matches!(alias, Some((_, Alias::Known))) { "" } else { topic };
             let properties = v5::PublishProperties {
@@ -182,7 +180,7 @@ pub(super) fn publish(
                 ..v5::PublishProperties::default()
             };
             let publish = v5::Publish::new(topic, QoS5::AtMostOnce, payload, Some(properties));
-            Outgoing::V5(v5::Packet::Publish(publish))
+            Outgoing::V5(Box::new(v5::Packet::Publish(publish)))
         }
     };
     packet.encode(out)
@@ -192,7 +190,7 @@ pub(super) fn publish(
 pub(super) fn ping(version: Version, out: &mut BytesMut) -> Result<(), Malformed> {
     match version {
         Version::V311 => Outgoing::V4(v4::Packet::PingReq),
-        Version::V5 => Outgoing::V5(v5::Packet::PingReq(v5::PingReq)),
+        Version::V5 => Outgoing::V5(Box::new(v5::Packet::PingReq(v5::PingReq))),
     }
     .encode(out)
 }
@@ -202,7 +200,7 @@ pub(super) fn disconnect(version: Version, out: &mut BytesMut) -> Result<(), Mal
     let normal = v5::DisconnectReasonCode::NormalDisconnection;
     match version {
         Version::V311 => Outgoing::V4(v4::Packet::Disconnect),
-        Version::V5 => Outgoing::V5(v5::Packet::Disconnect(v5::Disconnect::new(normal))),
+        Version::V5 => Outgoing::V5(Box::new(v5::Packet::Disconnect(v5::Disconnect::new(normal)))),
     }
     .encode(out)
 }
@@ -268,13 +266,14 @@ fn packet_of_4(packet: v4::Packet) -> Result<Option<Packet>, Malformed> {
             ..ConnAck::default()
         }),
         v4::Packet::SubAck(answer) => Packet::SubAck {
-            refused: answer.return_codes.contains(&v4::SubscribeReasonCode::Failure).then(|| "it says no more".to_owned()),
+            refused: answer
+                .return_codes
+                .contains(&v4::SubscribeReasonCode::Failure)
+                .then(|| "it says no more".to_owned()),
         },
-        v4::Packet::Publish(message) if message.qos == QoS::AtMostOnce => Packet::Message(Message {
-            topic: message.topic,
-            payload: message.payload,
-            retain: message.retain,
-        }),
+        v4::Packet::Publish(message) if message.qos == QoS::AtMostOnce => {
+            Packet::Message(Message { topic: message.topic, payload: message.payload, retain: message.retain })
+        }
         v4::Packet::Publish(_) => return Err(Malformed("a quality of service that was not asked for".to_owned())),
         v4::Packet::PingResp => Packet::PingResp,
         v4::Packet::Disconnect => Packet::Disconnect { why: "it gave no reason".to_owned() },
