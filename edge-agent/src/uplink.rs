@@ -181,6 +181,10 @@ impl Uplink {
         self.link.send_replace(Link::Down);
         roads.disconnected();
         tracing::info!(%target, reason = ?end, "the session with the hub ended; workloads go on");
+        if matches!(&end, SessionEnd::Goodbye(reason) if reason == driver::ENROL_AGAIN) {
+            // The hub was restored from a backup older than this device: the device shows its certificate and key.
+            self.renew(&target).await;
+        }
         match (next, end) {
             (Some(next), _) => Served::Moved(next),
             (None, SessionEnd::RetryAfter { ms }) => Served::Ended { retry_after_ms: Some(ms) },

@@ -75,6 +75,11 @@ fn admit(batch: &mut Batch<'_>, request: &EnrolRequest) -> Result<Device, EnrolR
     match &request.proof {
         EnrolProof::Token(proof) => by_token(batch, request, proof, known),
         EnrolProof::Device { node_uid } => {
+            if known.is_none()
+                && let Some(device) = taken_back(batch, request, node_uid)?
+            {
+                return record(batch, request, device, Life::New);
+            }
             let known = known.filter(|known| known.uid == *node_uid && known.key == request.device_key);
             let Some(known) = known else {
                 let why = format!(
@@ -86,6 +91,25 @@ fn admit(batch: &mut Batch<'_>, request: &EnrolRequest) -> Result<Device, EnrolR
             record(batch, request, Device { sealing: request.sealing, ..known }, Life::New)
         }
     }
+}
+
+/// A device that joined after the backup this hub was restored from: its certificate says who it is, and a token for its name alone
+/// that the operator takes it back, and into which fleet. Its Node keeps its uid, so its Pods go on.
+fn taken_back(batch: &mut Batch<'_>, request: &EnrolRequest, node_uid: &str) -> Result<Option<Device>, EnrolRefusal> {
+    let token = batch.token_for_node(request.node.as_str()).map_err(|error| busy(&error))?;
+    let Some(mut token) = token else { return Ok(None) };
+    token.record.used_by.push((request.node.clone(), request.device_key));
+    batch.put_token(&token).map_err(|error| busy(&error))?;
+    tracing::info!(node = %request.node, fleet = token.fleet, "a device that a restored backup did not know is taken back");
+    Ok(Some(Device {
+        node: request.node.to_string(),
+        uid: node_uid.to_owned(),
+        fleet: token.fleet,
+        key: request.device_key,
+        sealing: request.sealing,
+        incarnation: 0,
+        last_contact: batch.now(),
+    }))
 }
 
 fn by_token(

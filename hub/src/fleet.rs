@@ -36,7 +36,9 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
 /// Reads observations again that came while the hub was learning.
-pub(crate) fn replay_deferred(batch: &mut crate::store::Batch<'_>) -> Result<(), flotilla_manifests::api_error::ApiError> {
+pub(crate) fn replay_deferred(
+    batch: &mut crate::store::Batch<'_>,
+) -> Result<(), flotilla_manifests::api_error::ApiError> {
     observe::replay(batch)
 }
 
@@ -95,8 +97,10 @@ async fn session(pipe: Pipe, reception: Reception) {
     let PeerIdentity::Device { node } = pipe.peer.clone() else { return };
     let Reception { door, boot, .. } = reception;
     let name = node.to_string();
-    if !welcome(&door, &name).await {
-        return;
+    match welcome(&door, &name).await {
+        Welcome::Known => {}
+        Welcome::Unknown => return driver::refuse(pipe, driver::ENROL_AGAIN).await,
+        Welcome::Failed => return,
     }
     let Ok(seed) = mint::bytes::<8>() else { return };
     let config = SessionConfig {
@@ -126,7 +130,7 @@ async fn session(pipe: Pipe, reception: Reception) {
 }
 
 /// Whether a device with a valid certificate is still enrolled; its Node is made again if someone deleted it.
-pub(crate) async fn welcome(door: &FleetDoor, name: &str) -> bool {
+pub(crate) async fn welcome(door: &FleetDoor, name: &str) -> Welcome {
     let node = name.to_owned();
     let write = door.store.write(move |batch| {
         let Some(device) = batch.device(&node)? else { return Ok(false) };
@@ -137,14 +141,26 @@ pub(crate) async fn welcome(door: &FleetDoor, name: &str) -> bool {
         Ok(true)
     });
     match write.await {
-        Ok(true) => true,
+        Ok(true) => Welcome::Known,
         Ok(false) => {
-            tracing::warn!(node = name, "a device that this hub does not know was turned away");
-            false
+            tracing::warn!(
+                node = name,
+                "a device that this hub does not know was turned away; `flotilla token create --node NAME --fleet FLEET` takes back one \
+                 that joined after the backup that was restored"
+            );
+            Welcome::Unknown
         }
         Err(error) => {
             tracing::error!(node = name, %error, "a session was refused: the store failed");
-            false
+            Welcome::Failed
         }
     }
+}
+
+/// Whether a device's session may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Welcome {
+    Known,
+    Unknown,
+    Failed,
 }

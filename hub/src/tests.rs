@@ -104,7 +104,7 @@ impl Bench {
 
 /// A session of a device begins.
 pub(crate) async fn welcome(bench: &Bench, node: &str) {
-    assert!(crate::fleet::welcome(&bench.door, node).await);
+    assert_eq!(crate::fleet::welcome(&bench.door, node).await, crate::fleet::Welcome::Known);
 }
 
 /// A token as the command line makes it, beside the running hub.

@@ -94,6 +94,17 @@ impl SessionHandle {
     }
 }
 
+/// The goodbye of a hub whose database does not know the device (it joined after the backup that was restored): it enrols again with
+/// its key, and is let in once the operator has made a token for its name.
+pub const ENROL_AGAIN: &str = "the hub does not know this device: it must enrol again";
+
+/// Ends a session before it begins: a goodbye in the place of a hello, so that the device takes nothing from it.
+pub async fn refuse(pipe: Pipe, reason: &str) {
+    let mut wire = Wire::new(pipe);
+    wire.say_goodbye(reason);
+    tokio::time::timeout(GOODBYE_TIMEOUT, wire.finish()).await.unwrap_or_default();
+}
+
 /// Runs a session to its end. Dropping the future breaks the session without a goodbye.
 pub async fn run<R: Replica>(pipe: Pipe, config: SessionConfig, replica: Arc<R>, commands: Commands) -> SessionEnd {
     let started = Instant::now();

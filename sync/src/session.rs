@@ -582,6 +582,11 @@ impl Session {
     }
 }
 
+/// A goodbye without a session.
+pub(crate) fn goodbye(reason: &str) -> Bytes {
+    Frame::Goodbye { reason: reason_within(reason, REASON_BYTES_MAX), retry_after_ms: None }.encode()
+}
+
 /// Tells apart the heads two branches of a log stand at. A hint: evidence is a signed batch.
 fn digest_of(head: &Head) -> u64 {
     head.hash.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))

@@ -29,6 +29,23 @@ impl Batch<'_> {
         Ok(Some(StoredToken { record, fleet }))
     }
 
+    /// A token for this node alone that may still be used.
+    pub(crate) fn token_for_node(&self, node: &str) -> Result<Option<StoredToken>, StoreError> {
+        let mut statement = self
+            .transaction
+            .prepare_cached("SELECT fleet, record FROM token WHERE expires > ?1 ORDER BY expires DESC")?;
+        let mut rows = statement.query([self.now.0.cast_signed()])?;
+        while let Some(row) = rows.next()? {
+            let (fleet, record): (String, String) = (row.get(0)?, row.get(1)?);
+            let Ok(record) = serde_json::from_str::<TokenRecord>(&record) else { continue };
+            let own = record.node.as_ref().is_some_and(|named| named.as_str() == node);
+            if own && record.used_by.len() < record.uses_max as usize {
+                return Ok(Some(StoredToken { record, fleet }));
+            }
+        }
+        Ok(None)
+    }
+
     pub(crate) fn put_token(&mut self, token: &StoredToken) -> Result<(), StoreError> {
         put(self.transaction, token)
     }

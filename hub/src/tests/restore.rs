@@ -8,6 +8,7 @@ use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::rollout;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::Backend;
+use flotilla_sync::enrol::EnrolProof;
 use serde_json::{Value, json};
 
 use super::{Bench, Device};
@@ -314,4 +315,34 @@ async fn the_keys_alone_bring_an_empty_hub_back_that_learns_everything() {
     assert_eq!(text(&bench, &set("web")), "green");
     let node = bench.store.read(&ObjectKey::of(&kind::NODE, "", "a")).unwrap();
     assert_eq!(node.label("flotilla.dev/fleet"), Some("north"));
+}
+
+#[tokio::test]
+async fn a_device_that_joined_after_the_backup_is_taken_back_by_a_token_for_its_name() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    let backup = world.back_up();
+    let mut late = world.bench.enrolled(&world.data(), "late", "north").await;
+    world.pull().await;
+    late.pull(&world.bench.door).await;
+    let node = ObjectKey::of(&kind::NODE, "", "late");
+    let uid = world.bench.store.read(&node).unwrap().uid().to_owned();
+
+    let bench = world.restored(&backup, "second").await;
+    for device in &world.devices {
+        device.give_back(&bench.door).await;
+    }
+    learn::look(&bench.door).await.unwrap();
+    assert_eq!(crate::fleet::welcome(&bench.door, "late").await, crate::fleet::Welcome::Unknown);
+    let proof = || EnrolProof::Device { node_uid: uid.clone() };
+    let refused = bench.enrol(&late, proof()).await.unwrap_err();
+    assert!(refused.message.contains("token create --node late"), "{}", refused.message);
+    super::token(&world.folder.path().join("second"), Some("late"), "north", 1);
+    let response = bench.enrol(&late, proof()).await.unwrap();
+    assert_eq!((response.node_uid.as_str(), response.fleet.as_str()), (uid.as_str(), "north"));
+    let held = late.holds();
+    late.give_back(&bench.door).await;
+    late.pull(&bench.door).await;
+    assert_eq!(late.holds(), held, "nothing changes at the device");
+    assert_eq!(bench.store.read(&node).unwrap().uid(), uid);
 }

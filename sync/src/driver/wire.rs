@@ -52,6 +52,10 @@ impl Wire {
         }
     }
 
+    pub(super) fn say_goodbye(&mut self, reason: &str) {
+        self.output.push(&crate::session::goodbye(reason));
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.output.is_clean()
     }
