@@ -22,6 +22,16 @@ const NODES: [&str; 2] = ["n1", "n2"];
 const PODS_PER_NODE: usize = 3;
 
 const WORKLOADS: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data: {motd: "hello"}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: keys}
+stringData: {key: "swordfish"}
+---
 apiVersion: apps/v1
 kind: DaemonSet
 metadata: {name: watch}
@@ -36,11 +46,18 @@ spec:
       containers:
       - name: main
         image: host
-        command: [/bin/sh, -c, 'while :; do sleep 1; done']
+        # Without its volumes it would end, and never be ready.
+        command: [/bin/sh, -c, 'cat /settings/motd /keys/key && touch /scratch/x && while :; do sleep 1; done']
         env: [{name: ROUND, value: "0"}]
         resources: {limits: {memory: 64Mi}}
-        volumeMounts: [{name: scratch, mountPath: /scratch}]
-      volumes: [{name: scratch, emptyDir: {medium: Memory, sizeLimit: 1Mi}}]
+        volumeMounts:
+        - {name: scratch, mountPath: /scratch}
+        - {name: settings, mountPath: /settings}
+        - {name: keys, mountPath: /keys}
+      volumes:
+      - {name: scratch, emptyDir: {medium: Memory, sizeLimit: 1Mi}}
+      - {name: settings, configMap: {name: settings}}
+      - {name: keys, secret: {secretName: keys}}
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -93,7 +110,7 @@ fn a_hundred_deaths_leave_exactly_what_is_desired() {
         as_desired(&fleet, round);
         println!("round {round}: as desired");
     }
-    fleet.kubectl().run("delete ds/watch deploy/shop");
+    fleet.kubectl().run("delete ds/watch deploy/shop cm/settings secret/keys");
     for node in NODES {
         wait::until(&format!("nothing is left on {node}"), || {
             let left = fleet.leftovers(node);
