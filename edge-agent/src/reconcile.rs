@@ -147,7 +147,7 @@ pub struct Place {
 pub enum Action {
     PrepareVolumes(VolumePlan),
     RunSandbox(SandboxConfig),
-    StartContainer(ContainerConfig),
+    StartContainer(Box<ContainerConfig>),
     StopContainer {
         container: String,
         attempt: u32,

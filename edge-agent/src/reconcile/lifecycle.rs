@@ -442,7 +442,7 @@ impl<'a> Planner<'a> {
                 known.sandbox_attempt = sandbox_attempt;
                 known.image_digest = config.root.as_ref().map(|root| root.image_digest.clone()).unwrap_or_default();
                 self.waiting.insert(container.name.to_owned(), ("ContainerCreating".into(), String::new()));
-                self.actions.push(Action::StartContainer(config));
+                self.actions.push(Action::StartContainer(Box::new(config)));
             }
             Err((reason, message)) => {
                 if reason != "CreateContainerConfigError" {

@@ -516,7 +516,7 @@ fn a_step_that_was_killed_anywhere_is_done_by_the_next_agent() {
         let bench = std::mem::ManuallyDrop::new(Bench { folder: tempfile::tempdir().unwrap(), store });
         for round in 1.. {
             live_on(&bench, round);
-            std::io::Write::write_all(&mut io::stdout(), b"alive\n").unwrap();
+            io::Write::write_all(&mut io::stdout(), b"alive\n").unwrap();
         }
     }
     if !may_mount() {

@@ -40,7 +40,7 @@ fn uses(letter: &str) -> ImageUses {
 
 fn started(plan: &Plan) -> Option<&ContainerConfig> {
     plan.actions.get(UID)?.iter().find_map(|step| match step {
-        Action::StartContainer(config) => Some(config),
+        Action::StartContainer(config) => Some(&**config),
         _ => None,
     })
 }

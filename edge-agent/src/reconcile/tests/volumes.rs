@@ -59,7 +59,7 @@ fn asked_files(desired: &DesiredPods, name: &str) -> (FilesMedium, Vec<(String, 
 
 fn mounts(plan: &Plan) -> Vec<Mount> {
     let config = plan.actions[UID].iter().find_map(|step| match step {
-        Action::StartContainer(config) => Some(config.clone()),
+        Action::StartContainer(config) => Some((**config).clone()),
         _ => None,
     });
     config.unwrap().mounts
