@@ -60,6 +60,7 @@ struct Managed {
     applies: bool,
     subresource: String,
     api_version: String,
+    /// RFC 3339; empty when a client has left it out.
     time: String,
     fields: FieldSet,
 }
@@ -76,7 +77,10 @@ impl Managed {
             text.push_str(&format!(" with subresource {:?}", self.subresource));
         }
         if !self.applies {
-            text.push_str(&format!(" using {} at {}", self.api_version, self.time));
+            text.push_str(&format!(" using {}", self.api_version));
+            if !self.time.is_empty() {
+                text.push_str(&format!(" at {}", self.time));
+            }
         }
         text
     }
@@ -84,10 +88,12 @@ impl Managed {
     fn to_value(&self) -> Value {
         let mut row = json!({
             "manager": self.manager, "operation": if self.applies { "Apply" } else { "Update" },
-            "apiVersion": self.api_version, "time": self.time, "fieldsType": "FieldsV1", "fieldsV1": self.fields.to_value(),
+            "apiVersion": self.api_version, "fieldsType": "FieldsV1", "fieldsV1": self.fields.to_value(),
         });
-        if !self.subresource.is_empty() {
-            row["subresource"] = self.subresource.as_str().into();
+        for (name, text) in [("time", &self.time), ("subresource", &self.subresource)] {
+            if !text.is_empty() {
+                row[name] = text.as_str().into();
+            }
         }
         row
     }
@@ -104,7 +110,7 @@ impl Managed {
             applies,
             subresource: text("subresource"),
             api_version: text("apiVersion"),
-            time: text("time"),
+            time: Some(text("time")).filter(|time| Timestamp::parse(time).is_some()).unwrap_or_default(),
             fields: FieldSet::parse(&row["fieldsV1"])?,
         })
     }

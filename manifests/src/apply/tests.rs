@@ -246,6 +246,44 @@ proptest! {
         prop_assert_eq!(data, json!(expected));
     }
 
+    /// Containers of two managers: each has exactly its own, with the other's beside them, in the order of who applied last.
+    #[test]
+    fn each_manager_has_its_own_items(
+        one in proptest::sample::subsequence(vec!["a", "b", "c"], 1..=3).prop_shuffle(),
+        two in proptest::sample::subsequence(vec!["x", "y", "z"], 0..=3).prop_shuffle(),
+        three in proptest::sample::subsequence(vec!["a", "b", "c", "d"], 1..=4).prop_shuffle(),
+    ) {
+        let list = |names: &[&str]| names.iter().map(|name| json!({"name": name, "image": "i"})).collect::<Value>();
+        let beside = |names: &[&str]| match names {
+            [] => deployment(json!({})),
+            _ => deployment(json!({"template": {"spec": {"containers": list(names)}}})),
+        };
+        let first = apply(None, "one", web(list(&one))).unwrap();
+        let second = apply(Some(&first), "two", beside(&two)).unwrap();
+        let last = apply(Some(&second), "one", web(list(&three))).unwrap();
+        let found = last.at("/spec/template/spec/containers").unwrap().as_array().unwrap();
+        let names: Vec<&str> = found.iter().map(|one| one["name"].as_str().unwrap()).collect();
+        let of = |wanted: &[&str]| names.iter().copied().filter(|name| wanted.contains(name)).collect::<Vec<_>>();
+        prop_assert_eq!(of(&three), three.clone());
+        prop_assert_eq!(of(&two).len(), two.len());
+        prop_assert_eq!(names.len(), two.len() + three.len());
+        let again = write(Some(&last), &applying("one", false, web(list(&three))), 9_000).unwrap();
+        prop_assert!(matches!(again, Outcome::Unchanged(_)));
+    }
+
+    /// Whatever a client writes into the list of managers is read or left, and the next apply goes on.
+    #[test]
+    fn no_list_of_managers_stops_an_apply(element in "[fkvi.]?:?.{0,8}", below in "[fkv]:.{0,5}", operation in "(Apply|Update|x)") {
+        let first = apply(None, "ops", config(json!({"a": "1"}))).unwrap();
+        let rows = json!([{"manager": "m", "operation": operation, "fieldsV1": {element: {below: {}}}}]);
+        let steps = json!([{"op": "replace", "path": "/metadata/managedFields", "value": rows}]);
+        let patch = Mutation::Patch { part: Part::Main, patch: Patch::Json(steps) };
+        let written = object_of(write(Some(&first), &patch, 2_000).unwrap());
+        let after = write(Some(&written), &applying("ops", true, config(json!({"a": "2"}))), 3_000).unwrap();
+        let after = object_of(after);
+        prop_assert_eq!(after.text("/data/a"), "2");
+    }
+
     /// What is written as `fieldsV1` is read back.
     #[test]
     fn sets_keep_their_members(paths in proptest::collection::vec(proptest::collection::vec("[a-c.]{1,3}", 1..5), 0..20)) {
