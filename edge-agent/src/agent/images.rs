@@ -28,6 +28,11 @@ impl Agent {
         if self.state.pinned.as_ref() == Some(&wanted) {
             return true;
         }
+        if wanted == Pinned::default() {
+            // A device without images has nothing to write down.
+            self.state.pinned = Some(wanted);
+            return true;
+        }
         match self.images.pin(&wanted.uses, wanted.generation) {
             Ok(true) => {}
             Ok(false) => return false,

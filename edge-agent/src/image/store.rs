@@ -90,11 +90,17 @@ impl ImageStore {
     /// # Errors
     /// When the folder cannot be made. A damaged index is no error: it is set aside and told of, and images are imported again.
     pub fn open(data: &Path) -> Result<Self, ImageError> {
-        let folder = std::path::absolute(data).map_err(at("make absolute", data))?.join("images");
-        for folder in [folder.clone(), folder.join("layers"), folder.join("tmp")] {
+        let store = Self::over(data);
+        for folder in [store.folder.clone(), store.folder.join("layers"), store.folder.join("tmp")] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(at("create", &folder))?;
         }
-        Ok(Self { folder, known: Mutex::new(Known::default()) })
+        Ok(store)
+    }
+
+    /// The same of what is there: without a folder (a disk was full) there are no images.
+    pub fn over(data: &Path) -> Self {
+        let folder = std::path::absolute(data).unwrap_or_else(|_no_working_directory| data.to_owned()).join("images");
+        Self { folder, known: Mutex::new(Known::default()) }
     }
 
     /// Clears away what an interrupted import or removal left, and what nobody uses. Does nothing while one is under way.

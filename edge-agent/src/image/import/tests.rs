@@ -381,3 +381,32 @@ fn leftovers_go_and_a_damaged_index_is_set_aside() {
     assert_eq!(bench.import(Some("shop")).unwrap()[0].unpacked, 1);
     assert!(bench.store().current().resolve("shop").is_some());
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+
+    /// One wrong byte anywhere in a layout: the import fails and leaves nothing, or nothing that counts was changed.
+    #[test]
+    fn one_wrong_byte_in_a_layout_is_found(
+        file in proptest::prelude::any::<proptest::sample::Index>(),
+        at in proptest::prelude::any::<proptest::sample::Index>(),
+        bit in 0..8_u8,
+    ) {
+        if nix::unistd::geteuid().is_root() {
+            let bench = Bench::simple("content");
+            let blobs = fs::read_dir(bench.layout().join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
+            let mut files: Vec<PathBuf> = blobs.collect();
+            files.sort();
+            files.extend(["index.json", "oci-layout"].map(|name| bench.layout().join(name)));
+            let path = &files[file.index(files.len())];
+            let mut bytes = fs::read(path).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            fs::write(path, bytes).unwrap();
+            match bench.import(Some("x")) {
+                Ok(_) => assert!(path.parent().unwrap() == bench.layout(), "a damaged blob was taken: {}", path.display()),
+                Err(_) => assert_eq!(bench.left(), (0, 0)),
+            }
+        }
+    }
+}

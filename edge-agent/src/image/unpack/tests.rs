@@ -151,8 +151,6 @@ fn layers_that_lead_outside_are_refused_by_name() {
         (Tar::default().pax("path", long.as_bytes()).file("x", ""), &long, "more than 255"),
         (Tar::default().pax("path", b"a\0b").file("x", ""), "a\0b", "NUL"),
         (Tar::default().pax("path", b"").file("x", ""), "", "has no name"),
-        (Tar::default().pax("SCHILY.xattr.trusted.overlay.redirect", b"/etc").folder("d"), "d", "overlayfs"),
-        (Tar::default().pax("SCHILY.xattr.user.overlay.opaque", b"y").folder("d"), "d", "overlayfs"),
         (Tar::default().symlink("s", ""), "s", "target is no path"),
     ];
     for (tar, entry, why) in table {
@@ -274,6 +272,12 @@ fn a_good_layer_becomes_what_overlayfs_wants() {
         .file("ping", "p")
         .pax("SCHILY.xattr.security.selinux", b"of another machine")
         .file("labelled", "")
+        .pax("SCHILY.xattr.trusted.overlay.redirect", b"/etc")
+        .folder("leads")
+        .pax("SCHILY.xattr.user.overlay.opaque", b"y")
+        .folder("leads2")
+        .pax("SCHILY.xattr.trusted.overlay.opaque", b"y")
+        .folder("leads3")
         .pax("mtime", b"1234567890.500000000")
         .file("dated", "")
         .put(EntryType::Directory, b"old/", b"", b"")
@@ -297,6 +301,15 @@ fn a_good_layer_becomes_what_overlayfs_wants() {
         assert!(is_opaque("opaque") && is_opaque("reborn") && is_opaque("kept") && !is_opaque("replaced"));
         assert!(folder.join("kept/x").exists(), "what the layer itself brings is not hidden");
         assert!(!folder.join(".wh..wh.plnk").exists());
+        for (name, key) in
+            [("leads", "trusted.overlay.redirect"), ("leads2", "user.overlay.opaque"), ("leads3", OPAQUE)]
+        {
+            assert_eq!(
+                attribute(&folder.join(name), key),
+                None,
+                "overlayfs is told nothing by a layer but its whiteouts"
+            );
+        }
         assert!(facts("pipe").file_type().is_fifo());
         assert!(attribute(&folder.join("ping"), "security.capability").is_some_and(|value| value.len() == 20));
         assert_eq!((facts("dated").mtime(), facts("dated").mtime_nsec()), (1_234_567_890, 500_000_000));

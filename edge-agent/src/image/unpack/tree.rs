@@ -388,11 +388,10 @@ fn attributes(folder: &OwnedFd, name: &OsStr, entry: &Entry) -> Outcome {
     }
     for (key, value) in &entry.attributes {
         let shown = String::from_utf8_lossy(key).into_owned();
-        if key.starts_with(b"trusted.") || key.starts_with(b"user.overlay.") {
-            return Err(format!("it has the attribute {shown:?}, which could lead overlayfs elsewhere").into());
-        }
-        // What a security module of another machine wrote (SELinux, IMA, Smack) means nothing here.
-        let kept = key == b"security.capability" || key.starts_with(b"user.") || key.starts_with(b"system.posix_acl_");
+        // overlayfs' own attributes (some builders leak them) could lead it elsewhere; what a security module of another machine wrote
+        // (SELinux, IMA, Smack) means nothing here.
+        let of_users = key.starts_with(b"user.") && !key.starts_with(b"user.overlay.");
+        let kept = of_users || key == b"security.capability" || key.starts_with(b"system.posix_acl_");
         if !kept || key.contains(&0) {
             continue;
         }
