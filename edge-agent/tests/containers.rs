@@ -40,8 +40,7 @@ fn runtimes() -> Vec<&'static str> {
 
 /// Past the test runner, which keeps what a passing test prints to itself.
 fn skip(reason: &str) {
-    use std::io::Write as _;
-    writeln!(std::io::stderr(), "SKIPPED: {reason}").unwrap();
+    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("SKIPPED: {reason}\n")).unwrap();
 }
 
 fn path_of(name: &str) -> PathBuf {
@@ -63,7 +62,10 @@ struct Device {
 
 impl Device {
     async fn boot(oci: &'static str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::boot_in(tempfile::tempdir().unwrap(), oci).await
+    }
+
+    async fn boot_in(folder: tempfile::TempDir, oci: &'static str) -> Self {
         let uid = format!("oci-{}", folder.path().file_name().unwrap().to_str().unwrap().replace(['.', '_'], "x"));
         make_layer(&folder.path().join("layer"));
         fs::create_dir(folder.path().join("over")).unwrap();
@@ -641,16 +643,50 @@ async fn a_device_without_a_runtime_says_so() {
     assert!(refused.reason == "RuntimeHandlerNotFound" && refused.message.contains(why.as_str()), "{refused:?}");
 }
 
+/// A mount namespace of this thread's own; what is started from it inherits it.
+fn own_mounts() {
+    use nix::mount::{MsFlags, mount};
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+}
+
+/// An overlay cannot be the upper layer of another: what containers write is kept in memory, and bounded.
+#[tokio::test]
+async fn on_a_file_system_unfit_for_it_the_writable_layer_is_in_memory() {
+    use nix::mount::{MsFlags, mount};
+    let found = runtimes();
+    if !found.is_empty() {
+        own_mounts();
+    }
+    for oci in found {
+        let around = tempfile::tempdir().unwrap();
+        for name in ["lower", "upper", "work", "merged"] {
+            fs::create_dir(around.path().join(name)).unwrap();
+        }
+        let at = |name: &str| around.path().join(name).display().to_string();
+        let options = format!("lowerdir={},upperdir={},workdir={}", at("lower"), at("upper"), at("work"));
+        mount(Some("overlay"), at("merged").as_str(), Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+            .unwrap();
+        let mut device = Device::boot_in(tempfile::tempdir_in(at("merged")).unwrap(), oci).await;
+        device.sandbox(0).await;
+        let script = "cat /marker; echo x > /written; cat /written; dd if=/dev/zero of=/big bs=1M count=300 2>&1 | grep -o 'No space left'";
+        device.start(&device.shell("app", script)).await;
+        assert_eq!(device.exit_of("app").await.code, 0, "{oci}: {:?}", device.log("app", 0));
+        assert_eq!(device.log("app", 0), ["upper layer", "x", "No space left"], "{oci}");
+        device.remove_and_search().await;
+        drop(device);
+        nix::mount::umount(at("merged").as_str()).unwrap();
+    }
+}
+
 /// Seen from a mount namespace in which no cgroup file system is mounted.
 #[tokio::test]
 async fn without_cgroups_containers_run_without_limits() {
-    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    use nix::mount::{MntFlags, umount2};
     if !runtimes().contains(&"crun") {
         return;
     }
-    // This thread's own; what is started from it inherits it.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    own_mounts();
     while umount2("/sys/fs/cgroup", MntFlags::MNT_DETACH).is_ok() {}
     let mut device = Device::boot("crun").await;
     let limits = &device.runtime.facilities().limits;
@@ -677,5 +713,43 @@ async fn without_cgroups_containers_run_without_limits() {
         let runc = Device::boot("runc").await;
         let why = runc.runtime.facilities().oci.clone().unwrap_err();
         assert!(why.contains("runc cannot work without cgroups"), "{why}");
+    }
+}
+
+/// The agent dies while a container is being made: the next one waits for the same container.
+#[tokio::test]
+async fn a_launch_outlives_the_agent_that_asked_for_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    for oci in runtimes() {
+        let mut device = Device::boot(oci).await;
+        let (script, gate) = (device.folder.path().join("slow"), device.folder.path().join("gate"));
+        let real = path_of(oci);
+        let text = format!(
+            "#!/bin/sh\n[ \"$1\" = --version ] || while ! [ -e {} ]; do sleep 0.02; done\nexec {} \"$@\"\n",
+            gate.display(),
+            real.display()
+        );
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        let exe = Path::new(env!("CARGO_BIN_EXE_flotilla-agent"));
+        device.runtime = ShimRuntime::open_with(device.folder.path(), exe, Some(&script)).await.unwrap();
+        device.sandbox(0).await;
+        let config = device.shell("app", "echo up; sleep 6537");
+        // Asked, and given up: its connection ends with it.
+        let asked = timeout(Duration::from_millis(300), device.runtime.start_container(&device.uid, &config));
+        assert!(asked.await.is_err(), "it could not be made yet");
+        device.restart_agent().await;
+        assert!(!device.runtime.list().await.unwrap()[&device.uid].containers.contains_key("app"));
+        let (uid, again) = (device.uid.clone(), config.clone());
+        let start = device.runtime.start_container(&uid, &again);
+        let open = async {
+            tokio::task::yield_now().await;
+            fs::write(&gate, "").unwrap();
+        };
+        let (started, ()) = tokio::join!(start, open);
+        started.unwrap();
+        device.printed("app", "up").await;
+        assert_eq!(marked(&device.uid).iter().filter(|&&pid| alive(pid)).count(), 1, "{oci}: it was made twice");
+        device.remove_and_search().await;
     }
 }

@@ -567,7 +567,6 @@ async fn processes_are_limited_and_become_who_they_should_be() {
 
 /// Past the test runner, which keeps what a passing test prints to itself.
 fn skip(reason: &str) {
-    use std::io::Write as _;
     assert!(std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(), "needed here but missing: {reason}");
-    writeln!(std::io::stderr(), "SKIPPED: {reason}").unwrap();
+    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("SKIPPED: {reason}\n")).unwrap();
 }
