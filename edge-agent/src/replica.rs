@@ -315,11 +315,13 @@ impl DeviceReplica {
         self.state().outbox.len()
     }
 
-    /// Uids of documents and placements whose rows were damaged and that did not come again yet.
+    /// Uids of documents and placements whose rows were damaged and that did not come again yet, and of documents that wait for
+    /// large values and of which nothing older is here.
     pub fn damaged(&self) -> BTreeSet<String> {
         let state = self.state();
         let lacking = state.damaged.iter().filter(|(name, id)| state.live(name, id).is_none());
-        lacking.map(|(_, id)| id.strip_prefix("placement/").unwrap_or(id).to_owned()).collect()
+        let damaged = lacking.map(|(_, id)| id.strip_prefix("placement/").unwrap_or(id).to_owned());
+        damaged.chain(state.beside.never_whole(&state.channels)).collect()
     }
 
     /// Whether the database was damaged and more may be missing than is known.

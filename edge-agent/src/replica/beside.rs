@@ -53,6 +53,14 @@ impl Beside {
         if self.is_complete(item) { Some(item) } else { self.held.get(&(channel.clone(), id.clone())) }
     }
 
+    /// Documents that are not whole and of which nothing older is held: they are here, and say nothing yet.
+    pub(super) fn never_whole(&self, channels: &BTreeMap<ChannelName, ChannelState>) -> Vec<String> {
+        let lacks =
+            |name: &ChannelName, id: &ItemId, item: &Item| item.is_live() && self.in_force(name, id, item).is_none();
+        let all = channels.iter().flat_map(|(name, state)| state.items.iter().map(move |(id, item)| (name, id, item)));
+        all.filter(|(name, id, item)| lacks(name, id, item)).map(|(_, id, _)| id.as_str().to_owned()).collect()
+    }
+
     fn is_complete(&self, item: &Item) -> bool {
         names_of(item).iter().all(|name| self.parts.get(&name.hash).is_some_and(|part| part.whole))
     }

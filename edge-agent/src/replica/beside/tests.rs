@@ -82,8 +82,10 @@ fn a_new_item_shows_only_when_it_is_whole_and_one_that_goes_takes_all_with_it() 
     let (large, contents) = item(1, &"x".repeat(5000));
     assert!(step(&mut beside, None, Some(&large)).is_empty());
     assert_eq!(beside.in_force(&channel(), &id(), &large), None);
+    assert_eq!(beside.never_whole(&holding(Some(large.clone()))), [id().as_str()], "it is not taken for deleted");
     arrive(&mut beside, &contents[0]);
     assert_eq!(beside.in_force(&channel(), &id(), &large), Some(&large));
+    assert!(beside.never_whole(&holding(Some(large.clone()))).is_empty());
     let (larger, _) = item(2, &"y".repeat(6000));
     assert_eq!(step(&mut beside, Some(&large), Some(&larger)).held.len(), 1);
     let rows = step(&mut beside, Some(&larger), None);
