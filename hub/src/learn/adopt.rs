@@ -13,7 +13,7 @@ use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::{digest, rollout};
 use flotilla_sync::channel::{Applied, ChannelName, DocumentItem, GENESIS, Item, ItemId, ItemKind, Version, WriterId};
-use flotilla_sync::document::Document;
+use flotilla_sync::document::{Document, Rollouts};
 use flotilla_sync::record::{Draft, Record};
 use serde_json::{Value, json};
 
@@ -99,29 +99,15 @@ fn document(batch: &mut Batch<'_>, uid: &str, places: &[&Learned], report: &mut 
         None if !live => return Ok(()),
         _ => {}
     }
-    let joined = match joined(batch, uid, places) {
-        Ok(Some(joined)) => joined,
+    let (joined, held, rollouts) = match read(batch, uid, places) {
+        Ok(Some(read)) => read,
         Ok(None) => return Ok(()),
         Err(why) => {
             note(&mut report.failed, format!("document {uid}: {why}"));
             return Ok(());
         }
     };
-    let read = Document::load(&joined.saved)
-        .and_then(|document| Ok((document.object(&|hash| batch.blob(hash))?, document.rollouts())));
-    let (value, rollouts) = match read {
-        Ok(read) => read,
-        Err(error) => {
-            note(&mut report.failed, format!("document {uid}: {error}"));
-            return Ok(());
-        }
-    };
-    let covered = digest::of_value(&json!({"object": value, "rollout": rollouts})).to_vec();
-    let held = match Object::parse(value) {
-        Ok(held) if held.uid() == uid => held,
-        Ok(_) => return Ok(note(&mut report.failed, format!("document {uid}: it names another uid"))),
-        Err(error) => return Ok(note(&mut report.failed, format!("document {uid}: {error}"))),
-    };
+    let covered = digest::of_value(&json!({"object": held.value(), "rollout": rollouts})).to_vec();
     let own = if kept_in_this_life(batch, uid)? { batch.document(uid)? } else { None };
     batch.put_learned_document(uid, joined.epoch, &covered, &joined.saved)?;
     batch.put_document_blobs(uid, &[], &joined.blobs)?;
@@ -141,6 +127,15 @@ fn document(batch: &mut Batch<'_>, uid: &str, places: &[&Learned], report: &mut 
     replayed.changes.into_iter().for_each(|line| note(&mut report.changed, line));
     replayed.unclear.into_iter().for_each(|line| note(&mut report.failed, line));
     Ok(())
+}
+
+/// The newest content of a document, and what it says.
+fn read(batch: &Batch<'_>, uid: &str, places: &[&Learned]) -> Result<Option<(DocumentItem, Object, Rollouts)>, String> {
+    let Some(joined) = joined(batch, uid, places)? else { return Ok(None) };
+    let document = Document::load(&joined.saved).map_err(|error| error.to_string())?;
+    let value = document.object(&|hash| batch.blob(hash)).map_err(|error| error.to_string())?;
+    let held = Object::parse(value).map_err(|error| error.to_string())?;
+    if held.uid() == uid { Ok(Some((joined, held, document.rollouts()))) } else { Err("it names another uid".into()) }
 }
 
 /// The newest content of a document: the hub's own and that of every channel, joined.

@@ -155,7 +155,9 @@ impl Batch<'_> {
         let (name, source) = (channel.to_string(), item.to_string());
         let row = self.item_row(&name, &source)?;
         let Some(content) = content else {
-            return row.map_or(Ok(()), |row| self.withdraw(&name, &source, &row.id));
+            let Some(row) = row else { return Ok(()) };
+            self.say_last(&name, &row, document)?;
+            return self.withdraw(&name, &source, &row.id);
         };
         if let Some(old) = row.as_ref().filter(|row| row.id != content.id()) {
             self.withdraw(&name, &source, &old.id)?;
@@ -244,6 +246,20 @@ impl Batch<'_> {
                 value.as_deref(),
                 self.working.incarnation.cast_signed()
             ])?;
+        Ok(())
+    }
+
+    /// The edit because of which a document leaves a channel is said there before: a hub that learns from the channel's readers is to
+    /// know it (a DaemonSet whose selector no longer fits anybody would come back otherwise).
+    fn say_last(&mut self, channel: &str, row: &Row, document: Option<&Edited>) -> Result<(), StoreError> {
+        let Some((edited, (before, change))) = document.and_then(|edited| Some((edited, edited.change.as_ref()?)))
+        else {
+            return Ok(());
+        };
+        if row.digest == *before {
+            let draft = Draft::change(item_id(&row.id)?, edited.epoch, change.clone(), &self.author, self.now.0);
+            self.draft(channel, draft)?;
+        }
         Ok(())
     }
 

@@ -63,6 +63,9 @@ pub(super) fn begin(transaction: &Transaction<'_>, above: u64, now: Timestamp) -
     Ok((incarnation, version))
 }
 
+/// Epoch, digest of its content, saved state.
+pub(crate) type StoredDocument = (u64, Vec<u8>, Vec<u8>);
+
 impl Batch<'_> {
     /// Begins a new life in a running hub whose database proved to be an old copy: nothing is published until
     /// [`Batch::start_publishing`].
@@ -116,7 +119,7 @@ impl Batch<'_> {
     }
 
     /// The saved document of an object: epoch, digest of its content, state.
-    pub(crate) fn document(&self, uid: &str) -> Result<Option<(u64, Vec<u8>, Vec<u8>)>, StoreError> {
+    pub(crate) fn document(&self, uid: &str) -> Result<Option<StoredDocument>, StoreError> {
         let stored = documents::stored_document(self.transaction, uid)?;
         Ok(stored.map(|stored| (stored.epoch, stored.digest, stored.state)))
     }

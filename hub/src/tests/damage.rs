@@ -152,7 +152,12 @@ async fn a_full_disk_refuses_writes_and_nothing_else_until_there_is_room() {
     let world = World::new(Retention::default()).await;
     let bench = world.bench();
     // As full as a disk can be made from here: the database may not grow by a page.
-    let limit = |pages: &'static str| bench.store.write(move |batch| Ok(batch.limit_pages(pages)));
+    let limit = |pages: &'static str| {
+        bench.store.write(move |batch| {
+            batch.limit_pages(pages);
+            Ok(())
+        })
+    };
     limit("PRAGMA max_page_count = 1").await.unwrap();
     let large = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "large", "namespace": "default"},
         "data": {"text": "x".repeat(600_000)}});

@@ -346,3 +346,37 @@ async fn a_device_that_joined_after_the_backup_is_taken_back_by_a_token_for_its_
     assert_eq!(late.holds(), held, "nothing changes at the device");
     assert_eq!(bench.store.read(&node).unwrap().uid(), uid);
 }
+
+#[tokio::test]
+async fn a_workload_switched_off_by_its_selector_stays_off() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.pull().await;
+    let backup = world.back_up();
+    let nowhere = json!({"spec": {"template": {"spec": {"nodeSelector": {"nobody": "here"}}}}});
+    world.bench.merge(&set("web"), nowhere).await.unwrap();
+    world.pull().await;
+    assert_eq!(fleet_of(&world.devices[0]), Vec::<Value>::new());
+    let uid = world.bench.store.read(&set("web")).unwrap().uid().to_owned();
+
+    let bench = world.restored(&backup, "second").await;
+    for device in &world.devices {
+        device.give_back(&bench.door).await;
+    }
+    learn::look(&bench.door).await.unwrap();
+    let web = bench.store.read(&set("web")).unwrap();
+    assert_eq!((web.uid(), web.text("/spec/template/spec/nodeSelector/nobody")), (uid.as_str(), "here"));
+    world.pull_from(&bench).await;
+    assert_eq!(fleet_of(&world.devices[0]), Vec::<Value>::new(), "it was switched off");
+    // Deleted while no channel has it: a hub that learns later knows that too.
+    bench.delete(&set("web")).await.unwrap();
+    world.pull_from(&bench).await;
+    drop(bench);
+    let again = world.restored(&backup, "third").await;
+    for device in &world.devices {
+        device.give_back(&again.door).await;
+    }
+    learn::look(&again.door).await.unwrap();
+    assert!(!again.door.lessons.is_on());
+    assert!(again.store.read(&set("web")).is_none());
+}
