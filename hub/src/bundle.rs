@@ -69,7 +69,7 @@ impl HubClerk {
     pub(crate) async fn remember(&self) -> Result<(), ApiError> {
         let sticks = self.registrar.store.write(|batch| Ok(batch.sticks()?)).await?;
         for (node, stick) in sticks {
-            if stick.clock.is_some() && self.door.session(&node).is_none() {
+            if stick.clock.is_some() && !stick.by_session && self.door.session(&node).is_none() {
                 self.door.remember(&node, stick.positions());
             }
         }
@@ -134,7 +134,9 @@ impl HubClerk {
     async fn blobs(&self, node: &NodeName, positions: &Positions, stick: &Stick) -> Result<Vec<BlobRef>, Failure> {
         let writer = self.door.identity().id();
         let channels = self.door.heads(&PeerIdentity::Device { node: node.clone() }).await.map_err(Failure::other)?;
-        let after = |channel: &ChannelName| positions.get(channel).and_then(|logs| logs.get(&writer)).copied();
+        let told = !stick.by_session && self.door.session(node.as_str()).is_none();
+        let after =
+            |channel: &ChannelName| positions.get(channel).filter(|_| told).and_then(|logs| logs.get(&writer)).copied();
         let after: Vec<(ChannelName, u64)> =
             channels.into_keys().map(|channel| (channel.clone(), after(&channel).unwrap_or(0))).collect();
         let wanted: Vec<BlobRef> = stick.wants().collect();
@@ -232,7 +234,7 @@ impl HubClerk {
         heard: Timestamp,
     ) -> Result<(), Failure> {
         let name = node.clone();
-        let stick = Stick::told(introduction.clock, &positions_of(&introduction.heads), &introduction.wants);
+        let stick = Stick::told(Some(introduction.clock), &positions_of(&introduction.heads), &introduction.wants);
         let noted = self.registrar.store.write(move |batch| {
             batch.put_stick(&name, &stick)?;
             if seen > heard {

@@ -119,10 +119,17 @@ async fn session(pipe: Pipe, reception: Reception) {
     tracing::info!(node = name, %transport, remote, "a device is in contact");
     let end = driver::run(pipe, config, Arc::clone(&door), commands).await;
     tracing::info!(node = name, ?end, "a session ended");
+    let held = door.durable(&name);
     if door.closed(&name, number) {
         let at = door.store.now();
         let noted = name.clone();
-        let write = door.store.write(move |batch| Ok(batch.set_last_contact(&noted, at)?));
+        let write = door.store.write(move |batch| {
+            if let Some(held) = held {
+                // The next way to this device may be a stick.
+                batch.note_positions(&noted, &held)?;
+            }
+            Ok(batch.set_last_contact(&noted, at)?)
+        });
         if let Err(error) = write.await {
             tracing::warn!(node = name, %error, "the time of the last contact was not stored");
         }

@@ -26,6 +26,8 @@ pub(crate) struct Stick {
     positions: Vec<(String, Vec<(WriterBytes, u64)>)>,
     /// Large values that it lacked then: digest and length.
     wants: Vec<([u8; 32], u64)>,
+    /// A session said it, and a session does not say which large values are lacking.
+    pub(crate) by_session: bool,
 }
 
 type WriterBytes = [u8; 32];
@@ -47,15 +49,13 @@ impl Stick {
     }
 
     /// What a device's newest bundle said: it has joined, and is so far.
-    pub(crate) fn told(clock: Clock, positions: &Positions, wants: &[BlobWant]) -> Self {
+    pub(crate) fn told(clock: Option<Clock>, positions: &Positions, wants: &[BlobWant]) -> Self {
         let logs = |logs: &BTreeMap<WriterId, u64>| logs.iter().map(|(writer, seq)| (writer.0, *seq)).collect();
         let positions = positions.iter().map(|(channel, read)| (channel.to_string(), logs(read))).collect();
         let wants = wants.iter().map(|want| (want.name.hash, want.name.len)).collect();
-        Self { join: None, clock: Some(clock), positions, wants }
+        Self { join: None, clock, positions, wants, by_session: false }
     }
-}
 
-impl Stick {
     /// Blobs that the device lacked when it last said so.
     pub(crate) fn wants(&self) -> impl Iterator<Item = BlobRef> {
         self.wants.iter().map(|(hash, len)| BlobRef { hash: *hash, len: *len })
@@ -89,6 +89,13 @@ impl Batch<'_> {
             .prepare_cached("INSERT OR REPLACE INTO setting (name, value) VALUES (?1, ?2)")?
             .execute(params![format!("{PREFIX}{node}"), encoded])?;
         Ok(())
+    }
+
+    /// What a device had read when its session ended. Where it stood by its bundles stays, so that an old one is still known as old.
+    pub(crate) fn note_positions(&mut self, node: &str, positions: &Positions) -> Result<(), StoreError> {
+        let known = self.stick(node)?;
+        let noted = Stick { by_session: true, ..Stick::told(known.clock, positions, &[]) };
+        if noted != known { self.put_stick(node, &noted) } else { Ok(()) }
     }
 
     /// All devices of which bundles came.
