@@ -274,3 +274,25 @@ fn an_override_ends_when_it_was_said_to() {
     fleet.start_hub();
     fleet.running_pods("app=web", 1);
 }
+
+/// `admin.kubeconfig` names the host that people reach, and the certificate is good for it.
+#[test]
+fn the_kubeconfig_names_what_is_advertised() {
+    if !story::ready_to_run() {
+        return;
+    }
+    let fleet = Fleet::start(BINARY, Road::Quic, &["--advertise-api", "localhost"]);
+    let text = std::fs::read_to_string(fleet.hub_folder().join("admin.kubeconfig")).unwrap();
+    let port = fleet.api().rsplit_once(':').unwrap().1.to_owned();
+    assert!(text.contains(&format!("https://localhost:{port}")), "{text}");
+    assert!(fleet.kubectl().run("get ns -o name").contains("namespace/default"));
+    let refused = fleet.refused(&[
+        "hub",
+        "run",
+        "--data",
+        &fleet.folder().join("other").to_string_lossy(),
+        "--advertise-api",
+        "https://hub",
+    ]);
+    assert!(refused.contains("neither HOST nor HOST:PORT"), "{refused}");
+}
