@@ -135,3 +135,55 @@ proptest! {
         prop_assert!(session.end().is_some());
     }
 }
+
+#[test]
+fn a_log_that_a_device_gives_up_is_sent_to_it_again() {
+    let (mut world, mut hub, mut devices) = trio();
+    hub.edit(1, 1, 1);
+    settle(&mut world, &mut hub, &mut devices);
+    let channels = [fleet(), own_channel("a")];
+    let root = world.installation.root().public();
+    let device = &mut devices[0];
+    let mut up = Session::new(config(root, Some("a")), device.heads(None), None, 0);
+    let mut down = Session::new(config(root, None), hub.heads(Some(&channels)), None, 0);
+    let mut unused = false;
+    let mut sent = |up: &mut Session, down: &mut Session, hub: &mut Store, device: &mut Store| {
+        let mut batches = 0;
+        for _ in 0..4 {
+            while let Some(frame) = next_of(down) {
+                batches += usize::from(matches!(Frame::decode(&frame), Ok(Frame::Batch { .. })));
+                up.handle_frame(&frame, 0);
+            }
+            device.answer(up, 0, &mut unused);
+            while let Some(frame) = next_of(up) {
+                down.handle_frame(&frame, 0);
+            }
+            hub.answer(down, 0, &mut unused);
+        }
+        batches
+    };
+    assert_eq!(sent(&mut up, &mut down, &mut hub, device), 0, "both hold the same");
+    // Its heads as they are say nothing new; without the hub's log they ask for it.
+    up.handle_local(Local::Heads(device.heads(None)), 0);
+    assert_eq!(sent(&mut up, &mut down, &mut hub, device), 0);
+    let mut heads = device.heads(None);
+    heads.get_mut(&fleet()).unwrap().clear();
+    up.handle_local(Local::Heads(heads), 0);
+    let wanted = next_of(&mut up).map(|frame| Frame::decode(&frame).unwrap());
+    let Some(Frame::Want { channel, after: 0, .. }) = &wanted else { panic!("{wanted:?}") };
+    assert_eq!(*channel, fleet());
+    down.handle_frame(&wanted.unwrap().encode(), 0);
+    hub.answer(&mut down, 0, &mut unused);
+    let again = std::iter::from_fn(|| next_of(&mut down)).map(|frame| Frame::decode(&frame).unwrap());
+    assert!(again.into_iter().any(|frame| matches!(frame, Frame::Batch { .. } | Frame::Snapshot { .. })));
+}
+
+#[test]
+fn a_goodbye_in_the_place_of_a_hello_leaves_nothing_behind() {
+    let (world, _hub, devices) = trio();
+    let root = world.installation.root().public();
+    let mut up = Session::new(config(root, Some("a")), devices[0].heads(None), None, 0);
+    up.handle_frame(&goodbye(crate::driver::ENROL_AGAIN), 0);
+    assert_eq!(up.end(), Some(&SessionEnd::Goodbye(crate::driver::ENROL_AGAIN.to_owned())));
+    assert!(!up.has_events(), "no channel was left");
+}
