@@ -17,6 +17,7 @@ use flotilla_sync::identity::{Credentials, FlooredClock, SealingKey, SigningKey,
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use crate::agent::{Agent, Inbox, LoopState};
 use crate::args::RunArguments;
@@ -30,7 +31,7 @@ use crate::image::{ImageStore, poke};
 use crate::knowledge::Knowledge;
 use crate::probe::ProbeRunner;
 use crate::reconcile::History;
-use crate::replica::{DeviceReplica, Life};
+use crate::replica::{DeviceReplica, Life, OpenedStream};
 use crate::runtime::Runtime as _;
 use crate::runtime::shims::ShimRuntime;
 use crate::store::{Damage, Entry, Loaded, Store, reserve};
@@ -57,13 +58,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let Some(opened) = open(&folder, &arguments, &ended).await? else { return Ok(()) };
     let Opened { store, loaded, clock, trust, boot, identity, clerk } = opened;
     let life = life(&identity, boot)?;
-    let (replica, streams) = DeviceReplica::take_up(store.clone(), &loaded, life, clock.clone(), trust.clone())?;
-    note_damage(&folder, &loaded, &replica, clock.now());
-    if let Err(error) = replica.mend_own_log().await {
-        // The old writer goes on; what it says twice the hub sees as a fork, and both branches count.
-        tracing::error!(error = %enrolment::chain(&error), "this device's own log was not mended");
-    }
-    let replica = Arc::new(replica);
+    let (replica, streams) = take_up(&folder, &store, &loaded, life, &clock, &trust).await?;
     clerk.is_ready(&replica, &identity, &loaded);
     let executable = std::env::current_exe().context("finding the running program")?;
     let runtime = Arc::new(ShimRuntime::open_with(&folder, &executable, arguments.oci_runtime.as_deref()).await?);
@@ -131,8 +126,21 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
             end.send_replace(true);
         }
     }));
-    let mut agent = agent.run().await;
-    if arguments.drain {
+    let agent = agent.run().await;
+    leave_well(agent, arguments.drain, &leave, uplink, serving).await?;
+    drop(lock);
+    Ok(())
+}
+
+/// The end of the agent: of its pods too if they are to be drained, then of the session, then of the local API.
+async fn leave_well(
+    mut agent: Agent,
+    drain: bool,
+    leave: &watch::Sender<bool>,
+    uplink: Option<JoinHandle<()>>,
+    serving: Vec<JoinHandle<std::io::Result<()>>>,
+) -> Result<()> {
+    if drain {
         agent.drain().await;
     }
     leave.send_replace(true);
@@ -144,15 +152,31 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     for task in serving {
         task.await.context("the local API")??;
     }
-    drop(lock);
     Ok(())
+}
+
+/// The device's replica over its store; what was damaged is noted, and its own log made fit to go on.
+async fn take_up(
+    folder: &Path,
+    store: &Store,
+    loaded: &Loaded,
+    life: Life,
+    clock: &Arc<Clock>,
+    trust: &Arc<FlooredClock>,
+) -> Result<(Arc<DeviceReplica>, mpsc::Receiver<OpenedStream>)> {
+    let (replica, streams) = DeviceReplica::take_up(store.clone(), loaded, life, clock.clone(), trust.clone())?;
+    note_damage(folder, loaded, &replica, clock.now());
+    if let Err(error) = replica.mend_own_log().await {
+        // The old writer goes on; what it says twice the hub sees as a fork, and both branches count.
+        tracing::error!(error = %enrolment::chain(&error), "this device's own log was not mended");
+    }
+    Ok((Arc::new(replica), streams))
 }
 
 /// Tells people what of the database was damaged.
 fn note_damage(folder: &Path, loaded: &Loaded, replica: &DeviceReplica, now: Timestamp) {
     let entry = |what: String, why: String| Entry { time_ms: now.0, what, why, salvage: None };
-    let mut found: Vec<Entry> =
-        loaded.set_aside.iter().map(|(what, why)| entry(what.clone(), why.clone())).collect();
+    let mut found: Vec<Entry> = loaded.set_aside.iter().map(|(what, why)| entry(what.clone(), why.clone())).collect();
     let unreadable = "its stored state is damaged; it is asked of the hub again";
     found.extend(replica.damaged_rows().into_iter().map(|what| entry(what, unreadable.to_owned())));
     if let Some(salvage) = &loaded.salvage {
@@ -281,7 +305,7 @@ async fn serve(
     backend: &Arc<LocalBackend<ShimRuntime>>,
     clock: &Arc<Clock>,
     ended: &watch::Receiver<bool>,
-) -> Result<Vec<tokio::task::JoinHandle<std::io::Result<()>>>> {
+) -> Result<Vec<JoinHandle<std::io::Result<()>>>> {
     let (authority, user) = enrolment::local_authority(store, loaded).await?;
     let listener = listen(store, loaded, arguments.listen).await?;
     let address = listener.local_addr()?;

@@ -139,8 +139,11 @@ struct Found {
     items: BTreeMap<(String, String), Vec<u8>>,
     histories: BTreeMap<String, String>,
     outbox: BTreeMap<String, OutboxRow>,
-    batches: BTreeMap<(String, Vec<u8>, u64), (u64, Vec<u8>)>,
+    batches: BTreeMap<BatchKey, (u64, Vec<u8>)>,
 }
+
+/// Channel, writer, first record.
+type BatchKey = (String, Vec<u8>, u64);
 
 impl Found {
     /// Which table a row is of, its columns tell.

@@ -40,13 +40,10 @@ async fn a_row_of_the_wrong_shape_stops_nothing() {
 }
 
 /// A database as a device has it after some time, closed by a kill: part of it is in the write-ahead log alone.
-async fn lived(folder: &std::path::Path) -> Loaded {
+async fn lived(folder: &Path) -> Loaded {
     let (store, _) = Store::open(folder).unwrap();
-    let row = |number: u32| ItemRow {
-        channel: "fleet/default".into(),
-        id: format!("grant/{number}"),
-        bytes: item(number),
-    };
+    let row =
+        |number: u32| ItemRow { channel: "fleet/default".into(), id: format!("grant/{number}"), bytes: item(number) };
     store.set_meta("keys", b"{\"a\":1}".to_vec()).await.unwrap();
     store.set_meta("memory", vec![b'm'; 30_000]).await.unwrap();
     store.ingest(Ingest { items: (0..300).map(row).collect(), ..Ingest::default() }).await.unwrap();
@@ -75,7 +72,7 @@ fn item(number: u32) -> Vec<u8> {
 }
 
 /// A copy of the database in a folder of its own, damaged there; answers what the next start reads.
-fn damaged(folder: &std::path::Path, name: &str, damage: impl Fn(&mut Vec<u8>, &mut Vec<u8>)) -> Loaded {
+fn damaged(folder: &Path, name: &str, damage: impl Fn(&mut Vec<u8>, &mut Vec<u8>)) -> Loaded {
     let there = folder.join(name);
     std::fs::create_dir(&there).unwrap();
     std::fs::write(there.join(IDENTITY_COPY), b"{}").unwrap();
@@ -84,7 +81,8 @@ fn damaged(folder: &std::path::Path, name: &str, damage: impl Fn(&mut Vec<u8>, &
     damage(&mut database, &mut wal);
     std::fs::write(there.join("device.db"), database).unwrap();
     std::fs::write(there.join("device.db-wal"), wal).unwrap();
-    let (store, loaded) = Store::open(&there).unwrap_or_else(|error| panic!("{name}: {}", crate::enrolment::chain(&error)));
+    let (store, loaded) =
+        Store::open(&there).unwrap_or_else(|error| panic!("{name}: {}", crate::enrolment::chain(&error)));
     drop(store);
     // And once more: what was mended is whole, and nothing is mended twice.
     let (_, again) = Store::open(&there).unwrap();
@@ -98,7 +96,9 @@ async fn a_damaged_database_gives_what_it_can_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let whole = lived(folder.path()).await;
     assert_eq!((whole.items.len(), whole.histories.len(), whole.outbox.len(), whole.salvage), (300, 40, 40, None));
-    let names = |loaded: &Loaded| loaded.items.iter().map(|row| (row.id.clone(), row.bytes.clone())).collect::<BTreeMap<_, _>>();
+    let names = |loaded: &Loaded| {
+        loaded.items.iter().map(|row| (row.id.clone(), row.bytes.clone())).collect::<BTreeMap<_, _>>()
+    };
     let all = names(&Loaded { items: whole.items.clone(), ..Loaded::default() });
 
     // Everything is there without a header: its pages are.
@@ -116,7 +116,7 @@ async fn a_damaged_database_gives_what_it_can_and_says_so() {
     let half = names(&found);
     assert!(half.len() > 50 && half.len() <= 300, "{} of 300: {salvage:?}", half.len());
     assert!(half.iter().all(|(id, bytes)| all.get(id) == Some(bytes)), "a row came back other than it was");
-    assert!(std::path::Path::new(&salvage.file).exists());
+    assert!(Path::new(&salvage.file).exists());
 
     // Zeroed pages in the middle, a torn write, an empty file.
     let found = damaged(folder.path(), "zeroed", |database, _| {
@@ -186,7 +186,10 @@ async fn mending_is_taken_up_where_a_kill_stopped_it() {
         fresh();
         std::fs::write(there.join("device.db.mended"), mended).unwrap();
         for ending in moved {
-            drop(std::fs::rename(there.join(format!("device.db{ending}")), there.join(format!("device.db.damaged-1{ending}"))));
+            drop(std::fs::rename(
+                there.join(format!("device.db{ending}")),
+                there.join(format!("device.db.damaged-1{ending}")),
+            ));
         }
         assert_eq!(Store::open(&there).unwrap().1.items.len(), 300, "{moved:?}");
     }

@@ -198,7 +198,7 @@ async fn what_is_old_goes_and_who_missed_it_is_served_the_list() {
         holds.extend(own);
         holds
     });
-    assert_eq!(late.snapshots > 0, true);
+    assert!(late.snapshots > 0);
     bench.now.fetch_add(60 * day, Ordering::SeqCst);
     annotate(&bench, 2).await;
     device.pull(&bench.door).await;

@@ -14,7 +14,7 @@ pub const CHANNEL_ITEMS_MAX: usize = 16_384;
 pub const TOMBSTONES_MAX: usize = 4096;
 
 /// Most items of a channel whose quarantine is remembered; records of more are set aside all the same.
-pub const QUARANTINED_MAX: usize = 1024;
+const QUARANTINED_MAX: usize = 1024;
 
 /// Items and heads of one channel.
 #[derive(Debug, Clone, PartialEq, Eq)]

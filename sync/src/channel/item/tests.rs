@@ -94,11 +94,11 @@ fn of_two_epochs_that_began_apart_the_later_keepers_is_in_force_in_every_order()
         let saved = Document::create(edit, Epoch { number: 4, keeper }, &|_| None, actor).unwrap().save();
         let writer = WriterId([u8::try_from(keeper).unwrap(); 32]);
         let record = Record {
-            channel: crate::channel::ChannelName::parse("fleet/f").unwrap(),
+            channel: ChannelName::parse("fleet/f").unwrap(),
             writer,
             seq,
-            prev: crate::channel::GENESIS,
-            draft: crate::record::Draft::snapshot(id.clone(), 4, saved, "", 1),
+            prev: GENESIS,
+            draft: Draft::snapshot(id.clone(), 4, saved, "", 1),
         };
         let Applied::Changed(item) = Item::apply(None, &record, keeper).unwrap() else { panic!() };
         item
