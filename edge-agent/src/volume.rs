@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -242,8 +242,9 @@ impl VolumeStore {
 
 /// An `emptyDir`: it appears with its mode and group, or not at all.
 fn empty(path: &Path, group: Option<u32>) -> Result<(), VolumeError> {
-    if path.symlink_metadata().is_ok() {
-        return Ok(());
+    if let Ok(there) = path.symlink_metadata() {
+        // What its containers made of it stays, but a group that came later is given to it.
+        return if group.is_none_or(|group| group == there.gid()) { Ok(()) } else { own(path, group) };
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let unfinished = path.with_file_name(format!("new~{name}"));

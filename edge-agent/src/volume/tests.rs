@@ -389,6 +389,10 @@ fn memory_is_bounded_by_its_size() {
         group: Some(4321),
         content: VolumeContent::Memory { size_bytes_max: Some(size_bytes) },
     };
+    bench.prepare(vec![("empty~e", empty_dir(None))]).unwrap();
+    bench.prepare(vec![("empty~e", empty_dir(Some(4321)))]).unwrap();
+    let given = (mode(&bench.path("empty~e")), fs::metadata(bench.path("empty~e")).unwrap().gid());
+    assert_eq!(given, (0o777, 4321), "a group that came later");
     bench.prepare(vec![("memory~m", memory(64 * 1024))]).unwrap();
     let path = bench.path("memory~m");
     assert_eq!((mode(&path), fs::metadata(&path).unwrap().gid()), (0o2777, 4321));
