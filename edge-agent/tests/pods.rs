@@ -116,6 +116,9 @@ impl Drop for Device {
             kill(state.shim.pid);
         }
         proc_table::kill_family(&Family { mark_prefix: &format!("{}/", self.uid), group: None, parent: None });
+        if let Some(cgroups) = self.runtime.cgroups() {
+            cgroups.remove().ok();
+        }
     }
 }
 

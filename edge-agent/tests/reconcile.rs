@@ -131,6 +131,9 @@ impl Drop for Device {
             nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).ok();
         }
         proc_table::kill_family(&Family { mark_prefix: &format!("{}/", self.uid), group: None, parent: None });
+        if let Some(cgroups) = self.runtime.cgroups() {
+            cgroups.remove().ok();
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
     ContainerConfig, ContainerState, ContainerStatus, ExecOutcome, ExecRequest, Exit, Facilities, Runtime,
     RuntimeError, RuntimeEvent, SandboxConfig, SandboxState, SandboxStatus,
 };
+use crate::cgroup::tree::Tree;
 use crate::shim::files::{self, Setup, ShimFile, Wish};
 use crate::shim::litter;
 use crate::shim::proc_table::{self, Family};
@@ -120,6 +121,12 @@ impl ShimRuntime {
             }
         }
         Ok(runtime)
+    }
+
+    /// Where the cgroups of this agent's pods are, if it can have any. The folder stays when the last pod goes: another may be on its
+    /// way into it.
+    pub fn cgroups(&self) -> Option<&Tree> {
+        self.setup.cgroups.as_ref()
     }
 
     /// Connects to a pod's shim if it lives, else reads what it left.
