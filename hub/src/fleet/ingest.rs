@@ -80,6 +80,11 @@ fn take_lesson(
                 return Err(ApiError::of(Reason::Conflict, message));
             }
         },
+        // Branches and lists that say nothing new are nobody's to repeat: what was deleted since would come back.
+        Input::Branch(_) if learn::stored(batch)?.is_none() => return Ok(false),
+        Input::Snapshot(verified) if batch.device_head(channel, &writer)?.seq >= verified.snapshot().list.head.seq => {
+            return Ok(false);
+        }
         Input::Branch(verified) => batch.learn(verified, &mut ingested.set_aside)?,
         Input::Snapshot(verified) => {
             batch.learn_list(verified, &mut ingested.set_aside)?;

@@ -261,8 +261,23 @@ impl Batch<'_> {
         let known = statement.query_row(params![channel.to_string(), id.as_str()], |row| read(row, 0)).optional()?;
         match known {
             Some(row) => Ok(row),
-            None => Ok(Row { state: self.own_item(channel, id)?, ..Row::default() }),
+            None => {
+                let state = self.own_item(channel, id)?;
+                let removed = if state.is_none() { self.buried(channel, id)? } else { None };
+                Ok(Row { state, deleted: removed.is_some(), removed, listed: false })
+            }
         }
+    }
+
+    /// The removal of an object that is known to be deleted.
+    fn buried(&self, channel: &ChannelName, id: &ItemId) -> Result<Option<Item>, StoreError> {
+        let mut statement =
+            self.transaction.prepare_cached("SELECT seq FROM tombstone WHERE channel = ?1 AND id = ?2")?;
+        let seq: Option<i64> = statement.query_row([&channel.to_string(), id.as_str()], |row| row.get(0)).optional()?;
+        let Some(seq) = seq else { return Ok(None) };
+        // Objects are deleted for good: whoever said it last, nothing said before or since brings this uid back.
+        let (_, writer) = life::writer_of(self.transaction, self.incarnation())?;
+        Ok(removal(channel, writer, seq.cast_unsigned(), id, u64::MAX >> 1))
     }
 
     /// An item as the hub's own tables have it, dated by the log that said it.

@@ -9,6 +9,7 @@ use flotilla_manifests::rollout;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::Backend;
 use flotilla_sync::enrol::EnrolProof;
+use flotilla_sync::replica::{Input, Replica};
 use serde_json::{Value, json};
 
 use super::{Bench, Device};
@@ -379,4 +380,30 @@ async fn a_workload_switched_off_by_its_selector_stays_off() {
     learn::look(&again.door).await.unwrap();
     assert!(!again.door.lessons.is_on());
     assert!(again.store.read(&set("web")).is_none());
+}
+
+#[tokio::test]
+async fn an_old_record_said_again_brings_nothing_back() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("gone", "red")).await.unwrap();
+    world.pull().await;
+    let backup = world.back_up();
+    world.bench.delete(&set("gone")).await.unwrap();
+    world.pull().await;
+    let bench = world.restored(&backup, "second").await;
+    for device in &world.devices {
+        device.give_back(&bench.door).await;
+    }
+    learn::look(&bench.door).await.unwrap();
+    assert!(bench.store.read(&set("gone")).is_none());
+    // A device that says the signed creation again, as a batch, or as a branch of a fork that it claims.
+    let said: Vec<Input> = world.devices[0].evidence.clone();
+    let branches = said.iter().map(|input| match input {
+        Input::Batch(batch) => Input::Branch(batch.clone()),
+        other => other.clone(),
+    });
+    let branches: Vec<Input> = branches.collect();
+    bench.door.ingest(&world.devices[0].peer(), said).await.unwrap();
+    bench.door.ingest(&world.devices[0].peer(), branches).await.unwrap();
+    assert!(bench.store.read(&set("gone")).is_none());
 }
