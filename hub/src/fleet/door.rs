@@ -23,11 +23,11 @@ use flotilla_sync::transport::PeerIdentity;
 use tokio::sync::watch;
 
 use super::{ingest, observe};
+use crate::learn::{self, Lessons};
 use crate::publish::{FLEET_DEFAULT, fleet_of};
 use crate::store::logs::Logs;
-use crate::store::{Store, StoreError};
 use crate::store::settings::Setting;
-use crate::learn::{self, Lessons};
+use crate::store::{Store, StoreError};
 use crate::{Contact, Contacts, mint};
 
 /// Condition of a Node by which its device says whether all large values are there.
@@ -69,7 +69,9 @@ pub(crate) enum SyncState {
     /// All records are there; the device waits for large values that some of them name.
     WaitsForValues,
     /// The hub learns from its devices; whether this one has given all it holds.
-    Learning { heard: bool },
+    Learning {
+        heard: bool,
+    },
 }
 
 impl std::fmt::Display for SyncState {
@@ -128,13 +130,7 @@ impl FleetDoor {
     }
 
     /// Registers a session; answers the one it replaces.
-    pub(super) fn opened(
-        &self,
-        node: &str,
-        number: u64,
-        handle: SessionHandle,
-        road: String,
-    ) -> Option<SessionHandle> {
+    pub(super) fn opened(&self, node: &str, number: u64, handle: SessionHandle, road: String) -> Option<SessionHandle> {
         let served = Served { number, handle, road };
         let replaced = self.sessions().insert(node.to_owned(), served).map(|served| served.handle);
         self.contacts.set(node, Contact::Connected { since: self.store.now() });
@@ -252,7 +248,7 @@ impl FleetDoor {
     }
 
     /// Asks the disk beside the tasks of the sessions.
-    async fn from_disk<T: Send + 'static>(
+    async fn ask_disk<T: Send + 'static>(
         &self,
         tried: &str,
         work: impl FnOnce(&Logs) -> Result<T, StoreError> + Send + 'static,
@@ -307,7 +303,7 @@ impl Replica for FleetDoor {
             Err(StoreError::Row(row)) => Ok(Err(row)),
             other => other.map(Ok),
         };
-        match self.from_disk(&tried, read.clone()).await? {
+        match self.ask_disk(&tried, read.clone()).await? {
             Ok(reading) => return Ok(reading),
             Err(row) => {
                 let healed = self.store.write(move |batch| Ok(batch.heal(&row)?)).await;
@@ -315,7 +311,7 @@ impl Replica for FleetDoor {
             }
         }
         // What was made again is read once; what is damaged still ends the session, which is tried again later.
-        let again = self.from_disk(&tried, read).await?;
+        let again = self.ask_disk(&tried, read).await?;
         again.map_err(|row| ReplicaError { tried, source: Box::new(StoreError::Row(row)) })
     }
 
@@ -452,16 +448,16 @@ impl Replica for FleetDoor {
     ) -> Result<Option<Bytes>, ReplicaError> {
         let channels = self.channels_of(device(peer)?);
         let hash = *hash;
-        self.from_disk("read a large value", move |logs| logs.read_blob(&channels, &hash, offset, len)).await
+        self.ask_disk("read a large value", move |logs| logs.read_blob(&channels, &hash, offset, len)).await
     }
 
     async fn missing_blobs(&self, _peer: &PeerIdentity, limit: usize) -> Result<Vec<BlobWant>, ReplicaError> {
-        self.from_disk("look for missing large values", move |logs| logs.missing_blobs(limit)).await
+        self.ask_disk("look for missing large values", move |logs| logs.missing_blobs(limit)).await
     }
 
     async fn named_blobs(&self, peer: &PeerIdentity) -> Result<Vec<BlobRef>, ReplicaError> {
         let channels = self.channels_of(device(peer)?);
-        self.from_disk("list the large values of a device", move |logs| logs.named_blobs(&channels)).await
+        self.ask_disk("list the large values of a device", move |logs| logs.named_blobs(&channels)).await
     }
 
     async fn store_blob(
