@@ -48,7 +48,9 @@ fn answers_are_read_in_both_versions() {
         let Some(Packet::ConnAck(other)) = decoded(version, bytes).unwrap() else { panic!("{bytes:?}") };
         assert!(other.is_other_version && other.refused.is_some(), "{other:?}");
     }
-    let Some(Packet::ConnAck(refused)) = decoded(Version::V5, b"\x20\x08\0\x87\x05\x1f\0\x02no").unwrap() else { panic!() };
+    let Some(Packet::ConnAck(refused)) = decoded(Version::V5, b"\x20\x08\0\x87\x05\x1f\0\x02no").unwrap() else {
+        panic!()
+    };
     assert_eq!(refused.refused.as_deref(), Some("not authorized (no)"));
     assert!(!refused.is_other_version);
     let granted = |version, bytes: &[u8]| match decoded(version, bytes).unwrap() {
