@@ -149,7 +149,9 @@ async fn arrive(incoming: quinn::Incoming, door: &Door) -> Result<Incoming, Stri
         .await
         .map_err(|error| error.to_string())?;
     Ok(match peer {
-        Some(peer) => Incoming::Session(Pipe { reader, writer, peer, transport: Transport::Quic, remote, stalled: None }),
+        Some(peer) => {
+            Incoming::Session(Pipe { reader, writer, peer, transport: Transport::Quic, remote, stalled: None })
+        }
         None => {
             let binding = binding(&connection)?;
             Incoming::Enrol(EnrolStream { reader, writer, binding, transport: Transport::Quic, remote })
