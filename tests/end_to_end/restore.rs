@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use flotilla_tests::fleet::{Containers, Fleet, Road};
 use flotilla_tests::kubectl::Kubectl;
-use flotilla_tests::wait;
+use flotilla_tests::{skip, wait};
 use serde_json::Value;
 
 use crate::BINARY;
@@ -243,4 +243,78 @@ fn a_backup_restored_twice_is_two_lives() {
     });
     assert_eq!(world.pids(), pids, "a workload was touched");
     world.later_edits_arrive("black");
+}
+
+/// A hub's disk of a few MiB: full, it says no to writes and to backups, shows what it has, and goes on when there is room.
+#[test]
+fn a_hub_on_a_full_disk_refuses_writes_and_loses_nothing() {
+    if !story::ready_to_run() {
+        return;
+    }
+    let mut fleet = Fleet::with_agents(BINARY, Road::Quic, Containers::Processes, 1);
+    fleet.apply(WEB);
+    fleet.running_pods("app=web", 1);
+    let pids = pod_pids(&fleet, "n1");
+    fleet.stop_hub();
+    let (folder, moved) = (fleet.hub_folder(), fleet.folder().join("moved"));
+    std::fs::rename(&folder, &moved).unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    let none = nix::mount::MsFlags::empty();
+    if nix::mount::mount(Some("tmpfs"), &folder, Some("tmpfs"), none, Some("size=6m")).is_err() {
+        return skip("nothing can be mounted here");
+    }
+    let mounted = Mounted(folder.clone());
+    for entry in std::fs::read_dir(&moved).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+        }
+    }
+    fleet.start_hub();
+    let kubectl = fleet.kubectl();
+    fleet.running_pods("app=web", 1);
+    fill(&folder);
+
+    let large = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: large}}\ndata: {{text: {}}}\n",
+        "x".repeat(200_000)
+    );
+    let refused = kubectl.feed("create", &large).unwrap_err();
+    assert!(refused.contains("disk is full"), "{refused}");
+    assert!(kubectl.attempt("get ds web").is_ok(), "what is stored can be read");
+    let backup = fleet.run(&["hub", "backup", "--data", &text(&folder), &text(&folder.join("backup"))]).unwrap_err();
+    assert!(backup.contains("disk is full"), "{backup}");
+    let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("backup")), "{left:?}");
+    assert_eq!(pod_pids(&fleet, "n1"), pids);
+
+    std::fs::remove_file(folder.join("filler")).unwrap();
+    wait::until("a write is taken", || kubectl.feed("create", &large));
+    kubectl.run("set env ds/web COLOUR=white");
+    wait::until("the edit runs", || {
+        let pods = fleet.running_pods("app=web", 1);
+        if pods.values().all(|pod| env(pod, "COLOUR") == "white") { Ok(()) } else { Err(format!("{pods:?}")) }
+    });
+    fleet.stop_hub();
+    let said = fleet.run(&["hub", "check", "--data", &text(&folder)]).unwrap();
+    assert!(said.contains("no damage found"), "{said}");
+    drop(fleet);
+    drop(mounted);
+}
+
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        drop(nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH));
+    }
+}
+
+/// Leaves not a byte.
+fn fill(folder: &std::path::Path) {
+    use std::io::Write as _;
+    let mut file = std::fs::File::create(folder.join("filler")).unwrap();
+    for size in [4096, 512, 1] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
 }
