@@ -228,11 +228,8 @@ fn broken_layers_say_so() {
     }
 }
 
-#[test]
-fn a_good_layer_becomes_what_overlayfs_wants() {
-    if !root() {
-        return;
-    }
+/// One entry of every kind and trick that an image may use.
+fn good_layer() -> Vec<u8> {
     let setuid = {
         let mut header = Header::new_gnu();
         header.set_mode(0o4755);
@@ -244,7 +241,7 @@ fn a_good_layer_becomes_what_overlayfs_wants() {
         header.set_cksum();
         Tar::default().raw(header.as_bytes()).raw(b"su").padded().0
     };
-    let tar = Tar::default()
+    Tar::default()
         .folder("./")
         .raw(&setuid)
         .file("/absolute", "lands inside")
@@ -281,7 +278,15 @@ fn a_good_layer_becomes_what_overlayfs_wants() {
         .pax("mtime", b"1234567890.500000000")
         .file("dated", "")
         .put(EntryType::Directory, b"old/", b"", b"")
-        .end();
+        .end()
+}
+
+#[test]
+fn a_good_layer_becomes_what_overlayfs_wants() {
+    if !root() {
+        return;
+    }
+    let tar = good_layer();
     for layer in [tar.clone(), gzip(&tar), zstd(&tar), [gzip(&tar[..1024]), gzip(&tar[1024..])].concat()] {
         let (_outside, folder, outcome) = unpacked(&layer);
         outcome.unwrap();
