@@ -382,8 +382,10 @@ fn strangers() {
     assert!(unknown.contains("Unauthorized") || unknown.contains("You must be logged in"), "{unknown}");
     assert_eq!(nobody.ok(&["get", "--raw", "/livez"]), "ok");
     let forged = as_user(program, &server, "forged").fails(&["get", "--raw", "/livez"]);
+    // Which of these the client sees depends on how far it had written when the server went away.
+    let ends = ["remote error: tls", "connection reset by peer", "broken pipe", "EOF"];
     assert!(
-        forged.contains("remote error: tls") || forged.contains("connection reset by peer"),
+        ends.iter().any(|end| forged.contains(end)),
         "another root's certificate, of the same name, ends the handshake: {forged}"
     );
     assert!(nobody.ok(&["get", "--raw", "/version"]).contains("\"minor\":\"33\""));
