@@ -6,6 +6,7 @@ mod away;
 mod bad_input;
 mod damage;
 mod demo;
+mod history;
 mod kill;
 mod kubectl;
 mod reaper;

@@ -103,10 +103,10 @@ async fn act(bench: &Bench, chance: &mut Chance) {
         assert!(write.await.is_err());
     }
     if chance.below(40) == 0 {
-        // So does one whose document no device could take.
-        let noise: String =
-            (0..1_400_000).map(|_| char::from(b'#' + u8::try_from(chance.below(90)).unwrap())).collect();
-        let spec = json!({"containers": [{"name": "c", "image": "host", "args": [noise]}]});
+        // So does one whose document no device could take: each value is small, all together are too much.
+        let noise = |at: u64| json!({"name": format!("E{at}"), "value": super::epochs::noise(at)});
+        let env: Vec<Value> = (0..360).map(noise).collect();
+        let spec = json!({"containers": [{"name": "c", "image": "host", "env": env}]});
         match bench.merge(&set, json!({"spec": {"template": {"spec": spec}}})).await {
             Err(error) if error.reason == Reason::RequestEntityTooLarge => {
                 assert!(error.message.contains("daemonsets.apps default/ds"));
