@@ -52,6 +52,7 @@ const PURE: &[&str] = &[
     "edge-agent/src/reconcile.rs",
     "edge-agent/src/reconcile",
     "edge-agent/src/effective.rs",
+    "edge-agent/src/store/pages.rs",
     "edge-agent/src/image/facts.rs",
     "edge-agent/src/image/reference.rs",
     "edge-agent/src/events.rs",
@@ -108,7 +109,13 @@ const DOORS: &[(&str, &[&str])] = &[
     ("ruzstd::", &["edge-agent/src/image/unpack/"]),
     (
         "process::Command",
-        &["edge-agent/src/runtime", "edge-agent/src/shim", "edge-agent/src/stage", "edge-agent/src/probe", "hub/cli/src/demo"],
+        &[
+            "edge-agent/src/runtime",
+            "edge-agent/src/shim",
+            "edge-agent/src/stage",
+            "edge-agent/src/probe",
+            "hub/cli/src/demo",
+        ],
     ),
     ("SystemTime::now", &["edge-agent/src/clock.rs", "hub/src/clock.rs", "hub/cli/src/", "edge-agent/src/shim"]),
 ];

@@ -67,23 +67,31 @@ fn manifest(edit: u64) -> Value {
             "resources": {"limits": {"memory": "64Mi"}}}]}}}})
 }
 
+fn wish<'a>(object: &'a Value, rollouts: &'a Rollouts) -> Edit<'a> {
+    Edit { object, rollouts, author: "admin", time_ms: 1_790_000_000_000 }
+}
+
+/// The same edits on two documents, one of which begins anew as the hub does it.
+fn wish<'a>(object: &'a Value, rollouts: &'a Rollouts) -> Edit<'a> {
+    Edit { object, rollouts, author: "admin", time_ms: 1_790_000_000_000 }
+}
+
 /// The same edits on two documents, one of which begins anew as the hub does it.
 fn documents(steps: &[u64], folder: &Path) -> Vec<Value> {
     let shape = |path: &[&str]| schema::list_keys(&kind::DAEMON_SET, path);
     let rollouts = Rollouts::from([("1-1".to_owned(), u64::MAX)]);
     let first = manifest(0);
-    let edit = |object| Edit { object, rollouts: &rollouts, author: "admin", time_ms: 1_790_000_000_000 };
-    let mut bounded = Document::create(edit(&first), 1, &shape, [1; 8]).unwrap();
-    let mut unbounded = Document::create(edit(&first), 1, &shape, [1; 8]).unwrap();
+    let mut bounded = Document::create(wish(&first, &rollouts), 1, &shape, [1; 8]).unwrap();
+    let mut unbounded = Document::create(wish(&first, &rollouts), 1, &shape, [1; 8]).unwrap();
     let mut rows = Vec::new();
     for number in 1..=steps.last().copied().unwrap_or(0) {
         let object = manifest(number);
         if bounded.changes_len() >= EPOCH_CHANGES_MAX {
-            bounded = bounded.succeed(edit(&object), 1, &shape, [1; 8]).unwrap();
+            bounded = bounded.succeed(wish(&object, &rollouts), 1, &shape, [1; 8]).unwrap();
         } else {
-            bounded.edit(edit(&object), &shape).unwrap();
+            bounded.edit(wish(&object, &rollouts), &shape).unwrap();
         }
-        unbounded.edit(edit(&object), &shape).unwrap();
+        unbounded.edit(wish(&object, &rollouts), &shape).unwrap();
         if steps.contains(&number) {
             let (with, without) = (cost(&mut bounded, folder), cost(&mut unbounded, folder));
             let shown = |cost: &Cost| format!("{:>18} {:>9.2} {:>11}", cost.bytes, cost.load_ms, cost.memory_kib);
@@ -92,6 +100,10 @@ fn documents(steps: &[u64], folder: &Path) -> Vec<Value> {
         }
     }
     rows
+}
+
+fn wish<'a>(object: &'a Value, rollouts: &'a Rollouts) -> Edit<'a> {
+    Edit { object, rollouts, author: "admin", time_ms: 1_790_000_000_000 }
 }
 
 struct Cost {
