@@ -72,11 +72,6 @@ fn wish<'a>(object: &'a Value, rollouts: &'a Rollouts) -> Edit<'a> {
 }
 
 /// The same edits on two documents, one of which begins anew as the hub does it.
-fn wish<'a>(object: &'a Value, rollouts: &'a Rollouts) -> Edit<'a> {
-    Edit { object, rollouts, author: "admin", time_ms: 1_790_000_000_000 }
-}
-
-/// The same edits on two documents, one of which begins anew as the hub does it.
 fn documents(steps: &[u64], folder: &Path) -> Vec<Value> {
     let shape = |path: &[&str]| schema::list_keys(&kind::DAEMON_SET, path);
     let rollouts = Rollouts::from([("1-1".to_owned(), u64::MAX)]);
@@ -100,10 +95,6 @@ fn documents(steps: &[u64], folder: &Path) -> Vec<Value> {
         }
     }
     rows
-}
-
-fn wish<'a>(object: &'a Value, rollouts: &'a Rollouts) -> Edit<'a> {
-    Edit { object, rollouts, author: "admin", time_ms: 1_790_000_000_000 }
 }
 
 struct Cost {
