@@ -18,7 +18,7 @@ pub mod reference;
 pub mod store;
 pub mod unpack;
 
+pub use error::ImageError;
 pub use facts::{Account, ImageFacts, ImageUser, Images};
 pub use reference::{ParseError, Reference};
-pub use error::ImageError;
 pub use store::ImageStore;

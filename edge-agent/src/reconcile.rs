@@ -27,10 +27,10 @@ mod status;
 pub mod volume;
 
 pub use environment::expand;
-pub use image::ImageUses;
-pub use volume::VolumePlan;
 pub use history::{ContainerHistory, History, PodHistory};
+pub use image::ImageUses;
 pub use pod::container_digest;
+pub use volume::VolumePlan;
 
 /// Everything this device shall run now: the effective state.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -251,7 +251,11 @@ impl DeviceReplica {
             return Ok(());
         }
         let ends = dropped.iter().filter(|row| row.body.is_none()).count();
-        tracing::warn!(dropped = dropped.len(), ends, "more waits for the hub than this device keeps; the oldest is dropped");
+        tracing::warn!(
+            dropped = dropped.len(),
+            ends,
+            "more waits for the hub than this device keeps; the oldest is dropped"
+        );
         let entries = dropped.into_iter().map(|row| (row.subject, row.incarnation, row.boot, row.seq)).collect();
         self.store.remove_outbox(entries).await.map_err(|error| failed("shorten its outbox", error))
     }

@@ -80,7 +80,7 @@ impl Uplink {
                     loop {
                         backoff.connected(monotonic_ms());
                         match self.serve(reached, &targets, &mut roads).await {
-                            Served::Moved(next) => reached = next,
+                            Served::Moved(next) => reached = *next,
                             Served::Ended { retry_after_ms } => break retry_after_ms,
                         }
                     }
@@ -186,7 +186,7 @@ impl Uplink {
             self.renew(&target).await;
         }
         match (next, end) {
-            (Some(next), _) => Served::Moved(next),
+            (Some(next), _) => Served::Moved(Box::new(next)),
             (None, SessionEnd::RetryAfter { ms }) => Served::Ended { retry_after_ms: Some(ms) },
             (None, _) => Served::Ended { retry_after_ms: None },
         }
@@ -223,7 +223,7 @@ impl Uplink {
 /// How a session ended, as far as what follows cares.
 enum Served {
     /// It goes on by another road.
-    Moved(Reached),
+    Moved(Box<Reached>),
     /// The next attempt waits its turn, so that the devices of a hub that stops do not come all at once.
     Ended { retry_after_ms: Option<u64> },
 }

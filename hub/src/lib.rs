@@ -153,7 +153,8 @@ impl Hub {
         .write(&kubeconfig)
         .map_err(|source| HubError::Folder { path: kubeconfig, source })?;
 
-        let clerk = HubClerk { door: Arc::clone(&fleet), registrar: Arc::clone(&reception.registrar), controlled: true };
+        let clerk =
+            HubClerk { door: Arc::clone(&fleet), registrar: Arc::clone(&reception.registrar), controlled: true };
         clerk.remember().await?;
         let courier = courier::listen(&config.data_dir)
             .map_err(|source| HubError::Folder { path: config.data_dir.join(courier::SOCKET_FILE), source })?;

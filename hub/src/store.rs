@@ -10,8 +10,8 @@ mod blobs;
 mod channels;
 pub mod check;
 mod damage;
-pub(crate) mod documents;
 pub(crate) mod devices;
+pub(crate) mod documents;
 mod history;
 pub(crate) mod inbox;
 mod index;
@@ -168,7 +168,8 @@ impl Store {
         let incarnation = loaded.incarnation;
         let working = Working::starting(load::copy(&loaded.index), incarnation, loaded.version)?;
         let logs = logs::Logs::open(path, &connection)?;
-        let committed = Committed { index: loaded.index, history: loaded.history, version: loaded.version, incarnation };
+        let committed =
+            Committed { index: loaded.index, history: loaded.history, version: loaded.version, incarnation };
         let (revision, _) = watch::channel(committed.version);
         let shared = Arc::new(Shared { committed: RwLock::new(committed), revision, clock, logs });
         let (queue, jobs) = mpsc::channel(QUEUE_LEN_MAX);
@@ -216,7 +217,10 @@ impl Store {
         let committed = self.committed();
         let undone = committed.history.since(kind, namespace, version, committed.version).ok_or_else(|| {
             let floor = committed.history.floor();
-            ApiError::of(Reason::Expired, format!("The provided resource version is not kept any more: {version} ({floor})"))
+            ApiError::of(
+                Reason::Expired,
+                format!("The provided resource version is not kept any more: {version} ({floor})"),
+            )
         })?;
         let items: Vec<Arc<Object>> = committed.index.list(kind, namespace).cloned().collect();
         let undone: Vec<_> = undone.map(|event| (event.key.clone(), event.previous.clone())).collect();
@@ -389,10 +393,7 @@ impl std::fmt::Debug for Shared {
 
 impl std::fmt::Debug for Handle {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Handle")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Handle").field("path", &self.path).finish_non_exhaustive()
     }
 }
 

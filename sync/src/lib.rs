@@ -7,8 +7,8 @@
 #![forbid(unsafe_code)]
 
 pub mod backoff;
-pub mod bundle;
 pub mod blob;
+pub mod bundle;
 pub mod channel;
 pub mod document;
 pub mod driver;

@@ -235,7 +235,7 @@ struct Mounted(std::path::PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        drop(nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH));
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).ok();
     }
 }
 

@@ -306,7 +306,7 @@ struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        drop(nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH));
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).ok();
     }
 }
 

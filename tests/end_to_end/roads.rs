@@ -1,4 +1,5 @@
 //! Roads and their load: from QUIC to MQTT to nothing and back by itself, and large values beside small changes.
+#![allow(clippy::disallowed_methods, reason = "a story waits in real time, and tells how long")]
 
 use std::time::{Duration, Instant};
 

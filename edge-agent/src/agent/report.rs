@@ -218,7 +218,8 @@ fn with_missing(status: &mut Value, missing: usize, previous: Option<&Value>, no
     let (value, reason, message) = if missing == 0 {
         ("True", "AllPresent", "every large value that an object names is on this device".to_owned())
     } else {
-        let message = format!("{missing} large values are on their way; until they are here, what was in force before stays");
+        let message =
+            format!("{missing} large values are on their way; until they are here, what was in force before stays");
         ("False", "LargeValuesMissing", message)
     };
     let now = now.to_rfc3339();
@@ -247,7 +248,8 @@ fn with_refused(
         Some(found["lastTransitionTime"].clone())
     };
     let since = previous.and_then(known).unwrap_or_else(|| now.to_rfc3339().into());
-    let named: Vec<String> = refused.iter().take(REFUSED_SHOWN_MAX).map(|(what, why)| format!("{what}: {why}")).collect();
+    let named: Vec<String> =
+        refused.iter().take(REFUSED_SHOWN_MAX).map(|(what, why)| format!("{what}: {why}")).collect();
     let message = format!("{} stay as they were: {}", refused.len(), named.join("; "));
     if let Some(conditions) = status["conditions"].as_array_mut() {
         conditions.push(json!({

@@ -396,12 +396,8 @@ impl<'a> Planner<'a> {
         }
         if let (Some(sandbox), Some(status)) = (self.sandbox, self.live(container.name)) {
             let (env, working_dir) = self.surroundings(container);
-            let target = ProbeTarget {
-                container: container.value.clone(),
-                env,
-                working_dir,
-                started: self.started(container),
-            };
+            let target =
+                ProbeTarget { container: container.value.clone(), env, working_dir, started: self.started(container) };
             self.probes.insert(probe_key(self.uid, container.name, sandbox, status), target);
         }
     }

@@ -186,7 +186,13 @@ impl Edits {
 }
 
 /// The ReplicaSet of a Deployment's present template.
-pub(crate) fn replica_set(deployment: &Object, spec: &DeploymentSpec, hash: &str, revision: i64, replicas: i64) -> Object {
+pub(crate) fn replica_set(
+    deployment: &Object,
+    spec: &DeploymentSpec,
+    hash: &str,
+    revision: i64,
+    replicas: i64,
+) -> Object {
     let name = format!("{}-{hash}", deployment.name());
     let mut set = Object::empty(&kind::REPLICA_SET, deployment.namespace(), &name);
     let mut template = deployment.at("/spec/template").cloned().unwrap_or_else(|| json!({}));

@@ -132,7 +132,11 @@ impl Batch<'_> {
             Ok(document) => document.with_actor(actor),
             Err(error) => {
                 // The object knows what it said; devices take the new epoch whole.
-                self.note_damage(&format!("document {}", edit.object["metadata"]["name"]), &error.to_string(), &stored.state);
+                self.note_damage(
+                    &format!("document {}", edit.object["metadata"]["name"]),
+                    &error.to_string(),
+                    &stored.state,
+                );
                 let epoch = Epoch { number: stored.epoch + 1, keeper };
                 return Ok((Edited::whole(Document::create(edit, epoch, shape, actor)?, wanted), None));
             }

@@ -108,7 +108,14 @@ fn config(node: Option<&str>) -> SessionConfig {
 fn pipe(stream: DuplexStream, peer: PeerIdentity) -> Pipe {
     let (reader, writer) = split(stream);
     let remote = "memory".to_owned();
-    Pipe { reader: Box::new(reader), writer: Box::new(writer), peer, transport: Transport::Memory, remote, stalled: None }
+    Pipe {
+        reader: Box::new(reader),
+        writer: Box::new(writer),
+        peer,
+        transport: Transport::Memory,
+        remote,
+        stalled: None,
+    }
 }
 
 struct End {

@@ -69,7 +69,14 @@ fn unreachable(why: &dyn std::fmt::Display) -> ConnectError {
 
 fn pipe(stream: DuplexStream, peer: PeerIdentity, remote: String) -> Pipe {
     let (reader, writer) = split(stream);
-    Pipe { reader: Box::new(reader), writer: Box::new(writer), peer, transport: Transport::Memory, remote, stalled: None }
+    Pipe {
+        reader: Box::new(reader),
+        writer: Box::new(writer),
+        peer,
+        transport: Transport::Memory,
+        remote,
+        stalled: None,
+    }
 }
 
 fn enrol_stream(stream: DuplexStream, binding: [u8; 32]) -> EnrolStream {
