@@ -28,6 +28,11 @@ async fn a_runtime_that_fails_is_an_error_that_says_what_happened() {
     make("exit 0");
     let error = device.runtime.start_container(&device.uid, &device.shell("liar", "true")).await.unwrap_err();
     assert!(error.to_string().contains("left no process id"), "{error}");
+    // Killed while it works: no end of the container, and nothing it began goes on.
+    make("sleep 6536 & kill -9 $$");
+    let error = device.runtime.start_container(&device.uid, &device.shell("killed", "true")).await.unwrap_err();
+    assert!(error.to_string().contains("SIGKILL"), "{error}");
+    assert!(!running("6536"), "what the runtime had begun goes on");
     // Hanging: the pod's end ends it too, children included.
     make("sleep 6539 & sleep 6538");
     let (uid, config) = (device.uid.clone(), device.shell("hangs", "true"));

@@ -21,7 +21,7 @@ pub(super) fn resolve(layers: &[PathBuf], facts: &mut ImageFacts) {
     for line in passwd.lines().take(ACCOUNTS_LEN_MAX) {
         let fields: Vec<&str> = line.split(':').collect();
         let [name, _, uid, gid, _, home, ..] = fields.as_slice() else { continue };
-        let (Ok(uid), Ok(gid)) = (uid.parse(), gid.parse()) else { continue };
+        let (Some(uid), Some(gid)) = (id(uid), id(gid)) else { continue };
         let account = Account {
             name: (*name).to_owned(),
             gid,
@@ -38,12 +38,17 @@ pub(super) fn resolve(layers: &[PathBuf], facts: &mut ImageFacts) {
 fn user(text: &str, facts: &ImageFacts, groups: &Groups) -> ImageUser {
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
     let named = |name: &str| facts.accounts.iter().find(|(_, account)| account.name == name).map(|(uid, _)| *uid);
-    let uid = if user.is_empty() { Some(0) } else { user.parse().ok().or_else(|| named(user)) };
+    let uid = if user.is_empty() { Some(0) } else { id(user).or_else(|| named(user)) };
     let gid = match group {
-        Some(group) => group.parse().ok().or_else(|| groups.id(group)),
+        Some(group) => id(group).or_else(|| groups.id(group)),
         None => uid.map(|uid: u32| facts.accounts.get(&uid).map_or(0, |account| account.gid)),
     };
     ImageUser { text: text.to_owned(), uid, gid }
+}
+
+/// A number of a user or group. The highest means "no change" to the kernel: a runtime told to become it stays root.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 struct Groups(Vec<(String, u32, Vec<String>)>);
@@ -54,7 +59,7 @@ impl Groups {
             let fields: Vec<&str> = line.split(':').collect();
             let [name, _, gid, members, ..] = fields.as_slice() else { return None };
             let members = members.split(',').filter(|member| !member.is_empty()).map(str::to_owned).collect();
-            Some(((*name).to_owned(), gid.parse().ok()?, members))
+            Some(((*name).to_owned(), id(gid)?, members))
         };
         Self(text.lines().take(ACCOUNTS_LEN_MAX).filter_map(of).collect())
     }

@@ -177,6 +177,34 @@ fn an_image_is_taken_whole_from_a_folder_and_from_a_tar() {
     assert_eq!(bench.left(), (2, 0));
 }
 
+/// 4294967295 means "no change" to the kernel: a runtime told to become it would stay root.
+#[test]
+fn a_user_that_is_no_user_is_not_taken_for_one() {
+    if !root() {
+        return;
+    }
+    let passwd = "none:x:4294967295:0::/:\nlow:x:7:4294967295::/:\nweb:x:101:102::/:\n";
+    let group = "all:x:4294967295:web\nwww:x:5:web\n";
+    for (text, expected) in [
+        ("4294967295", (None, None)),
+        ("none", (None, None)),
+        ("low", (None, None)),
+        ("0:4294967295", (Some(0), None)),
+        ("101:all", (Some(101), None)),
+        ("web", (Some(101), Some(102))),
+    ] {
+        let mut bench = Bench::new();
+        let base = layer(&[("etc/passwd", passwd), ("etc/group", group)]);
+        let manifest = bench.manifest(&[base], &json!({"User": text}));
+        bench.offer(manifest, "docker.io/library/web:latest");
+        bench.import(None).unwrap();
+        let store = bench.store();
+        let image = store.current().resolve("web").unwrap().clone();
+        assert_eq!((image.user.uid, image.user.gid), expected, "{text}");
+        assert_eq!(image.account(101).unwrap().groups, [5], "{text}");
+    }
+}
+
 #[test]
 fn what_is_damaged_is_refused_and_leaves_nothing() {
     if !root() {

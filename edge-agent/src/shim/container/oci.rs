@@ -124,6 +124,10 @@ fn outcome(launch: &Launch, status: WaitStatus) -> Launched {
     if let Some(message) = taken(&launch.complaint) {
         return Launched::Failed(message);
     }
+    if let WaitStatus::Signaled(_, signal, _) = status {
+        // Killed from outside, or for want of memory: that says nothing about the container.
+        return Launched::Failed(format!("the OCI runtime was ended by {signal} while it made the container"));
+    }
     if status != WaitStatus::Exited(nix::unistd::Pid::from_raw(launch.pid), 0) {
         let said = fs::read_to_string(&launch.log).unwrap_or_default();
         let message =
