@@ -92,7 +92,7 @@ impl std::str::FromStr for ApiName {
 pub struct Retention {
     /// Watch events kept; an older watch is answered 410.
     pub events_count_max: usize,
-    /// Their size in memory, as JSON.
+    /// What they take in memory, about.
     pub events_bytes_max: usize,
     pub events_age_ms_max: u64,
     /// Records kept in one channel's log; a device further behind is caught up by a signed list.
@@ -108,7 +108,7 @@ impl Default for Retention {
     fn default() -> Self {
         Self {
             events_count_max: 20_000,
-            events_bytes_max: 64 << 20,
+            events_bytes_max: 256 << 20,
             events_age_ms_max: 60 * 60 * 1000,
             log_records_max: 5_000,
             log_bytes_max: 16 << 20,

@@ -320,7 +320,7 @@ impl Batch<'_> {
                 self.now.0.cast_signed(),
                 body
             ])?;
-        let bytes = body.map_or(0, <[u8]>::len) * 2 + 200;
+        let bytes = super::history::memory_bytes(body.map_or(0, <[u8]>::len));
         self.events.push(Event { version, change, key: key.clone(), object, previous, time: self.now, bytes });
         Ok(())
     }

@@ -46,7 +46,7 @@ pub struct Event {
     /// What it was before; `None` for `Added`.
     pub previous: Option<Arc<Object>>,
     pub time: Timestamp,
-    /// Size of its row, for the bound.
+    /// What it takes in memory, about; for the bound.
     pub bytes: usize,
 }
 
@@ -61,6 +61,14 @@ impl Event {
             (Change::Deleted, _) => WatchEvent::Deleted(Arc::clone(&self.object)),
         }
     }
+}
+
+/// Memory that an object takes, for each byte of its JSON: measured with a DaemonSet of 1.3 KB (docs/benchmarks.md).
+const MEMORY_PER_JSON_BYTE: usize = 14;
+
+/// What an event takes in memory, by the size of the object that it replaced: the objects before and after stand in two events each.
+pub(super) fn memory_bytes(json_bytes: usize) -> usize {
+    json_bytes * MEMORY_PER_JSON_BYTE + 400
 }
 
 /// The window of events still known.

@@ -143,7 +143,7 @@ fn read_event(
     let key = ObjectKey::of(kind, row.get::<_, String>(4)?, row.get::<_, String>(5)?);
     let time = Timestamp(row.get::<_, i64>(6)?.cast_unsigned());
     let body: Option<Vec<u8>> = row.get(7)?;
-    let bytes = body.as_ref().map_or(0, Vec::len) * 2 + 200;
+    let bytes = super::history::memory_bytes(body.as_ref().map_or(0, Vec::len));
     let previous = match body.as_deref().map(decode) {
         Some(Ok(object)) => Some(Arc::new(object)),
         Some(Err(_)) => return Ok(None),
