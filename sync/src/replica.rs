@@ -103,8 +103,8 @@ pub trait Replica: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), ReplicaError>> + Send;
 
     /// Hub: what the device has made durable of the hub's channels. A position beyond the head of this replica's own current log
-    /// means that this database is a clone or an old copy: as in [`Replica::forked`], it takes a new writer id. The same holds for a
-    /// device in [`Replica::subscribed`].
+    /// proves nothing; the signed records that come with it do: this database is an old copy. A device takes the hub's word for it in
+    /// [`Replica::subscribed`] and takes a new writer id, as in [`Replica::forked`].
     fn acknowledged(
         &self,
         peer: &PeerIdentity,

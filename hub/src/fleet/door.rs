@@ -1,6 +1,7 @@
 //! The hub as a replica: what sessions ask of it, answered from the store.
 
 mod carried;
+mod proof;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -41,6 +42,8 @@ pub(crate) struct FleetDoor {
     pub(crate) installation: Arc<Installation>,
     /// Replaced when a fork of the hub's own log is found.
     pub(super) writer: RwLock<WriterIdentity>,
+    /// When a fork was last taken on a device's word.
+    fork_heeded: Mutex<Option<Timestamp>>,
     /// The session of each connected node, with a number that tells a later one from an earlier.
     sessions: Mutex<HashMap<String, Served>>,
     /// What each connected node has made durable, as its session said.
@@ -100,6 +103,7 @@ impl FleetDoor {
             contacts,
             installation,
             writer: RwLock::new(writer),
+            fork_heeded: Mutex::default(),
             sessions: Mutex::default(),
             durable: Mutex::default(),
             owing: Mutex::default(),
@@ -237,16 +241,6 @@ impl FleetDoor {
         Ok(())
     }
 
-    /// Whether a device has read records of this hub's present log that this hub never wrote: it is an old copy of itself.
-    fn is_old_copy(&self, positions: &Positions) -> bool {
-        let own = self.identity().id();
-        let logs = self.store.logs();
-        positions.iter().any(|(channel, read)| {
-            let read = read.get(&own).copied().unwrap_or(0);
-            read > logs.heads(channel).get(&own).map_or(0, |head| head.seq)
-        })
-    }
-
     /// Asks the disk beside the tasks of the sessions.
     async fn ask_disk<T: Send + 'static>(
         &self,
@@ -286,7 +280,9 @@ impl Replica for FleetDoor {
     async fn heads(&self, peer: &PeerIdentity) -> Result<Heads, ReplicaError> {
         let node = device(peer)?;
         let logs = self.store.logs();
-        Ok(self.channels_of(node).into_iter().map(|channel| (channel.clone(), logs.heads(&channel))).collect())
+        let own = self.identity().id();
+        let shown = |channel: ChannelName| (channel.clone(), proof::readable(logs.heads(&channel), &own));
+        Ok(self.channels_of(node).into_iter().map(shown).collect())
     }
 
     async fn read(
@@ -327,6 +323,7 @@ impl Replica for FleetDoor {
     async fn ingest(&self, peer: &PeerIdentity, inputs: Vec<Input>) -> Result<Ingested, ReplicaError> {
         let node = device(peer)?.clone();
         let tried = format!("take in the log of device {node}");
+        self.heed_quotes(&node, &inputs).await?;
         for input in &inputs {
             if let Input::Branch(branch) = input {
                 let (batch, end) = (branch.batch(), branch.head().seq);
@@ -345,12 +342,6 @@ impl Replica for FleetDoor {
     async fn acknowledged(&self, peer: &PeerIdentity, positions: Positions) -> Result<(), ReplicaError> {
         // For people and rollouts: a device says itself where it stands when it comes back.
         let node = device(peer)?;
-        if self.is_old_copy(&positions) {
-            tracing::error!(%node, "a device has read further in this hub's log than it goes: this database is an old copy");
-            let tried = || "learn from devices".to_owned();
-            let begun = learn::begin(self, node.as_str(), self.store.incarnation()).await;
-            begun.map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })?;
-        }
         if self.lessons.is_on() {
             let own = ChannelName::Device(node.clone());
             let mut claimed = positions.clone();
@@ -401,6 +392,10 @@ impl Replica for FleetDoor {
     ) -> Result<(), ReplicaError> {
         let node = device(peer)?;
         tracing::error!(%node, %channel, %writer, seq, "a log was forked by a restored or cloned database");
+        if self.identity().id() != *writer {
+            return Ok(());
+        }
+        self.heed_fork()?;
         self.take_new_writer(writer).await
     }
 

@@ -17,6 +17,9 @@ use crate::store::Batch;
 
 /// Overrides one device may have standing at the hub.
 const OVERRIDES_MAX: usize = 1024;
+/// Items of one device's own channel kept here, removed ones included, and their bytes.
+const ITEMS_MAX: usize = 2048;
+const ITEMS_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Takes inputs of one device into effect, in order.
 pub(super) fn ingest(batch: &mut Batch<'_>, node: &NodeName, inputs: Vec<Input>) -> Result<Ingested, ApiError> {
@@ -142,9 +145,18 @@ fn take_records(
     ingested: &mut Ingested,
 ) -> Result<(), ApiError> {
     let own = ChannelName::Device(node.clone());
+    let (mut items, mut bytes) = batch.device_items_size(&own)?;
     for record in verified.records() {
         let id = &record.draft.item;
         let current = batch.device_item(&own, id)?;
+        let content = record.draft.body.inline().map_or(0, |body| body.len());
+        let (items_then, bytes_then) = (items + usize::from(current.is_none()), bytes + content);
+        let ends = current.is_some() && record.draft.kind == RecordKind::Remove;
+        if !ends && (items_then > ITEMS_MAX || bytes_then > ITEMS_BYTES_MAX) {
+            ingested.set_aside.push(format!("item {id}: device {node} keeps more than the hub takes"));
+            continue;
+        }
+        (items, bytes) = (items_then, bytes_then);
         match Item::apply(current.as_ref(), record, verified.incarnation()) {
             Ok(Applied::Changed(item)) => {
                 batch.put_device_item(&own, id, &item)?;

@@ -40,6 +40,25 @@ impl Batch<'_> {
         Ok(head.unwrap_or(Head::START))
     }
 
+    /// The batch of a log that begins with this record, if it is kept, after its writer's certificate.
+    pub(crate) fn batch_at(
+        &self,
+        channel: &ChannelName,
+        writer: &WriterId,
+        first_seq: u64,
+    ) -> Result<Option<(Bytes, Bytes)>, StoreError> {
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT writer.chain, batch.body FROM batch JOIN writer ON writer.id = batch.writer
+             WHERE batch.channel = ?1 AND batch.writer = ?2 AND batch.first_seq = ?3",
+        )?;
+        let found = statement
+            .query_row(params![channel.to_string(), writer.0, first_seq.cast_signed()], |row| {
+                Ok((Bytes::from(row.get::<_, Vec<u8>>(0)?), Bytes::from(row.get::<_, Vec<u8>>(1)?)))
+            })
+            .optional()?;
+        Ok(found)
+    }
+
     /// Stands at a head that a device's list named; what was kept of the log before it goes.
     pub(crate) fn put_device_head(
         &mut self,
@@ -112,6 +131,17 @@ impl Batch<'_> {
             }
         }
         Ok(items)
+    }
+
+    /// How many items of a device's own are kept, and their bytes.
+    pub(crate) fn device_items_size(&self, channel: &ChannelName) -> Result<(usize, usize), StoreError> {
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT count(*), coalesce(sum(length(id) + length(state)), 0) FROM device_item WHERE channel = ?1",
+        )?;
+        let size =
+            statement.query_row([channel.to_string()], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+        let number = |number: i64| usize::try_from(number).unwrap_or(usize::MAX);
+        Ok((number(size.0), number(size.1)))
     }
 
     /// Forgets the oldest of a device's removed items when there are too many. A removed item only has to outlast older records of

@@ -194,6 +194,27 @@ mod overrides {
     }
 
     #[tokio::test]
+    async fn a_device_fills_no_more_than_its_share_of_the_hub() {
+        let world = Reported::new().await;
+        let mut log = log_of(&world);
+        let channel = ChannelName::Device(world.device.node.clone());
+        let peer = world.device.peer();
+        let id = |number: u32| ItemId::parse(&format!("other/o{number}")).unwrap();
+        let mut inputs = vec![Input::Writer(log.identity().chain().clone())];
+        for start in (0..2100).step_by(700) {
+            let drafts =
+                (start..start + 700).map(|number| Draft::register(id(number), b"{}".to_vec(), "x", 5)).collect();
+            inputs.push(Input::Batch(log.append(&channel, drafts).unwrap()));
+        }
+        let ingested = world.bench.door.ingest(&peer, inputs).await.unwrap();
+        assert_eq!((ingested.applied, ingested.set_aside.len()), (2048, 52), "{:?}", ingested.set_aside.first());
+        // What is there can be changed and removed.
+        let drafts = vec![Draft::register(id(7), b"[]".to_vec(), "x", 6), Draft::remove(id(8), "x", 6)];
+        let batch = log.append(&channel, drafts).unwrap();
+        assert_eq!(world.bench.door.ingest(&peer, vec![Input::Batch(batch)]).await.unwrap().applied, 2);
+    }
+
+    #[tokio::test]
     async fn an_override_is_shown_reverted_and_ends_with_its_base() {
         let mut world = Reported::new().await;
         let (uid, body) = world.pod(0, "Running");

@@ -8,6 +8,7 @@ use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::rollout;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::Backend;
+use flotilla_sync::channel::{ChannelName, positions_of};
 use flotilla_sync::enrol::EnrolProof;
 use flotilla_sync::replica::{Input, Replica};
 use serde_json::{Value, json};
@@ -253,6 +254,97 @@ async fn an_old_copy_put_in_place_is_found_out_by_its_devices() {
     bench.merge(&set("web"), colour("blue")).await.unwrap();
     world.pull_from(&bench).await;
     assert!(fleet_of(&world.devices[0]).iter().any(|value| value.to_string().contains("blue")));
+}
+
+#[tokio::test]
+async fn one_device_cannot_make_the_hub_pause_by_naming_numbers() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.pull().await;
+    let door = &world.bench.door;
+    let before = (world.bench.store.incarnation(), door.identity().id());
+    let mut claimed = positions_of(&door.heads(&world.devices[0].peer()).await.unwrap());
+    claimed.values_mut().for_each(|logs| logs.values_mut().for_each(|seq| *seq = u64::MAX));
+    door.acknowledged(&world.devices[0].peer(), claimed).await.unwrap();
+    // What the hub itself signed, said again, is no news.
+    door.ingest(&world.devices[0].peer(), world.devices[0].evidence.clone()).await.unwrap();
+    assert!(!door.lessons.is_on());
+    assert_eq!((world.bench.store.incarnation(), door.identity().id()), before);
+    world.bench.merge(&set("web"), colour("green")).await.unwrap();
+
+    // A claimed fork is heeded now and then: everybody reads all again after it.
+    let channel = ChannelName::parse("fleet/north").unwrap();
+    let own = door.identity().id();
+    door.forked(&world.devices[0].peer(), &channel, &own, 1).await.unwrap();
+    let next = door.identity().id();
+    assert_ne!(next, own);
+    door.forked(&world.devices[0].peer(), &channel, &next, 1).await.unwrap_err();
+    door.forked(&world.devices[0].peer(), &channel, &own, 1).await.unwrap();
+    assert_eq!(door.identity().id(), next);
+    world.bench.now.fetch_add(60 * 60 * 1000, std::sync::atomic::Ordering::SeqCst);
+    door.forked(&world.devices[0].peer(), &channel, &next, 1).await.unwrap();
+    assert_ne!(door.identity().id(), next);
+}
+
+#[tokio::test]
+async fn records_it_never_wrote_tell_a_hub_that_it_is_an_old_copy() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.pull().await;
+    let copy = world.folder.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::copy(world.back_up(), copy.join("hub.sqlite")).unwrap();
+    world.bench.merge(&set("web"), colour("green")).await.unwrap();
+    world.pull().await;
+
+    // The greeting is from before the copy: the session went on without a new one.
+    let bench = Bench::open(&copy, Retention::default()).await;
+    let evidence = world.devices[0].evidence.clone();
+    bench.door.ingest(&world.devices[0].peer(), evidence).await.unwrap();
+    assert!(bench.door.lessons.is_on());
+    for device in &world.devices {
+        device.give_back(&bench.door).await;
+    }
+    learn::look(&bench.door).await.unwrap();
+    assert!(!bench.door.lessons.is_on());
+    assert_eq!(text(&bench, &set("web")), "green");
+}
+
+#[tokio::test]
+async fn a_hub_that_said_other_things_in_the_same_place_learns_what_it_said_before() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.pull().await;
+    let copy = world.folder.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::copy(world.back_up(), copy.join("hub.sqlite")).unwrap();
+    world.bench.merge(&set("web"), colour("green")).await.unwrap();
+    world.pull().await;
+
+    // The old copy writes on before any device comes: its log is as long as that the devices know, and another.
+    let bench = Bench::open(&copy, Retention::default()).await;
+    for name in ["one", "two", "three"] {
+        bench.create(daemon_set(name, "blue")).await.unwrap();
+    }
+    let channel = ChannelName::parse("fleet/north").unwrap();
+    let own = bench.door.identity().id();
+    bench.door.forked(&world.devices[0].peer(), &channel, &own, 2).await.unwrap();
+    assert_ne!(bench.door.identity().id(), own);
+    assert!(!bench.door.lessons.is_on());
+    let branch = world.devices[0].evidence.iter().map(|input| match input {
+        Input::Batch(batch) => Input::Branch(batch.clone()),
+        other => other.clone(),
+    });
+    let branch: Vec<Input> = branch.collect();
+    bench.door.ingest(&world.devices[0].peer(), branch).await.unwrap();
+    assert!(bench.door.lessons.is_on());
+    for device in &world.devices {
+        device.give_back(&bench.door).await;
+    }
+    learn::look(&bench.door).await.unwrap();
+    assert!(!bench.door.lessons.is_on());
+    assert_eq!(text(&bench, &set("web")), "green");
+    assert_eq!(text(&bench, &set("three")), "blue");
 }
 
 #[tokio::test]
