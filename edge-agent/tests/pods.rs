@@ -184,6 +184,12 @@ fn log_lines(path: &Path) -> Vec<(String, String, String)> {
         .collect()
 }
 
+/// A process that is nobody's, at the head of a group of its own, as containers are.
+fn stranger(seconds: &str) -> std::process::Child {
+    use std::os::unix::process::CommandExt as _;
+    std::process::Command::new("sleep").arg(seconds).process_group(0).spawn().unwrap()
+}
+
 fn alive(pid: i32) -> bool {
     proc_table::stat(pid).is_some_and(|stat| stat.state != 'Z')
 }
@@ -347,14 +353,15 @@ async fn a_pid_that_belongs_to_someone_else_by_now_is_left_alone() {
     let mut device = Device::boot().await;
     device.sandbox(0).await;
     device.start(&shell("app", "exec sleep 600")).await;
-    let mut bystander = std::process::Command::new("sleep").arg("603").spawn().unwrap();
+    let mut bystander = stranger("603");
     let mut state = device.shim_file();
     kill(state.shim.pid);
     device.until("the loss of the sandbox", |_, state| state == SandboxState::Lost).await;
     // As if the container's pid had been given to the bystander meanwhile.
     let process = state.containers.get_mut("app").unwrap().process.as_mut().unwrap();
     kill(process.pid);
-    process.pid = i32::try_from(bystander.id()).unwrap();
+    *process = proc_table::identify(i32::try_from(bystander.id()).unwrap()).unwrap();
+    process.start_ticks -= 1;
     fs::write(files::state_path(&device.dir()), serde_json::to_vec(&state).unwrap()).unwrap();
     device.restart_agent().await;
     device.sandbox(1).await;
@@ -375,6 +382,9 @@ async fn a_reboot_leaves_records_and_no_processes() {
     device.until("the loss of the sandbox", |_, state| state == SandboxState::Lost).await;
     proc_table::kill_family(&Family { mark_prefix: &format!("{}/", device.uid), group: None, parent: None });
     state.boot = "00000000-0000-0000-0000-000000000000".into();
+    // This boot has given pid and start time of the container to somebody else.
+    let mut bystander = stranger("604");
+    state.containers.get_mut("app").unwrap().process = proc_table::identify(i32::try_from(bystander.id()).unwrap());
     fs::write(files::state_path(&device.dir()), serde_json::to_vec(&state).unwrap()).unwrap();
     device.restart_agent().await;
     let listed = device.runtime.list().await.unwrap();
@@ -382,6 +392,11 @@ async fn a_reboot_leaves_records_and_no_processes() {
     assert_eq!(device.exit_of("done").await.code, 4);
     let exit = device.exit_of("app").await;
     assert!(exit.message.contains("the device went down"), "{exit:?}");
+    device.sandbox(1).await;
+    let spared = bystander.try_wait().unwrap().is_none();
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+    assert!(spared, "a stranger was killed");
 }
 
 #[tokio::test]

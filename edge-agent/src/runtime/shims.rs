@@ -171,11 +171,12 @@ impl ShimRuntime {
         link.ok_or_else(|| RuntimeError::NoSandbox { uid: pod_uid.to_owned() })
     }
 
-    /// Ends what a dead shim left running: by recorded process (never a later one with the same pid), its group, mark and cgroup; and
-    /// removes what its containers left.
+    /// Ends what a dead shim left running: by recorded process (never a later one with the same pid, nor one of another boot), its
+    /// group, mark and cgroup; and removes what its containers left.
     async fn kill_leftovers(&self, uid: &str, state: Option<&ShimFile>) {
         let mark_prefix = format!("{uid}/");
-        let records = state.into_iter().flat_map(|state| state.containers.values());
+        let running = state.filter(|state| is_of_this_boot(state));
+        let records = running.into_iter().flat_map(|state| state.containers.values());
         for process in records.filter_map(|record| record.process).filter(|process| proc_table::runs(*process)) {
             proc_table::kill_family(&Family { mark_prefix: &mark_prefix, group: Some(process.pid), parent: None });
         }
@@ -211,13 +212,14 @@ impl ShimRuntime {
         } else if shim_lives(&dir) {
             // A shim nobody could talk to at adoption. It is killed by what its own file says it is.
             if let Ok(state) = files::read_state(&dir)
+                && is_of_this_boot(&state)
                 && proc_table::runs(state.shim)
             {
                 link::kill_process(state.shim.pid);
             }
         }
         link::lock_is_free(&dir, uid).await?;
-        if let Some(state) = &state {
+        if let Some(state) = state.as_ref().filter(|state| is_of_this_boot(state)) {
             link::is_gone(state.shim).await;
         }
         self.kill_leftovers(uid, state.as_ref()).await;
@@ -372,16 +374,21 @@ fn complete_from_disk(dir: &Path, state: &mut ShimFile) {
     {
         *state = newest;
     }
-    let rebooted = state.boot != proc_table::boot_id();
-    let why = if rebooted {
-        "the device went down while the container ran"
-    } else {
+    let why = if is_of_this_boot(state) {
         "the container's shim was killed; its processes were ended"
+    } else {
+        "the device went down while the container ran"
     };
     for (name, record) in state.containers.iter_mut().filter(|(_, record)| record.exit.is_none()) {
         let exit = files::read_exit(dir, name, record.attempt);
         record.exit = Some(exit.unwrap_or_else(|| Exit::unseen(Some(record.started_at), why)));
     }
+}
+
+/// Whether the processes it names can still be there. Ticks count from the boot: a device that boots the same way every time may give
+/// another process the same pid at the same tick.
+fn is_of_this_boot(state: &ShimFile) -> bool {
+    state.boot == proc_table::boot_id()
 }
 
 /// Whether a living shim holds the pod's lock.
