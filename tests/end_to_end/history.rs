@@ -64,7 +64,7 @@ fn a_device_that_was_away_for_many_epochs_comes_back_in_one_list() {
     wait::until("the device is where the hub is", || {
         let shown = local.json("get ds web")?;
         let there = &shown["metadata"]["annotations"]["round"];
-        if *there == round.to_string() { Ok(()) } else { Err(format!("round {there} of {round}")) }
+        if there.as_str() == Some(&*round.to_string()) { Ok(()) } else { Err(format!("round {there} of {round}")) }
     });
     let item = device_item(&fleet.agent_folder("n1"), &uid).unwrap();
     let ItemKind::Document(document) = Item::decode(&item.into()).unwrap().kind else { panic!("no document") };
