@@ -1,8 +1,8 @@
 //! Container images on this device: imported from OCI image layouts, unpacked into layers that an overlay mount stacks.
 //!
 //! Owns `DIR/images`: what is there ([`store`]), how it gets there ([`import`], [`layout`], [`unpack`]) and what it is called
-//! ([`reference`]). Refuses the network (there is no pull: a device with no link runs what was brought to it) and mounting (the
-//! runtime does that). Start reading at [`ImageStore`], then [`import`](import::import).
+//! ([`mod@reference`]). Refuses the network (there is no pull: a device with no link runs what was brought to it) and mounting (the
+//! runtime does that). Start reading at [`ImageStore`], then [`import::import`].
 //!
 //! Invariants: every blob's digest and size is checked while it is read; a layer's folder carries its final name only when it is
 //! whole and on the disk; the index names only layers that are; nothing is written outside the folder of the layer at hand,

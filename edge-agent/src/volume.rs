@@ -1,7 +1,7 @@
 //! Volumes on this device: directories, files and mounts below `DIR/volumes/<pod uid>/`.
 //!
 //! Owns that folder and every mount in it. Refuses decisions: what stands where is said by a
-//! [`VolumePlan`](crate::reconcile::volume::VolumePlan). Every step can be repeated after a crash at any point of it.
+//! [`VolumePlan`]. Every step can be repeated after a crash at any point of it.
 //! Start reading at [`VolumeStore::prepare`].
 //!
 //! | name | what |

@@ -2,7 +2,7 @@
 //!
 //! Owns whether this hub is learning, from whom, and when it is done; while it is, writes are refused, controllers rest and nothing
 //! is published, but reads, watches and reports go on. Refuses to trust a device: what is learned are records and lists of this
-//! hub's own earlier writers ([`crate::store::learned`]). Start at [`watch`]; what is made of it all is in [`adopt`].
+//! hub's own earlier writers ([`crate::store::learned`]). Start at [`fn@watch`]; what is made of it all is in [`adopt`].
 
 pub(crate) mod adopt;
 pub(crate) mod merge;

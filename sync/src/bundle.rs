@@ -6,7 +6,7 @@
 //! snapshots and observations go through [`crate::replica::Replica`] as they do in a session, and again has no effect.
 //!
 //! Owns the format, its keys and its limits. Refuses to open files and databases: bytes come and go through
-//! [`tokio::io::AsyncRead`] and [`tokio::io::AsyncWrite`]. Start at [`export`] and [`Incoming::open`]; the format is in
+//! [`tokio::io::AsyncRead`] and [`tokio::io::AsyncWrite`]. Start at [`fn@export`] and [`Incoming::open`]; the format is in
 //! `bundle/format.rs`, `bundle/envelope.rs` and `bundle/section.rs`.
 //!
 //! | part of the file | bytes |
