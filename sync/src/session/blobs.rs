@@ -19,8 +19,10 @@ const RANGE_BYTES_MIN: usize = 4 * 1024;
 const RANGE_BYTES_FIRST: usize = 16 * 1024;
 /// A range that came sooner is followed by one of twice its size, one that took four times as long by one of half.
 const RANGE_MS: u64 = 200;
-/// Most wanted blobs asked of the store at once.
-const WANTED_MAX: usize = 64;
+/// Most wanted blobs asked of the store at once, beside those that the peer does not have.
+pub(super) const WANTED_MAX: usize = 64;
+/// Most blobs remembered that the peer does not have.
+const REFUSED_MAX: usize = 4096;
 /// Most ranges a peer may ask for ahead of the answers.
 const ASKED_MAX: usize = 4;
 /// What the peer did not have is asked for again after this time.
@@ -34,6 +36,8 @@ pub(super) struct Blobs {
     /// More may be missing since.
     stale: bool,
     wanted: VecDeque<BlobWant>,
+    /// The store knows of more that are missing.
+    more: bool,
     coming: Option<Coming>,
     range_bytes: usize,
     /// What the peer does not have, or has damaged.
@@ -70,6 +74,7 @@ impl Default for Blobs {
             asking: false,
             stale: false,
             wanted: VecDeque::new(),
+            more: false,
             coming: None,
             range_bytes: RANGE_BYTES_FIRST,
             refused: BTreeSet::new(),
@@ -99,9 +104,14 @@ impl Blobs {
         self.again_at_ms
     }
 
+    /// How many to ask the store for: those refused may stand before others that the peer has.
+    fn limit(&self) -> usize {
+        WANTED_MAX + self.refused.len()
+    }
+
     fn refuse(&mut self, hash: Hash, now_ms: u64) {
         self.wanted.retain(|want| want.name.hash != hash);
-        if self.refused.len() < 4 * WANTED_MAX {
+        if self.refused.len() < REFUSED_MAX {
             self.refused.insert(hash);
         }
         self.again_at_ms = self.again_at_ms.min(now_ms + AGAIN_MS);
@@ -119,16 +129,18 @@ impl Session {
             return;
         }
         self.blobs.asking = true;
-        self.events.push_back(Event::NeedMissingBlobs { limit: WANTED_MAX });
+        self.events.push_back(Event::NeedMissingBlobs { limit: self.blobs.limit() });
     }
 
     /// The store's answer.
     pub(super) fn blobs_are_missing(&mut self, missing: Vec<BlobWant>, now_ms: u64) {
         self.blobs.asking = false;
+        let full = missing.len() >= WANTED_MAX;
         let refused = &self.blobs.refused;
         let coming = self.blobs.coming.as_ref().map(|coming| coming.want.name.hash);
         let open = |want: &BlobWant| !refused.contains(&want.name.hash) && Some(want.name.hash) != coming;
         self.blobs.wanted = missing.into_iter().filter(open).collect();
+        self.blobs.more = full && !self.blobs.wanted.is_empty() && self.blobs.refused.len() < REFUSED_MAX;
         if std::mem::take(&mut self.blobs.stale) {
             self.ask_missing_blobs();
         }
@@ -139,7 +151,12 @@ impl Session {
         if self.blobs.coming.is_some() {
             return;
         }
-        let Some(want) = self.blobs.wanted.pop_front() else { return };
+        let Some(want) = self.blobs.wanted.pop_front() else {
+            if std::mem::take(&mut self.blobs.more) {
+                self.ask_missing_blobs();
+            }
+            return;
+        };
         let left = want.name.len.saturating_sub(want.offset);
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(self.blobs.range_bytes);
         let bytes = BytesMut::new();

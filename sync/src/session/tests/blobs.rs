@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::blobs::RANGE_BYTES_MAX;
+use super::super::blobs::{RANGE_BYTES_MAX, WANTED_MAX};
 use super::super::*;
 use super::world::*;
 use crate::blob::{BLOB_PIECE_BYTES_MAX, Blob};
@@ -103,6 +103,37 @@ fn a_slow_link_is_asked_for_less_and_a_fast_one_for_more() {
         }
         assert_eq!(last, expected);
     }
+}
+
+#[test]
+fn many_blobs_that_the_peer_lacks_hide_none_that_it_has() {
+    let (world, hub, _) = trio();
+    let root = world.installation.root().public();
+    let mut reader = Session::new(config(root, Some("a")), Heads::new(), None, 0);
+    let mut writer = Session::new(config(root, None), hub.heads(Some(&[])), None, 0);
+    while let Some(frame) = writer.poll_frame() {
+        reader.handle_frame(&frame, 0);
+    }
+    let count = 3 * WANTED_MAX + 7;
+    let name = |number: usize| Blob::of(vec![7; 5000 + number].into()).name;
+    let missing: Vec<BlobWant> = (0..count).map(|number| BlobWant { name: name(number), offset: 0 }).collect();
+    let mut asked = std::collections::BTreeSet::new();
+    for _ in 0..4 * count {
+        while let Some(event) = reader.poll_event() {
+            if let Event::NeedMissingBlobs { limit } = event {
+                let answer = missing.iter().take(limit).copied().collect();
+                reader.handle_local(Local::MissingBlobs(answer), 0);
+            }
+        }
+        while let Some(frame) = reader.poll_frame() {
+            if let Frame::WantBlob { hash, .. } = Frame::decode(&frame).unwrap() {
+                assert!(asked.insert(hash), "asked for again at once");
+                reader.handle_frame(&Frame::NoBlob { hash }.encode(), 0);
+            }
+        }
+    }
+    assert_eq!(asked.len(), count);
+    assert!(!reader.has_events(), "it asks on and on");
 }
 
 #[test]
