@@ -107,6 +107,20 @@ impl Tree {
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
     }
 
+    /// Nothing starts in it any more, and what has been killed there is not held back: a process needs the processor to die, and one
+    /// that forks without end would use up all that its limit leaves.
+    pub fn let_die(&self) {
+        let is_v2 = matches!(self.layout, Layout::V2 { .. });
+        let cpu = if is_v2 { ("cpu.max", "max") } else { ("cpu.cfs_quota_us", "-1") };
+        for (controller, (file, value)) in [("pids", ("pids.max", "0")), ("cpu", cpu)] {
+            // A file that is not there limits nothing.
+            if let Some(path) = self.folder_of(controller).map(|folder| folder.join(file)).filter(|path| path.exists())
+            {
+                drop(fs::write(path, value));
+            }
+        }
+    }
+
     /// Kills everything in it and below it. Returns how many processes were found.
     pub fn kill(&self) -> usize {
         let Some(folder) = self.folders().into_iter().max_by_key(|folder| members(folder).len()) else { return 0 };

@@ -457,6 +457,7 @@ impl<'a> Planner<'a> {
         let user = image::user(self.spec.value, container.value, image).map_err(wrong)?;
         let of_image = image::environment(image, &user);
         let env = environment::resolve(&sources, container, of_image).map_err(wrong)?;
+        let root = image.map(|image| image::rootfs(container, image));
         Ok(ContainerConfig {
             name: container.name.to_owned(),
             attempt,
@@ -468,9 +469,9 @@ impl<'a> Planner<'a> {
             run_as_group: user.gid,
             supplemental_groups: user.groups,
             mounts: Vec::new(),
-            root: image.map(|image| image::rootfs(container, image)),
+            resources: limits::of_start(container.value, root.as_ref(), &self.place.facilities),
+            root,
             stop_signal: image.and_then(|image| image.stop_signal.clone()),
-            resources: limits::resources(container.value, &self.place.facilities).resources,
             security: limits::security(self.spec.value, container.value),
         })
     }

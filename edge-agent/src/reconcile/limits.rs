@@ -5,13 +5,16 @@ use flotilla_manifests::quantity::Quantity;
 use serde_json::{Value, json};
 
 use super::pod::{security as field, text};
-use crate::runtime::{Facilities, Resources, Security};
+use crate::runtime::{Facilities, Resources, Rootfs, Security};
 
 /// The least the kernel takes as a quota.
 const QUOTA_US_MIN: u64 = 1000;
 /// Bounds of a weight in cgroup v1.
 const SHARES_MIN: u64 = 2;
 const SHARES_MAX: u64 = 262_144;
+
+/// Processes and threads of one OCI container: one that forks without end must not take the device's last.
+const PIDS_LEN_MAX: u32 = 4096;
 
 /// A container's limits on this device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,6 +53,12 @@ pub(super) fn resources(container: &Value, facilities: &Facilities) -> Wish {
         .or(cpu.filter(|_| facilities.limits.cpu));
     wish.resources.cpu_shares = request.map(|milli| (milli.saturating_mul(1024) / 1000).clamp(SHARES_MIN, SHARES_MAX));
     wish
+}
+
+/// What a container is started with. A process of the host has no bound that its manifest does not ask for.
+pub(super) fn of_start(container: &Value, root: Option<&Rootfs>, facilities: &Facilities) -> Resources {
+    let pids_max = root.filter(|_| facilities.limits.pids).map(|_| PIDS_LEN_MAX);
+    Resources { pids_max, ..resources(container, facilities).resources }
 }
 
 impl Wish {
@@ -151,6 +160,15 @@ mod tests {
         for (resources, expected) in cases {
             assert_eq!(wish(resources.clone(), &facilities()).resources, expected, "{resources}");
         }
+    }
+
+    #[test]
+    fn the_processes_of_a_container_are_bounded() {
+        let root = Rootfs { image: "a".into(), image_digest: String::new(), lower_dirs: Vec::new(), read_only: false };
+        let bound = |root, facilities: &Facilities| of_start(&json!({"name": "app"}), root, facilities).pids_max;
+        assert_eq!(bound(Some(&root), &facilities()), Some(4096));
+        assert_eq!(bound(Some(&root), &Facilities::default()), None, "nobody would keep it");
+        assert_eq!(bound(None, &facilities()), None);
     }
 
     #[test]

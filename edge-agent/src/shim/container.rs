@@ -150,6 +150,9 @@ impl Container {
             }
         } else if let (Some(pid), Some(_)) = (self.pid(), self.kill_at.filter(|&at| at <= now)) {
             kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            if let Some(cgroup) = &self.leavings.cgroup {
+                cgroup.let_die();
+            }
             self.kill_at = None;
         }
     }

@@ -160,16 +160,33 @@ async fn commands_run_inside_and_end_at_their_deadline() {
         };
         let outcome = device.runtime.exec(&run("cat /marker; echo $COLOUR; hostname; exit 3", LIMIT)).await.unwrap();
         assert_eq!(outcome, ExecOutcome::Exited { code: 3, output: "upper layer\ngreen\nweb-0\n".into() }, "{oci}");
-        let outcome = device.runtime.exec(&run("sleep 6543", Duration::from_millis(500))).await.unwrap();
-        assert_eq!(outcome, ExecOutcome::TimedOut);
+        let late = run("sleep 6545 & sleep 6543", Duration::from_millis(500));
+        assert_eq!(device.runtime.exec(&late).await.unwrap(), ExecOutcome::TimedOut);
         let waited = timeout(LIMIT, async {
-            while running("6543") {
+            while running("6543") || running("6545") {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
         waited.await.expect("the command outlived its deadline");
         device.runtime.stop_container(&device.uid, "app", 0, LIMIT).await.unwrap();
         assert_eq!(device.exit_of("app").await.code, 4, "its own end of TERM");
+        device.remove_and_search().await;
+    }
+}
+
+/// It forks without end, and its limits leave it hardly a processor to die on.
+#[tokio::test]
+async fn a_fork_bomb_can_be_stopped() {
+    for oci in runtimes() {
+        let mut device = Device::boot(oci).await;
+        device.sandbox(0).await;
+        let script = "trap '' TERM; echo up; (f() { f | f & f; }; f) 2>&- & while :; do :; done";
+        let mut bomb = device.shell("bomb", script);
+        bomb.resources = Resources { cpu_quota_us: Some(10_000), pids_max: Some(400), ..Resources::default() };
+        device.start(&bomb).await;
+        device.printed("bomb", "up").await;
+        device.runtime.stop_container(&device.uid, "bomb", 0, Duration::from_millis(500)).await.unwrap();
+        assert_eq!(device.exit_of("bomb").await.signal, Some(9), "{oci}");
         device.remove_and_search().await;
     }
 }

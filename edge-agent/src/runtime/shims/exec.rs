@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 use crate::runtime::{ExecOutcome, ExecRequest, RuntimeError};
 use crate::shim::container_words;
 use crate::shim::files::{self, ContainerRecord, OciSetup, ShimFile};
+use crate::shim::proc_table;
 use crate::stage::{Namespace, Spec};
 
 /// Kept of what the command prints; the rest is read and dropped, so that it never blocks.
@@ -86,7 +87,7 @@ pub(super) async fn run(exe: &Path, request: &ExecRequest, place: Option<Place>)
     // The command's own children end with it, late or not: the leader is unreaped in one case, its group unused in the other.
     if outcome.is_err() {
         if let Some(pid) = pid_file.as_deref().and_then(pid_in) {
-            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            end_in_container(pid, group);
             // The runtime that started it reaps it and ends. Killed itself, it would leave a zombie to whoever is process 1, and a
             // container cannot end before the last process in its pid namespace is reaped.
             drop(tokio::time::timeout(REAPED_MAX, child.wait()).await);
@@ -149,6 +150,17 @@ fn oci_exec(request: &ExecRequest, setup: OciSetup, mut words: Vec<String>, id: 
     words.extend(request.argv.iter().cloned());
     let OciSetup { program, hidden, covered, .. } = setup;
     Spec { namespace: Namespace::Mount, hidden, covered, program, argv: words, ..Spec::default() }
+}
+
+/// Ends a command and what it started, unless that left its group: a probe that hangs is asked again and again. The runtime gave it
+/// a session of its own; where it did not, `runtime`'s group is ended after it.
+fn end_in_container(pid: i32, runtime: Option<i32>) {
+    let group = proc_table::stat(pid).map(|stat| stat.group);
+    let own = nix::unistd::getpgrp().as_raw();
+    if let Some(group) = group.filter(|&group| group > 1 && group != own && Some(group) != runtime) {
+        killpg(Pid::from_raw(group), Signal::SIGKILL).ok();
+    }
+    kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
 }
 
 /// Several probes of one container may run at once.
