@@ -24,7 +24,7 @@ const ITEMS_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Takes inputs of one device into effect, in order.
 pub(super) fn ingest(batch: &mut Batch<'_>, node: &NodeName, inputs: Vec<Input>) -> Result<Ingested, ApiError> {
     let mut ingested = Ingested::default();
-    let mut learned = false;
+    let (mut learned, mut shown) = (false, false);
     batch.set_author(&format!("device:{node}"));
     for input in inputs {
         let writer = match &input {
@@ -42,10 +42,14 @@ pub(super) fn ingest(batch: &mut Batch<'_>, node: &NodeName, inputs: Vec<Input>)
         }
         match input {
             Input::Writer(_) => {}
-            Input::Batch(verified) => take_batch(batch, node, &verified, &mut ingested)?,
-            Input::Branch(verified) => take_branch(batch, node, &verified, &mut ingested)?,
-            Input::Snapshot(verified) => take_snapshot(batch, node, &verified, &mut ingested)?,
+            Input::Batch(verified) => shown |= take_batch(batch, node, &verified, &mut ingested)?,
+            Input::Branch(verified) => shown |= take_branch(batch, node, &verified, &mut ingested)?,
+            Input::Snapshot(verified) => shown |= take_snapshot(batch, node, &verified, &mut ingested)?,
         }
+    }
+    if shown {
+        // Once for all of them: it looks at every override of the device for each of its Pods.
+        observe::refresh_specs(batch, node)?;
     }
     if learned {
         learn::take_late(batch)?;
@@ -104,11 +108,11 @@ fn take_branch(
     node: &NodeName,
     verified: &VerifiedBatch,
     ingested: &mut Ingested,
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     let channel = &verified.batch().channel;
     if *channel != ChannelName::Device(node.clone()) {
         ingested.set_aside.push(format!("a branch of the forked log {} in {channel}", verified.batch().writer));
-        return Ok(());
+        return Ok(false);
     }
     take_records(batch, node, verified, ingested)
 }
@@ -118,7 +122,7 @@ fn take_batch(
     node: &NodeName,
     verified: &VerifiedBatch,
     ingested: &mut Ingested,
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     let log = verified.batch();
     let own = ChannelName::Device(node.clone());
     let here = batch.device_head(&log.channel, &log.writer)?;
@@ -127,15 +131,15 @@ fn take_batch(
     }
     match verified.place(Some(here)) {
         Placement::Next => {}
-        Placement::Duplicate => return Ok(()),
+        Placement::Duplicate => return Ok(false),
         other => {
             let message = format!("the log of device {node} does not follow what is here: {other:?}");
             return Err(ApiError::of(Reason::Conflict, message));
         }
     }
-    take_records(batch, node, verified, ingested)?;
+    let shown = take_records(batch, node, verified, ingested)?;
     batch.put_device_batch(verified)?;
-    Ok(())
+    Ok(shown)
 }
 
 fn take_records(
@@ -143,9 +147,10 @@ fn take_records(
     node: &NodeName,
     verified: &VerifiedBatch,
     ingested: &mut Ingested,
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     let own = ChannelName::Device(node.clone());
     let (mut items, mut bytes) = batch.device_items_size(&own)?;
+    let mut shown = false;
     for record in verified.records() {
         let id = &record.draft.item;
         let current = batch.device_item(&own, id)?;
@@ -153,14 +158,14 @@ fn take_records(
         let (items_then, bytes_then) = (items + usize::from(current.is_none()), bytes + content);
         let ends = current.is_some() && record.draft.kind == RecordKind::Remove;
         if !ends && (items_then > ITEMS_MAX || bytes_then > ITEMS_BYTES_MAX) {
-            ingested.set_aside.push(format!("item {id}: device {node} keeps more than the hub takes"));
+            ingested.set_aside.push(too_much(node, id));
             continue;
         }
         (items, bytes) = (items_then, bytes_then);
         match Item::apply(current.as_ref(), record, verified.incarnation()) {
             Ok(Applied::Changed(item)) => {
                 batch.put_device_item(&own, id, &item)?;
-                show(batch, node, id, &item)?;
+                shown |= show(batch, node, id, &item)?;
                 ingested.applied += 1;
             }
             Ok(Applied::Waiting(item)) => batch.put_device_item(&own, id, &item)?,
@@ -174,7 +179,7 @@ fn take_records(
     if verified.records().iter().any(|record| record.draft.kind == RecordKind::Remove) {
         batch.prune_removed_items(&own)?;
     }
-    Ok(())
+    Ok(shown)
 }
 
 fn take_snapshot(
@@ -182,19 +187,27 @@ fn take_snapshot(
     node: &NodeName,
     verified: &VerifiedSnapshot,
     ingested: &mut Ingested,
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     let snapshot = verified.snapshot();
     let own = ChannelName::Device(node.clone());
     if snapshot.list.channel != own {
         return Err(not_its_own(node, &snapshot.list.channel));
     }
+    let mut shown = false;
+    let (mut items, mut bytes) = batch.device_items_size(&own)?;
     for (entry, state) in snapshot.list.items.iter().zip(&snapshot.states) {
         let current = batch.device_item(&own, &entry.item)?;
+        let (items_then, bytes_then) = (items + usize::from(current.is_none()), bytes + state.len());
+        if items_then > ITEMS_MAX || bytes_then > ITEMS_BYTES_MAX {
+            ingested.set_aside.push(too_much(node, &entry.item));
+            continue;
+        }
+        (items, bytes) = (items_then, bytes_then);
         let adopted = Item::decode(state).and_then(|state| Item::adopt(current.as_ref(), &entry.item, state));
         match adopted {
             Ok(Applied::Changed(item) | Applied::Waiting(item)) => {
                 batch.put_device_item(&own, &entry.item, &item)?;
-                show(batch, node, &entry.item, &item)?;
+                shown |= show(batch, node, &entry.item, &item)?;
                 ingested.applied += 1;
             }
             Ok(Applied::Unchanged) => {}
@@ -207,7 +220,7 @@ fn take_snapshot(
         if !listed && item.is_covered(&snapshot.list.covers) {
             item.kind = ItemKind::Removed(register.version);
             batch.put_device_item(&own, &id, &item)?;
-            show(batch, node, &id, &item)?;
+            shown |= show(batch, node, &id, &item)?;
             ingested.applied += 1;
         }
     }
@@ -217,16 +230,20 @@ fn take_snapshot(
             batch.put_device_head(&own, *writer, *head)?;
         }
     }
-    Ok(())
+    Ok(shown)
+}
+
+fn too_much(node: &NodeName, id: &ItemId) -> String {
+    format!("item {id}: device {node} keeps more than the hub takes")
 }
 
 fn not_its_own(node: &NodeName, channel: &ChannelName) -> ApiError {
     ApiError::of(Reason::Forbidden, format!("device {node} may not write in channel {channel}"))
 }
 
-/// Brings the Override object of an item up to date.
-fn show(batch: &mut Batch<'_>, node: &NodeName, id: &ItemId, item: &Item) -> Result<(), ApiError> {
-    let Some(override_id) = id.as_str().strip_prefix("override/") else { return Ok(()) };
+/// Brings the Override object of an item up to date. Answers whether it is an override, which the specs of Pods follow.
+fn show(batch: &mut Batch<'_>, node: &NodeName, id: &ItemId, item: &Item) -> Result<bool, ApiError> {
+    let Some(override_id) = id.as_str().strip_prefix("override/") else { return Ok(false) };
     let name = format!("{node}.{override_id}");
     let shown: Vec<ObjectKey> = batch
         .index()
@@ -238,19 +255,19 @@ fn show(batch: &mut Batch<'_>, node: &NodeName, id: &ItemId, item: &Item) -> Res
         for key in shown {
             batch.remove(&key)?;
         }
-        return observe::refresh_specs(batch, node);
+        return Ok(true);
     };
     let record: OverrideRecord = match serde_json::from_slice(&register.value) {
         Ok(record) => record,
         Err(error) => {
             tracing::warn!(%node, item = %id, %error, "an override cannot be read; it is not shown");
-            return Ok(());
+            return Ok(false);
         }
     };
     let of_node = |object: &&std::sync::Arc<Object>| object.text("/spec/nodeName") == node.as_str();
     if shown.is_empty() && batch.index().list(&kind::OVERRIDE, None).filter(of_node).count() >= OVERRIDES_MAX {
         tracing::warn!(%node, item = %id, "the device has more than {OVERRIDES_MAX} overrides; this one is not shown");
-        return Ok(());
+        return Ok(false);
     }
     let object = overrides::object_of(&record, node.as_str());
     let key = object.key();
@@ -266,5 +283,5 @@ fn show(batch: &mut Batch<'_>, node: &NodeName, id: &ItemId, item: &Item) -> Res
             batch.create(object)?;
         }
     }
-    observe::refresh_specs(batch, node)
+    Ok(true)
 }

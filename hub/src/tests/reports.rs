@@ -194,6 +194,39 @@ mod overrides {
     }
 
     #[tokio::test]
+    async fn many_overrides_of_one_device_hold_nobody_up() {
+        let world = Reported::new().await;
+        let (uid, body) = world.pod(0, "Running");
+        world.observe(vec![observation(&format!("pod/{uid}"), 1, Some(body))]).await;
+        let base = world.bench.store.read(&world.set).unwrap();
+        let draft = |number: u32| {
+            let mut changed = (*base).clone();
+            changed.value_mut()["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] =
+                format!("c{number}").into();
+            let record = OverrideRecord {
+                id: format!("o{number}"),
+                target: Target::of(&base),
+                operations: between(&base, &changed),
+                author: "technician".into(),
+                reason: String::new(),
+                time: Timestamp(1_700_000_000_000 + u64::from(number)),
+                expires: None,
+            };
+            let id = ItemId::parse(&format!("override/o{number}")).unwrap();
+            Draft::register(id, serde_json::to_vec(&record).unwrap(), "technician", 5)
+        };
+        let mut log = log_of(&world);
+        let channel = ChannelName::Device(world.device.node.clone());
+        let batch = log.append(&channel, (0..1000).map(draft).collect()).unwrap();
+        let inputs = vec![Input::Writer(log.identity().chain().clone()), Input::Batch(batch)];
+        let version = world.bench.store.version();
+        assert_eq!(world.bench.door.ingest(&world.device.peer(), inputs).await.unwrap().applied, 1000);
+        let pod = world.bench.store.read(&world.pod_key()).unwrap();
+        assert_eq!(pod.text("/spec/containers/0/env/0/value"), "c999");
+        assert_eq!(world.bench.store.version() - version, 1001, "each is shown once, and the Pod follows once");
+    }
+
+    #[tokio::test]
     async fn a_device_fills_no_more_than_its_share_of_the_hub() {
         let world = Reported::new().await;
         let mut log = log_of(&world);
