@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use flotilla_sync::channel::{ChannelName, GENESIS, Head, Heads, Positions, WriterId};
+use flotilla_sync::channel::{ChannelName, ChannelState, GENESIS, Head, Heads, Positions, WriterId, positions_of};
 use flotilla_sync::identity::writer::{WriterChain, WriterSubject};
 use flotilla_sync::list::{ChannelSnapshot, SignedList, VerifiedSnapshot};
 use flotilla_sync::log::{Batch, VerifiedBatch};
@@ -29,8 +29,8 @@ pub(super) struct Evidence {
     logs: BTreeMap<LogKey, Span>,
     /// Logs that are being asked for anew.
     asking: BTreeSet<LogKey>,
-    /// Logs asked for by this process: once is enough.
-    asked: BTreeSet<LogKey>,
+    /// Where logs stood when this process asked for them: again only after so many more records as make a proof too long.
+    asked: BTreeMap<LogKey, u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -150,7 +150,8 @@ impl State {
                 let key = (name.clone(), *writer);
                 let span = self.evidence.logs.get(&key).copied().unwrap_or_default();
                 let has_all = there.get(writer).is_some_and(|seq| *seq >= head.seq);
-                if has_all && !self.evidence.asked.contains(&key) && (span.end() < head.seq || span.is_long()) {
+                let asked = self.evidence.asked.get(&key).is_some_and(|seq| head.seq < seq.saturating_add(RECORDS_MAX));
+                if has_all && !asked && (span.end() < head.seq || span.is_long()) {
                     found.push(key);
                 }
             }
@@ -189,12 +190,32 @@ impl DeviceReplica {
             let mut state = self.state();
             for key in keys {
                 state.evidence.logs.remove(&key);
-                state.evidence.asked.insert(key.clone());
+                let head = state.channels.get(&key.0).and_then(|channel| channel.heads.get(&key.1));
+                let seq = head.map_or(0, |head| head.seq);
+                state.evidence.asked.insert(key.clone(), seq);
                 state.evidence.asking.insert(key);
             }
         }
         self.bump(&self.grown);
         Ok(())
+    }
+
+    /// In the middle of a session: the hub that has just sent records holds all of its log. A proof that has become too long is asked
+    /// for anew, as a list.
+    pub(super) async fn shorten_evidence(&self) -> Result<(), ReplicaError> {
+        let heads: Heads = {
+            let state = self.state();
+            let long = |key: &LogKey| state.evidence.logs.get(key).is_some_and(Span::is_long);
+            if !state.evidence.logs.keys().any(|key| long(key) && !state.evidence.asking.contains(key)) {
+                return Ok(());
+            }
+            let long_only = |(name, channel): (&ChannelName, &ChannelState)| {
+                let heads = channel.heads.iter().filter(|(writer, _)| long(&(name.clone(), **writer)));
+                (name.clone(), heads.map(|(writer, head)| (*writer, *head)).collect())
+            };
+            state.channels.iter().map(long_only).collect()
+        };
+        self.ask_for_evidence(&positions_of(&heads)).await
     }
 
     /// What is kept of a hub's log, for a hub that has lost it.

@@ -135,6 +135,7 @@ impl Replica for DeviceReplica {
         }
         self.leave().await?;
         self.forget_damaged().await?;
+        self.shorten_evidence().await?;
         if !branched.is_empty() {
             self.state_again(&branched).await?;
         }
