@@ -161,6 +161,9 @@ fn is_updated(desert: &Desert, kubectl: &Kubectl, local: &Kubectl) {
     let partly = desert.import("n1", &half, 3);
     assert!(partly["missing"].to_string().contains("cut off"), "{partly}");
     assert_eq!(desert.inspect(&half)["whole"], false);
+    let endless = Command::new(BINARY).args(["bundle", "inspect", "/dev/zero"]).output().unwrap();
+    let said = String::from_utf8_lossy(&endless.stderr).into_owned();
+    assert!(!endless.status.success() && said.contains("no regular file"), "{said}");
     let taken = desert.import("n1", &down, 0);
     assert_eq!(taken["report"]["whole"], true);
     local_colour(local, "red");

@@ -228,7 +228,7 @@ async fn import(arguments: &ImportArguments, hub: Option<HubSide>) -> Result<u8>
 }
 
 async fn import_one(side: &Owner, path: PathBuf) -> Result<Outcome> {
-    let mut file = tokio::fs::File::open(&path).await.with_context(|| format!("opening {}", path.display()))?;
+    let mut file = open(&path).await?;
     let (courier, other) = side.connect().await?;
     let mut meter = Meter::of("read");
     let imported = courier.import(&mut file, &mut |bytes| meter.show(bytes)).await;
@@ -238,7 +238,7 @@ async fn import_one(side: &Owner, path: PathBuf) -> Result<Outcome> {
 
 async fn inspect(arguments: &InspectArguments) -> Result<u8> {
     let path = &arguments.path;
-    let file = tokio::fs::File::open(path).await.with_context(|| format!("opening {}", path.display()))?;
+    let file = open(path).await?;
     let result = match bundle::inspect(file).await {
         Ok(inspected) => Ok(inspected.report),
         Err(error @ BundleError::Io(_)) => return Err(error).with_context(|| format!("reading {}", path.display())),
@@ -247,13 +247,21 @@ async fn inspect(arguments: &InspectArguments) -> Result<u8> {
     output::show(&[Outcome { path: path.clone(), result }], arguments.output)
 }
 
+/// Opens a bundle. A pipe or a device would be waited for, or read, without end.
+async fn open(path: &Path) -> Result<tokio::fs::File> {
+    let opening = || format!("opening {}", path.display());
+    let metadata = tokio::fs::metadata(path).await.with_context(opening)?;
+    anyhow::ensure!(metadata.is_file(), "{} is no regular file: name a bundle, or a folder of bundles", path.display());
+    tokio::fs::File::open(path).await.with_context(opening)
+}
+
 /// The bundles of a folder, the oldest first.
 async fn bundles_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?.take(FILES_MAX) {
         let path = entry?.path();
         if path.extension().is_some_and(|ending| ending == EXTENSION) {
-            let file = tokio::fs::File::open(&path).await.with_context(|| format!("opening {}", path.display()))?;
+            let file = open(&path).await?;
             // What cannot be read is told of when it is taken.
             let made = bundle::peek(file).await.map_or(0, |header| header.time_ms);
             found.push((made, path));
