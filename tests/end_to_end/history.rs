@@ -40,12 +40,15 @@ fn a_device_that_was_away_for_many_epochs_comes_back_in_one_list() {
     fleet.start_agent("n1", &["--hub", "127.0.0.1:1"]);
     let local = fleet.local_kubectl("n1");
     local_pods(&local, 1);
+    let before = pod_pids(&fleet, "n1");
     local.run("set env ds/web COLOUR=red");
-    wait::until("the technician's edit runs", || {
+    // The Pod says what it is to be at once, and is it when its process is another.
+    let pids = wait::until("the technician's edit runs", || {
         let pods = local_pods(&local, 1);
-        if env(pods.values().next().unwrap(), "COLOUR") == "red" { Ok(()) } else { Err(format!("{pods:?}")) }
+        let red = env(pods.values().next().unwrap(), "COLOUR") == "red";
+        let pids = pod_pids(&fleet, "n1");
+        if red && pids.len() == 1 && pids != before { Ok(pids) } else { Err(format!("{pids:?} {pods:?}")) }
     });
-    let pids = pod_pids(&fleet, "n1");
 
     let hub = fleet.hub_folder();
     let mut round = 0;
