@@ -106,6 +106,8 @@ pub(crate) struct LoopState {
     pub(crate) wake_at: Option<Timestamp>,
     pub(crate) pinned: Option<images::Pinned>,
     pub(crate) unsaved: Unsaved,
+    /// What was wanted at the first pass over a database that was damaged; see `agent/salvaged.rs`.
+    pub(crate) salvaged: Option<reconcile::DesiredPods>,
     /// See [`Read::refused`].
     pub(crate) refused: BTreeMap<String, String>,
 }
@@ -234,7 +236,8 @@ impl Agent {
         let observed = self.observed(sandboxes);
         let mut plan = reconcile::plan(&next.pods, &observed, &self.history(), &self.place());
         plan.leave_alone(&next.left_alone);
-        plan.leave_alone(&self.unexplained(&next, &observed));
+        let unexplained = self.unexplained(&next, &observed, &plan);
+        plan.leave_alone(&unexplained);
         self.keep_histories(&read, &plan).await;
         if self.pin_images(&observed.images, std::mem::take(&mut plan.images)) {
             self.executor.carry_out(plan.actions);

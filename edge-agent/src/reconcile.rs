@@ -45,6 +45,9 @@ pub struct DesiredPods {
     pub secrets: BTreeMap<(String, String), BTreeMap<String, Vec<u8>>>,
 }
 
+/// Ends the reason of a stop that makes room for a container as it is wanted now.
+pub const DEFINITION_CHANGED: &str = "definition changed, will be restarted";
+
 /// One pod that shall run, or end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DesiredPod {

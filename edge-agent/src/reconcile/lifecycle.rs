@@ -382,7 +382,7 @@ impl<'a> Planner<'a> {
             if let Some(known) = self.history.containers.get_mut(container.name) {
                 known.replaced = true;
             }
-            let why = format!("container {} definition changed, will be restarted", container.name);
+            let why = format!("container {} {}", container.name, super::DEFINITION_CHANGED);
             self.actions.push(stop(container.name, attempt, grace_ms, &why));
             return;
         }
