@@ -59,6 +59,7 @@ impl Restored {
         fleet.running_pods("app=fresh", 2);
         kubectl.run("rollout status ds/web --timeout=60s");
         kubectl.run("rollout status deploy/shop --timeout=60s");
+        let before = pod_pids(&fleet, "n2");
         fleet.local_kubectl("n2").run("set env ds/fresh COLOUR=red");
         wait::until("the hub shows the override", || {
             let list = kubectl.json("get overrides.flotilla.dev")?;
@@ -66,6 +67,11 @@ impl Restored {
             let pods = kubectl.json("get pods -l app=fresh")?;
             let red = pods["items"].as_array().into_iter().flatten().any(|pod| env(pod, "COLOUR") == "red");
             if synced && red { Ok(()) } else { Err(list.to_string()) }
+        });
+        // A Pod says what it is to be before its process is another.
+        wait::until("the override runs", || {
+            let pids = pod_pids(&fleet, "n2");
+            if pids != before && pids.len() == before.len() { Ok(()) } else { Err(format!("{pids:?}")) }
         });
         for (selector, count) in [("app=web", 2), ("app=fresh", 2), ("app=sealed", 2), ("app=shop", 3)] {
             fleet.running_pods(selector, count);
