@@ -9,6 +9,7 @@
 pub mod backoff;
 pub mod blob;
 pub mod bundle;
+pub mod chance;
 pub mod channel;
 pub mod document;
 pub mod driver;
