@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_sync::backoff::{Backoff, HEAD_START_MS, Preference, Road, Roads};
+use flotilla_sync::chance;
 use flotilla_sync::driver;
 use flotilla_sync::identity::{FlooredClock, IdentityError, TrustTime};
 use flotilla_sync::session::{SessionConfig, SessionEnd};
 use flotilla_sync::transport::{ConnectError, Connector, Pipe, Target};
-use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::args::{RunArguments, Transport};
-use crate::clock::{Clock, monotonic_ms};
+use crate::clock::Clock;
 use crate::enrolment::{self, Identity};
 use crate::replica::DeviceReplica;
 use crate::store::Store;
@@ -78,7 +78,7 @@ impl Uplink {
                 Ok(mut reached) => {
                     // A session that ended for a better road goes on there at once.
                     loop {
-                        backoff.connected(monotonic_ms());
+                        backoff.connected(self.clock.monotonic_ms());
                         match self.serve(reached, &targets, &mut roads).await {
                             Served::Moved(next) => reached = *next,
                             Served::Ended { retry_after_ms } => break retry_after_ms,
@@ -95,7 +95,7 @@ impl Uplink {
             if *self.leave.borrow() {
                 return;
             }
-            let wait_ms = backoff.wait_ms(monotonic_ms(), random(), retry_after_ms);
+            let wait_ms = backoff.wait_ms(self.clock.monotonic_ms(), random(), retry_after_ms);
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
                 () = told(&mut self.leave) => return,
@@ -137,7 +137,7 @@ impl Uplink {
     async fn serve(&mut self, reached: Reached, targets: &[Target], roads: &mut Roads) -> Served {
         let Reached { road, target, pipe } = reached;
         tracing::info!(%target, transport = %pipe.transport, "connected to the hub");
-        roads.connected(road, monotonic_ms(), random());
+        roads.connected(road, self.clock.monotonic_ms(), random());
         let enrolment = &self.identity.enrolment;
         let config = SessionConfig {
             root: enrolment.root,
@@ -149,13 +149,14 @@ impl Uplink {
         let (handle, commands) = driver::commands();
         let renew_in_ms = self.identity.renew_at().0.saturating_sub(self.clock.proven().0).max(60_000);
         let connector = self.connector();
+        let clock = Arc::clone(&self.clock);
         let stalled = pipe.stalled.clone();
         self.link.send_replace(Link::Up);
         let mut leave = self.leave.clone();
         let session = driver::run(pipe, config, self.replica.clone(), commands);
         let moved = async {
             match &connector {
-                Ok(connector) => change_of_road(connector, targets, roads, stalled).await,
+                Ok(connector) => change_of_road(&clock, connector, targets, roads, stalled).await,
                 // The certificate was good enough for this session.
                 Err(_unusable) => std::future::pending().await,
             }
@@ -264,13 +265,14 @@ async fn race(connector: &Connector, targets: &[Target], order: &[Road]) -> Resu
 
 /// Returns another road once one has been opened: a better one than the present, or any while nothing is heard on the present one.
 async fn change_of_road(
+    clock: &Clock,
     connector: &Connector,
     targets: &[Target],
     roads: &mut Roads,
     mut stalled: Option<watch::Receiver<bool>>,
 ) -> Reached {
     loop {
-        let better_in_ms = roads.better_at_ms().map(|at| at.saturating_sub(monotonic_ms()));
+        let better_in_ms = roads.better_at_ms().map(|at| at.saturating_sub(clock.monotonic_ms()));
         let better = async {
             match better_in_ms {
                 Some(wait_ms) => tokio::time::sleep(Duration::from_millis(wait_ms)).await,
@@ -278,7 +280,7 @@ async fn change_of_road(
             }
         };
         let order = tokio::select! {
-            () = better => roads.better(monotonic_ms(), random()),
+            () = better => roads.better(clock.monotonic_ms(), random()),
             () = silent(&mut stalled), if roads.order().len() > 1 => roads.others(),
         };
         if order.is_empty() {
@@ -326,9 +328,5 @@ fn target_of(targets: &[Target], road: Road) -> Target {
 
 /// Uniform over all of `u64`; a failing source costs spread, nothing else.
 pub(crate) fn random() -> u64 {
-    let mut bytes = [0; 8];
-    match SystemRandom::new().fill(&mut bytes) {
-        Ok(()) => u64::from_le_bytes(bytes),
-        Err(_unspecified) => monotonic_ms(),
-    }
+    chance::bytes().map_or(0, u64::from_le_bytes)
 }
