@@ -35,8 +35,7 @@ use crate::knowledge::{Knowledge, Read};
 use crate::probe::{ProbeReport, ProbeRunner};
 use crate::reconcile::{self, Observed, Place};
 use crate::replica::{DeviceReplica, OpenedStream};
-use crate::runtime::shims::ShimRuntime;
-use crate::runtime::{Facilities, Runtime as _, RuntimeEvent};
+use crate::runtime::{Facilities, Runtime, RuntimeEvent};
 use crate::store::{Store, StoreError};
 use crate::uplink::Link;
 
@@ -49,9 +48,9 @@ const DRAIN: Duration = Duration::from_secs(300);
 /// Plan again at the earliest after a failed pass.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Everything one device is made of; built by [`crate::start`].
+/// Everything one device is made of; built by [`crate::device`].
 #[derive(Debug)]
-pub struct Agent {
+pub struct Agent<R> {
     /// Everything of this device on the disk.
     pub(crate) folder: std::path::PathBuf,
     pub(crate) node: NodeRef,
@@ -59,11 +58,11 @@ pub struct Agent {
     pub(crate) clock: Arc<Clock>,
     pub(crate) replica: Arc<DeviceReplica>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) backend: Arc<LocalBackend<ShimRuntime>>,
-    pub(crate) runtime: Arc<ShimRuntime>,
+    pub(crate) backend: Arc<LocalBackend<R>>,
+    pub(crate) runtime: Arc<R>,
     pub(crate) facilities: Arc<Facilities>,
-    pub(crate) executor: Executor<ShimRuntime>,
-    pub(crate) probes: ProbeRunner<ShimRuntime>,
+    pub(crate) executor: Executor<R>,
+    pub(crate) probes: ProbeRunner<R>,
     pub(crate) host: Host,
     pub(crate) images: Arc<ImageStore>,
     pub(crate) knowledge: Knowledge,
@@ -151,7 +150,7 @@ pub(crate) enum PassError {
     Json(#[from] serde_json::Error),
 }
 
-impl Agent {
+impl<R: Runtime> Agent<R> {
     /// Runs until told to end. Pods go on running afterwards.
     pub async fn run(mut self) -> Self {
         loop {

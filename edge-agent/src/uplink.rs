@@ -31,11 +31,20 @@ pub enum Link {
     Down,
 }
 
+/// Where the roads to the hub are written down.
+#[derive(Debug)]
+pub enum Known {
+    /// The hub said it when this device joined, unless the command line says otherwise.
+    OfHub(Box<RunArguments>),
+    /// Others: those of a simulation or of a generator of load, direct ones first.
+    Given(Vec<Target>),
+}
+
 /// Everything the uplink needs; see [`run`](Self::run).
 #[derive(Debug)]
 pub struct Uplink {
     pub identity: Identity,
-    pub arguments: RunArguments,
+    pub roads: Known,
     pub store: Store,
     pub replica: Arc<DeviceReplica>,
     pub clock: Arc<Clock>,
@@ -68,7 +77,7 @@ impl Uplink {
         let mut backoff = Backoff::new();
         loop {
             let targets = self.targets();
-            let quic_len = targets.iter().filter(|target| matches!(target, Target::Quic(_))).count();
+            let quic_len = direct_len(&targets);
             let mut roads = Roads::new(self.preference(), quic_len, targets.len() - quic_len);
             if roads.order().is_empty() {
                 tracing::error!("the hub has no address for the transport asked for; this device stays offline");
@@ -209,14 +218,20 @@ impl Uplink {
 
     fn targets(&self) -> Vec<Target> {
         let enrolment = &self.identity.enrolment;
-        enrolment::targets(&self.arguments, &enrolment.quic, &enrolment.mqtt)
+        match &self.roads {
+            Known::OfHub(arguments) => enrolment::targets(arguments, &enrolment.quic, &enrolment.mqtt),
+            Known::Given(targets) => targets.clone(),
+        }
     }
 
     fn preference(&self) -> Preference {
-        match self.arguments.transport {
-            Transport::Auto => Preference::Auto,
-            Transport::Quic => Preference::Quic,
-            Transport::Mqtt => Preference::Mqtt,
+        match &self.roads {
+            Known::Given(_) => Preference::Auto,
+            Known::OfHub(arguments) => match arguments.transport {
+                Transport::Auto => Preference::Auto,
+                Transport::Quic => Preference::Quic,
+                Transport::Mqtt => Preference::Mqtt,
+            },
         }
     }
 }
@@ -318,8 +333,13 @@ async fn told(leave: &mut watch::Receiver<bool>) {
     drop(leave.wait_for(|leave| *leave).await);
 }
 
+/// The targets that need no broker stand first.
+fn direct_len(targets: &[Target]) -> usize {
+    targets.iter().filter(|target| !matches!(target, Target::Mqtt(_))).count()
+}
+
 fn target_of(targets: &[Target], road: Road) -> Target {
-    let quic_len = targets.iter().filter(|target| matches!(target, Target::Quic(_))).count();
+    let quic_len = direct_len(targets);
     match road {
         Road::Quic(index) => targets[index].clone(),
         Road::Mqtt(index) => targets[quic_len + index].clone(),
