@@ -192,6 +192,7 @@ impl<R: Runtime> Agent<R> {
             let none = reconcile::DesiredPods::default();
             self.executor.carry_out(reconcile::plan(&none, &observed, &self.history(), &self.place()).actions);
             tokio::select! {
+                biased;
                 Some(done) = self.inbox.done.recv() => self.executor.finished(done, self.clock.now()),
                 Some(_event) = self.inbox.runtime.recv() => {}
                 () = tokio::time::sleep(RETRY) => {}

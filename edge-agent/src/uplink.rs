@@ -106,6 +106,7 @@ impl Uplink {
             }
             let wait_ms = backoff.wait_ms(self.clock.monotonic_ms(), random(), retry_after_ms);
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
                 () = told(&mut self.leave) => return,
             }
@@ -131,6 +132,7 @@ impl Uplink {
             }
         };
         tokio::select! {
+            biased;
             reached = race(&connector, targets, roads.order()) => reached,
             () = told(&mut self.leave) => Err(Failed::default()),
         }
@@ -173,6 +175,7 @@ impl Uplink {
         tokio::pin!(session);
         let mut next = None;
         let end = tokio::select! {
+            biased;
             end = &mut session => end,
             found = moved => {
                 next = Some(found);
@@ -259,6 +262,7 @@ async fn race(connector: &Connector, targets: &[Target], order: &[Road]) -> Resu
         }
         let more = waiting.len() > 0;
         let ended = tokio::select! {
+            biased;
             ended = attempts.join_next() => ended,
             () = tokio::time::sleep(Duration::from_millis(HEAD_START_MS)), if more => continue,
         };
@@ -295,6 +299,7 @@ async fn change_of_road(
             }
         };
         let order = tokio::select! {
+            biased;
             () = better => roads.better(clock.monotonic_ms(), random()),
             () = silent(&mut stalled), if roads.order().len() > 1 => roads.others(),
         };
@@ -308,6 +313,7 @@ async fn change_of_road(
             }
         };
         tokio::select! {
+            biased;
             raced = race(connector, targets, &order) => match raced {
                 Ok(reached) => return reached,
                 Err(_failed) => tokio::time::sleep(AGAIN).await,

@@ -164,12 +164,14 @@ async fn drive<R: Replica>(
         }
         let deadline = answers.started + Duration::from_millis(answers.session.poll_timeout());
         let has_room = answers.session.has_room();
+        // In this order none starves another: time and what leaves come to an end by themselves, a peer that never pauses does not.
         let woken = tokio::select! {
-            read = wire.input.read(&mut wire.reader) => Woken::Read(read),
+            biased;
+            () = tokio::time::sleep_until(deadline) => Woken::Timeout,
             written = wire.output.write(&mut wire.writer), if !wire.output.is_clean() => Woken::Written(written),
             changed = grown.changed(), if watching => Woken::Grown(changed.is_ok()),
             Some(command) = commands.recv(), if has_room => Woken::Command(command),
-            () = tokio::time::sleep_until(deadline) => Woken::Timeout,
+            read = wire.input.read(&mut wire.reader) => Woken::Read(read),
         };
         match woken {
             Woken::Read(Ok(0)) => return SessionEnd::Broken("the peer ended the stream".to_owned()),

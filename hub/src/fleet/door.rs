@@ -3,7 +3,7 @@
 mod carried;
 mod proof;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -45,11 +45,11 @@ pub(crate) struct FleetDoor {
     /// When a fork was last taken on a device's word.
     fork_heeded: Mutex<Option<Timestamp>>,
     /// The session of each connected node, with a number that tells a later one from an earlier.
-    sessions: Mutex<HashMap<String, Served>>,
+    sessions: Mutex<BTreeMap<String, Served>>,
     /// What each connected node has made durable, as its session said.
-    durable: Mutex<HashMap<String, Positions>>,
+    durable: Mutex<BTreeMap<String, Positions>>,
     /// Connected nodes that owe an acknowledgement, and since when without any.
-    owing: Mutex<HashMap<String, Timestamp>>,
+    owing: Mutex<BTreeMap<String, Timestamp>>,
     /// Whether this hub learns from its devices what its database has lost.
     pub(crate) lessons: Lessons,
 }
@@ -247,11 +247,8 @@ impl FleetDoor {
         tried: &str,
         work: impl FnOnce(&Logs) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, ReplicaError> {
-        let store = self.store.clone();
-        match tokio::task::spawn_blocking(move || work(store.logs())).await {
-            Ok(read) => read.map_err(|source| ReplicaError { tried: tried.to_owned(), source: Box::new(source) }),
-            Err(source) => Err(ReplicaError { tried: tried.to_owned(), source: Box::new(source) }),
-        }
+        let read = self.store.ask_disk(work).await;
+        read.map_err(|source| ReplicaError { tried: tried.to_owned(), source: Box::new(source) })
     }
 
     /// Every open session.
@@ -263,7 +260,7 @@ impl FleetDoor {
         self.writer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<String, Served>> {
+    fn sessions(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Served>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,7 +1,8 @@
-//! The one thread that changes the database: it drains the queue into one transaction, commits once, then answers all.
+//! The one that changes the database: it drains the queue into one transaction, commits once, then answers all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use flotilla_manifests::api_error::{ApiError, Reason};
 use flotilla_manifests::time::Timestamp;
@@ -120,21 +121,28 @@ where
     }
 }
 
-/// The writer's loop; ends when every [`Store`](super::Store) handle is gone.
-pub(super) fn run(
-    mut connection: Connection,
-    mut working: Working,
-    shared: &Shared,
-    retention: &Retention,
-    mut queue: mpsc::Receiver<Box<dyn Job>>,
-) {
-    while let Some(first) = queue.blocking_recv() {
+/// Whoever drains the queue: one for each open database.
+pub(super) struct Writer {
+    connection: Connection,
+    working: Working,
+    shared: Arc<Shared>,
+    retention: Retention,
+}
+
+impl Writer {
+    pub(super) fn over(ready: super::Ready, retention: Retention) -> Self {
+        let super::Ready { connection, working, shared } = ready;
+        Self { connection, working, shared, retention }
+    }
+
+    /// Commits `first` and what waits behind it in one transaction, then answers all.
+    pub(super) fn commit(&mut self, first: Box<dyn Job>, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
         let mut jobs = vec![first];
         while jobs.len() < BATCH_JOBS_MAX {
             let Ok(next) = queue.try_recv() else { break };
             jobs.push(next);
         }
-        commit(&mut connection, &mut working, shared, retention, &mut jobs);
+        commit(&mut self.connection, &mut self.working, &self.shared, &self.retention, &mut jobs);
         for job in jobs {
             job.answer();
         }
