@@ -231,3 +231,6 @@ fn shrink(content: &mut Vec<u8>) {
         content.shrink_to_fit();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,6 +141,7 @@ fn backups_attached_databases_and_copies_of_sqlite_itself_lie_on_the_same_disk()
     history::run(&mut connection, 1..=40);
 
     let mut backup = disk.open("backup.db").unwrap();
+    backup.execute_batch("PRAGMA synchronous=EXTRA").unwrap();
     rusqlite::backup::Backup::new(&connection, &mut backup)
         .unwrap()
         .run_to_completion(7, std::time::Duration::ZERO, None)
@@ -153,7 +154,9 @@ fn backups_attached_databases_and_copies_of_sqlite_itself_lie_on_the_same_disk()
     assert_eq!(history::last_whole(&disk.open("vacuumed.db").unwrap()), Ok(40));
 
     connection.execute("ATTACH ?1 AS other", [disk.path("other.db").to_str().unwrap()]).unwrap();
-    connection.execute_batch("CREATE TABLE other.part AS SELECT * FROM part; VACUUM").unwrap();
+    connection
+        .execute_batch("PRAGMA other.synchronous=EXTRA; CREATE TABLE other.part AS SELECT * FROM part; VACUUM")
+        .unwrap();
     disk.power_cut();
     let count = |file| {
         let connection = disk.open(file).unwrap();

@@ -31,14 +31,16 @@ fn what_was_committed_outlives_a_power_cut() {
     }
 }
 
-/// A cut at every operation of a history, each with several ways to tear what was on its way.
+/// A cut at every operation of a history; with the log, which is how our databases are kept, each with several ways to tear what
+/// was on its way.
 #[test]
 fn a_cut_at_any_operation_loses_nothing_acknowledged_and_leaves_nothing_by_half() {
     const STEPS: i64 = 50;
     for journal in JOURNALS {
+        let seeds = if journal == Journal::Wal { 4 } else { 1 };
         let mut points = 0;
         'points: for operations in 0.. {
-            for seed in 0..3 {
+            for seed in 0..seeds {
                 let disk = Disk::new(&format!("any-{journal:?}"), seed * 7919 + operations).unwrap();
                 disk.cut_after(operations);
                 let acknowledged =
@@ -56,7 +58,7 @@ fn a_cut_at_any_operation_loses_nothing_acknowledged_and_leaves_nothing_by_half(
                 points += 1;
             }
         }
-        assert!(points > 3 * 150, "{journal:?}: only {points} cuts");
+        assert!(points > 500, "{journal:?}: only {points} cuts");
     }
 }
 
