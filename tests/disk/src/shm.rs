@@ -9,7 +9,6 @@ use rusqlite::ffi;
 
 use crate::state::Answer;
 
-#[expect(clippy::cast_sign_loss, reason = "a small constant of SQLite's")]
 const LOCKS: usize = ffi::SQLITE_SHM_NLOCK as usize;
 /// Regions of 32 KiB that one log's index may take: a log of 4 million pages.
 const REGIONS_MAX: usize = 1024;

@@ -1,6 +1,9 @@
-use std::io::Write;
-
 use flotilla_disk::Disk;
+
+fn say(line: &str) {
+    // Not eprintln: the test runner keeps that to itself when a test passes.
+    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("MEASURED: {line}\n")).unwrap();
+}
 
 /// The clock measures the machine here, and decides nothing.
 #[allow(clippy::disallowed_methods, reason = "a measurement of real time")]
@@ -27,9 +30,45 @@ fn a_small_commit_costs_little_and_files_take_their_own_size() {
     let counters = disk.counters();
     assert!(counters.syncs >= u64::from(COMMITS), "each commit is synced");
     let each = seconds / f64::from(COMMITS) * 1e6;
-    std::io::stderr()
-        .write_fmt(format_args!("MEASURED: {COMMITS} commits of a 200-byte row: {each:.1} us each; {counters:?}\n"))
-        .unwrap();
+    say(&format!("{COMMITS} commits of a 200-byte row: {each:.1} us each; {counters:?}"));
     // Not a mark, but what would make a simulation useless: a hundred times as much.
     assert!(each < 2000.0, "{each} us a commit");
+}
+
+/// A disk costs little beside the bytes of its files; what an open connection costs is SQLite's.
+#[test]
+fn a_thousand_disks_fit_into_little_memory() {
+    let resident_kib = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0)
+    };
+    let before = resident_kib();
+    let disks: Vec<Disk> = (0..1000)
+        .map(|number| {
+            let disk = Disk::new(&format!("many-{number}"), number).unwrap();
+            let connection = disk.open("t.db").unwrap();
+            connection
+                .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t (a); INSERT INTO t VALUES (zeroblob(20000))")
+                .unwrap();
+            disk
+        })
+        .collect();
+    let held: u64 = disks.iter().map(bytes).sum();
+    let closed = resident_kib() - before;
+    let open: Vec<_> = disks.iter().map(|disk| disk.open("t.db").unwrap()).collect();
+    for connection in &open {
+        assert_eq!(connection.query_row("SELECT length(a) FROM t", [], |row| row.get::<_, i64>(0)).unwrap(), 20_000);
+    }
+    say(&format!(
+        "1000 disks with {} KiB in files take {closed} KiB; with a connection each {} KiB",
+        held / 1024,
+        resident_kib() - before
+    ));
+    // Beside other tests, so only against what would be out of all proportion.
+    assert!(closed < 200_000, "{closed} KiB for 1000 disks");
+}
+
+fn bytes(disk: &Disk) -> u64 {
+    disk.files().iter().map(|file| disk.read(file).unwrap().len() as u64).sum()
 }

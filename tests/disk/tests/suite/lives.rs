@@ -64,6 +64,28 @@ fn a_writer_and_a_reader_share_a_log() {
     assert_eq!(history::last_whole(&reader), Ok(120));
 }
 
+/// Not how the simulation runs, but what the type says: a disk may be used by several threads.
+#[test]
+fn threads_share_a_disk() {
+    const STEPS: i64 = 100;
+    let disk = Disk::new("threads", 12).unwrap();
+    let mut writer = history::open(&disk, Journal::Wal).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let reader = history::open(&disk, Journal::Wal).unwrap();
+                let mut seen = 0;
+                while seen < STEPS {
+                    let next = history::last_whole(&reader).unwrap();
+                    assert!(next >= seen);
+                    seen = next;
+                }
+            });
+        }
+        assert_eq!(history::run(&mut writer, 1..=STEPS), STEPS);
+    });
+}
+
 #[test]
 fn one_writes_at_a_time_and_the_other_hears_that_it_is_busy() {
     for journal in [Journal::Wal, Journal::Rollback] {
