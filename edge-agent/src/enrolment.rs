@@ -88,7 +88,7 @@ impl Identity {
     ///
     /// # Errors
     /// It has not, or the database is damaged.
-    pub(crate) async fn of_joined(store: &Store, loaded: &Loaded) -> Result<Self, EnrolmentError> {
+    pub async fn of_joined(store: &Store, loaded: &Loaded) -> Result<Self, EnrolmentError> {
         let material = stored::<EnrolmentMaterial>(loaded, "enrolment")?.ok_or(EnrolmentError::NoToken)?;
         Self::of(store, loaded, open_keys(store, loaded).await?, from_material(&material)?).await
     }

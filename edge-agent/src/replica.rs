@@ -328,6 +328,13 @@ impl DeviceReplica {
         damaged.chain(state.beside.never_whole(&state.channels)).collect()
     }
 
+    /// How far each log of each channel is durable here.
+    pub fn positions(&self) -> Positions {
+        let state = self.state();
+        let of = |channel: &ChannelState| channel.heads.iter().map(|(writer, head)| (*writer, head.seq)).collect();
+        state.channels.iter().map(|(name, channel)| (name.clone(), of(channel))).collect()
+    }
+
     /// Whether the database was damaged and more may be missing than is known.
     pub fn is_salvaged(&self) -> bool {
         self.state().salvaged

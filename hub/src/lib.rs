@@ -44,6 +44,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use backend::HubBackend;
 pub use config::{ApiName, HubConfig, Retention};
 pub use fleet::contact::{Contact, Contacts};
 pub use store::Store;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use flotilla_rest::Backend;
+use flotilla_sync::channel::Positions;
 use flotilla_sync::enrol::{Enroller, Token};
 use flotilla_sync::identity::{Installation, NodeName};
 use flotilla_sync::transport::Listener;
@@ -67,8 +67,13 @@ impl Mind {
         self.door.is_learning()
     }
 
+    /// How far the hub's logs are durable at a device, as its session said; `None` without a session.
+    pub fn acknowledged(&self, node: &str) -> Option<Positions> {
+        self.door.session(node).and_then(|_session| self.door.durable(node))
+    }
+
     /// What it serves to people and their tools.
-    pub fn backend(&self, retention: &Retention) -> impl Backend + use<> {
+    pub fn backend(&self, retention: &Retention) -> HubBackend {
         HubBackend::new(self.store.clone(), Arc::clone(&self.door), retention.audit_count_max)
     }
 

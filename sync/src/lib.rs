@@ -18,6 +18,7 @@ pub mod identity;
 pub mod list;
 pub mod log;
 pub mod observation;
+pub mod planted;
 pub mod record;
 pub mod replica;
 pub mod session;

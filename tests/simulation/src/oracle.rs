@@ -1,0 +1,325 @@
+//! What must hold, looked at after every step and every moment: the promises of DESIGN.md as far as a fleet can break them.
+//!
+//! | oracle | promise |
+//! |---|---|
+//! | `acknowledged` | 3: an answered write is there, in every later life of the hub |
+//! | `override` | 3: a technician's answered change is in force at the device until its base is deleted |
+//! | `durable` | 3: what a device acknowledged is there after any crash |
+//! | `restart` | 2: nothing that runs is stopped unless something new was wished since it started |
+//! | `twice` | 2: nothing is started that runs |
+//! | `meant` | 6: a device runs what selects it, and only what somebody wished for |
+//! | `watch` | the API's: nothing lost, repeated or out of order |
+//! | `bounded` | 7 |
+//! | `converge` | 4, once faults have ended |
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use flotilla_hub::Store;
+use flotilla_manifests::kind;
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_rest::Backend as _;
+use flotilla_sync::channel::Positions;
+
+use crate::device::Node;
+use crate::hub::HubLife;
+use crate::model::{Model, mark_of};
+use crate::people::{SharedModel, Watcher};
+use crate::runtime::Deed;
+use crate::trace::Trace;
+
+/// What may wait at a device for the hub: its bound of rows that last, and a status for each pod and the node.
+const OUTBOX_MAX: usize = 1024 + 256;
+
+/// All oracles and what they remember.
+#[derive(Debug)]
+pub struct Oracles {
+    trace: Trace,
+    model: SharedModel,
+    devices: Vec<Seen>,
+    /// The hub has not finished learning since it was restored.
+    learning: bool,
+}
+
+/// What was seen of one device.
+#[derive(Debug, Default)]
+struct Seen {
+    /// How far the hub was told its logs are durable here, the furthest.
+    acknowledged: Positions,
+    /// What the device knew when each container was started.
+    wished: BTreeMap<(String, String), u64>,
+}
+
+impl Oracles {
+    pub fn new(trace: Trace, model: SharedModel, devices: usize) -> Self {
+        Self { trace, model, devices: (0..devices).map(|_| Seen::default()).collect(), learning: false }
+    }
+
+    /// The hub's disk is an old one now.
+    pub fn hub_restored(&mut self) {
+        self.learning = true;
+        self.devices.iter_mut().for_each(|seen| seen.acknowledged.clear());
+    }
+
+    /// A device's disk is an old one now.
+    pub fn card_changed(&mut self, index: usize) {
+        if let Some(seen) = self.devices.get_mut(index) {
+            *seen = Seen::default();
+        }
+    }
+
+    /// A device has read its disk: what it has said to have must be there.
+    pub fn device_started(&mut self, index: usize, node: &Node) {
+        let (Some(seen), Some(held)) = (self.devices.get(index), node.held()) else { return };
+        for (channel, logs) in &seen.acknowledged {
+            for (writer, seq) in logs {
+                let here = held.get(channel).and_then(|logs| logs.get(writer)).copied().unwrap_or(0);
+                if here < *seq {
+                    let what = format!("{} acknowledged {seq} of {writer} in {channel} and holds {here}", node.name);
+                    self.trace.fail("durable", what);
+                }
+            }
+        }
+    }
+
+    /// Looks at everything that can be seen from outside without waiting.
+    pub fn look(&mut self, hub: Option<&HubLife>, nodes: &[Node]) {
+        if let Some(hub) = hub {
+            self.look_at_hub(hub, nodes);
+        }
+        for (index, node) in nodes.iter().enumerate() {
+            self.look_at_device(index, node);
+        }
+    }
+
+    fn look_at_hub(&mut self, hub: &HubLife, nodes: &[Node]) {
+        let store = hub.mind.store();
+        let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.learning {
+            if hub.mind.is_learning() || nodes.iter().any(|node| hub.mind.acknowledged(&node.name).is_none()) {
+                return;
+            }
+            // What no device held is lost, which is said; from here on the hub counts again.
+            self.learning = false;
+            for (key, cell) in &mut model.objects {
+                cell.answered(marked(store, key));
+            }
+        }
+        for (key, cell) in &model.objects {
+            let mark = marked(store, key);
+            if !cell.allows(mark) {
+                let what = format!("{key} is {mark:?}, answered was {:?}, asked for since {:?}", cell.sure, cell.maybe);
+                self.trace.fail("acknowledged", what);
+            }
+        }
+        drop(model);
+        for (seen, node) in self.devices.iter_mut().zip(nodes) {
+            for (channel, logs) in hub.mind.acknowledged(&node.name).unwrap_or_default() {
+                let known = seen.acknowledged.entry(channel).or_default();
+                for (writer, seq) in logs {
+                    let furthest = known.entry(writer).or_insert(0);
+                    *furthest = (*furthest).max(seq);
+                }
+            }
+        }
+    }
+
+    fn look_at_device(&mut self, index: usize, node: &Node) {
+        let deeds = node.containers.deeds();
+        if let Some(replica) = node.replica()
+            && replica.unreported() > OUTBOX_MAX
+        {
+            self.trace.fail("bounded", format_args!("{} has {} waiting for the hub", node.name, replica.unreported()));
+        }
+        if deeds.is_empty() {
+            return;
+        }
+        let wishes = node.held().map(|held| wishes(&held));
+        let Some(seen) = self.devices.get_mut(index) else { return };
+        let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        for deed in deeds {
+            match deed {
+                Deed::Twice { name, container } => {
+                    self.trace
+                        .fail("twice", format_args!("{}: {name}/{container} was started while it ran", node.name));
+                }
+                Deed::Started { pod, name, container, mark, .. } => {
+                    let meant = model.ever.get(&mark).is_some_and(|group| *group == "any" || *group == node.group);
+                    if !meant {
+                        let what = format!("{} of {} runs {name} with {mark:?}", node.name, node.group);
+                        self.trace.fail("meant", what);
+                    }
+                    if let Some(wishes) = wishes {
+                        seen.wished.insert((pod, container), wishes);
+                    }
+                }
+                Deed::Stopped { pod, name, container } => {
+                    let since = seen.wished.get(&(pod, container.clone())).copied();
+                    if since.is_some() && since == wishes {
+                        let what = format!("{}: {name}/{container} was stopped and nothing new was wished", node.name);
+                        self.trace.fail("restart", what);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether everyone agrees: hub, devices, containers and watchers.
+    ///
+    /// # Errors
+    /// The first disagreement.
+    pub async fn agree(&mut self, hub: &HubLife, nodes: &[Node], watchers: &[Arc<Watcher>]) -> Result<(), String> {
+        if hub.mind.is_learning() {
+            return Err("the hub still learns".to_owned());
+        }
+        let store = hub.mind.store();
+        for node in nodes {
+            self.agrees(hub, store, node).await?;
+        }
+        for watcher in watchers {
+            watcher.agrees(&hub.backend).await?;
+        }
+        Ok(())
+    }
+
+    async fn agrees(&self, hub: &HubLife, store: &Store, node: &Node) -> Result<(), String> {
+        let name = &node.name;
+        let (Some(replica), Some(backend)) = (node.replica(), node.backend()) else {
+            return Err(format!("{name} does not run"));
+        };
+        if hub.mind.acknowledged(name).is_none() {
+            return Err(format!("{name} has no session"));
+        }
+        if replica.unreported() > 0 {
+            return Err(format!("{name} has {} things to tell", replica.unreported()));
+        }
+        let sets = store.list(&kind::DAEMON_SET, None).items;
+        let running = node.containers.running();
+        let mut wanted = 0;
+        for set in sets.iter().filter(|set| selects(set, &node.group)) {
+            let mark = mark_of(Some(set)).map(|mark| format!("{}:{mark}", set.name()));
+            if !running.values().any(|one| Some(one) == mark.as_ref()) {
+                return Err(format!("{name} does not run {mark:?}; it runs {:?}", running.values()));
+            }
+            wanted += 1;
+            let there = backend.read(&set.key()).await.map_err(|error| format!("{name}: {error}"))?;
+            if mark_of(Some(&there)) != mark_of(Some(set)) {
+                return Err(format!("{name} holds {} as {:?}", set.key(), mark_of(Some(&there))));
+            }
+        }
+        let pods = store.view(|index| {
+            index
+                .pods_on(name)
+                .map(|pod| (pod.uid().to_owned(), pod.text("/status/phase").to_owned()))
+                .collect::<BTreeMap<_, _>>()
+        });
+        let placed = store.view(|index| {
+            index.pods_on(name).filter(|pod| pod.controller().is_some_and(|owner| owner.kind == "ReplicaSet")).count()
+        });
+        if running.len() != wanted + placed || pods.len() != running.len() {
+            let what = (running.len(), wanted, placed, pods.len());
+            return Err(format!("{name}: (running, daemons, placed, pods at the hub) = {what:?}"));
+        }
+        if let Some((uid, phase)) = pods.iter().find(|(_, phase)| *phase != "Running") {
+            return Err(format!("{name}: the hub shows pod {uid} as {phase:?}"));
+        }
+        self.overrides_agree(store, node, &backend_marks(&sets, &*backend).await)
+    }
+
+    /// Every technician's change that was answered is in force, and the hub lists it.
+    fn overrides_agree(
+        &self,
+        store: &Store,
+        node: &Node,
+        there: &BTreeMap<ObjectKey, Option<u64>>,
+    ) -> Result<(), String> {
+        let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        let listed = store.list(&kind::OVERRIDE, None).items;
+        let mine = |object: &&Arc<Object>| object.text("/spec/nodeName") == node.name;
+        let known = listed.iter().filter(mine).count();
+        let in_force = there.values().filter(|mark| mark.is_some()).count();
+        drop(model);
+        if known != in_force {
+            return Err(format!("{}: {in_force} changes are in force, the hub lists {known}", node.name));
+        }
+        Ok(())
+    }
+
+    /// A technician's answered change is in force. Asks the device's own API.
+    pub async fn look_at_overrides(&self, index: usize, node: &Node) {
+        let Some(backend) = node.backend() else { return };
+        let cells: Vec<_> = {
+            let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+            if model.rolled_back.contains(&index) {
+                return;
+            }
+            let of = model.overrides.range((index, least())..);
+            of.take_while(|((device, _), _)| *device == index)
+                .map(|((_, key), cell)| (key.clone(), cell.clone()))
+                .collect()
+        };
+        for (key, cell) in cells {
+            let Ok(object) = backend.read(&key).await else { continue };
+            let mark = technician_mark(&object);
+            let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+            let same = model.overrides.get(&(index, key.clone())) == Some(&cell);
+            drop(model);
+            if same && !cell.allows(mark) && !cell_ended(&object, &cell) {
+                let what = format!("{}: {key} is {mark:?}, answered was {:?}", node.name, cell.sure);
+                self.trace.fail("override", what);
+            }
+        }
+    }
+}
+
+/// The base was deleted and made again since: that ended the change.
+fn cell_ended(object: &Object, cell: &crate::model::Cell) -> bool {
+    let base = mark_of(Some(object)).unwrap_or(0);
+    technician_mark(object).is_none() && cell.sure.is_some_and(|sure| object_began_after(object, sure, base))
+}
+
+/// Marks count up over all writes, and an object keeps the one it was created with.
+fn object_began_after(object: &Object, sure: u64, base: u64) -> bool {
+    object.annotation("born").and_then(|born| born.parse::<u64>().ok()).unwrap_or(base) > sure
+}
+
+fn technician_mark(object: &Object) -> Option<u64> {
+    object.annotation("technician")?.parse().ok()
+}
+
+async fn backend_marks(
+    sets: &[Arc<Object>],
+    backend: &impl flotilla_rest::Backend,
+) -> BTreeMap<ObjectKey, Option<u64>> {
+    let mut marks = BTreeMap::new();
+    for set in sets {
+        if let Ok(object) = backend.read(&set.key()).await {
+            marks.insert(set.key(), technician_mark(&object));
+        }
+    }
+    marks
+}
+
+fn selects(set: &Object, group: &str) -> bool {
+    let wanted = set.text("/spec/template/spec/nodeSelector/group");
+    wanted.is_empty() || wanted == group
+}
+
+fn marked(store: &Store, key: &ObjectKey) -> Option<u64> {
+    mark_of(store.read(key).as_deref())
+}
+
+fn least() -> ObjectKey {
+    ObjectKey::of(&kind::CONFIG_MAP, "", "")
+}
+
+/// All that was wished of a device, as one number: it changes with every record.
+fn wishes(held: &Positions) -> u64 {
+    held.values()
+        .flat_map(|logs| logs.values())
+        .fold(held.len() as u64, |sum, seq| sum.wrapping_mul(31).wrapping_add(*seq))
+}
+
+/// Used by [`Model`]'s readers.
+#[allow(dead_code, reason = "names the type in the documentation of this module")]
+type Promises = Model;
