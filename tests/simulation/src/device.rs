@@ -44,6 +44,8 @@ pub struct Node {
     pub group: String,
     pub disk: Disk,
     pub containers: Containers,
+    /// Its disk fails or is full at present.
+    pub in_trouble: bool,
     trace: Trace,
     dialled: MemoryDoor,
     hands: Arc<Wrong>,
@@ -80,6 +82,7 @@ impl Node {
             group: group.to_owned(),
             containers: Containers::new(name, trace.clone()),
             disk,
+            in_trouble: false,
             trace,
             dialled,
             hands,

@@ -23,13 +23,18 @@ use flotilla_sync::channel::Positions;
 
 use crate::device::Node;
 use crate::hub::HubLife;
-use crate::model::{Model, mark_of};
+use crate::model::mark_of;
 use crate::people::{SharedModel, Watcher};
 use crate::runtime::Deed;
 use crate::trace::Trace;
 
 /// What may wait at a device for the hub: its bound of rows that last, and a status for each pod and the node.
 const OUTBOX_MAX: usize = 1024 + 256;
+
+/// A container is started within this time after what it was started for. Milliseconds.
+const STARTING_MS: u64 = 3_000;
+/// A new wish is heeded within this time. Milliseconds.
+const UNDER_WAY_MS: u64 = 30_000;
 
 /// All oracles and what they remember.
 #[derive(Debug)]
@@ -46,8 +51,13 @@ pub struct Oracles {
 struct Seen {
     /// How far the hub was told its logs are durable here, the furthest.
     acknowledged: Positions,
-    /// What the device knew when each container was started.
-    wished: BTreeMap<(String, String), u64>,
+    /// All that is wished of it, as one number, and since when it has been that. Milliseconds.
+    wishes: u64,
+    wished_ms: u64,
+    /// When each container was started. Milliseconds.
+    started_ms: BTreeMap<(String, String), u64>,
+    /// Its disk was seen to refuse something. Milliseconds.
+    troubled_ms: Option<u64>,
 }
 
 impl Oracles {
@@ -125,6 +135,16 @@ impl Oracles {
     }
 
     fn look_at_device(&mut self, index: usize, node: &Node) {
+        let now = self.trace.now_ms();
+        let Some(seen) = self.devices.get_mut(index) else { return };
+        if let Some(wishes) = node.replica().map(|replica| replica.fingerprint())
+            && wishes != seen.wishes
+        {
+            (seen.wishes, seen.wished_ms) = (wishes, now);
+        }
+        if node.in_trouble || !node.is_up() {
+            seen.troubled_ms = Some(now);
+        }
         let deeds = node.containers.deeds();
         if let Some(replica) = node.replica()
             && replica.unreported() > OUTBOX_MAX
@@ -134,8 +154,6 @@ impl Oracles {
         if deeds.is_empty() {
             return;
         }
-        let wishes = node.held().map(|held| wishes(&held));
-        let Some(seen) = self.devices.get_mut(index) else { return };
         let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
         for deed in deeds {
             match deed {
@@ -149,13 +167,14 @@ impl Oracles {
                         let what = format!("{} of {} runs {name} with {mark:?}", node.name, node.group);
                         self.trace.fail("meant", what);
                     }
-                    if let Some(wishes) = wishes {
-                        seen.wished.insert((pod, container), wishes);
-                    }
+                    seen.started_ms.insert((pod, container), now);
                 }
                 Deed::Stopped { pod, name, container } => {
-                    let since = seen.wished.get(&(pod, container.clone())).copied();
-                    if since.is_some() && since == wishes {
+                    let Some(started) = seen.started_ms.get(&(pod, container.clone())) else { continue };
+                    // A plan is carried out a moment after it was made, and later on a disk that refuses.
+                    let troubled = seen.troubled_ms.is_some_and(|at| at + UNDER_WAY_MS > seen.wished_ms);
+                    let heeded = seen.wished_ms + UNDER_WAY_MS < now;
+                    if seen.wished_ms <= started + STARTING_MS && heeded && !troubled {
                         let what = format!("{}: {name}/{container} was stopped and nothing new was wished", node.name);
                         self.trace.fail("restart", what);
                     }
@@ -312,14 +331,3 @@ fn marked(store: &Store, key: &ObjectKey) -> Option<u64> {
 fn least() -> ObjectKey {
     ObjectKey::of(&kind::CONFIG_MAP, "", "")
 }
-
-/// All that was wished of a device, as one number: it changes with every record.
-fn wishes(held: &Positions) -> u64 {
-    held.values()
-        .flat_map(|logs| logs.values())
-        .fold(held.len() as u64, |sum, seq| sum.wrapping_mul(31).wrapping_add(*seq))
-}
-
-/// Used by [`Model`]'s readers.
-#[allow(dead_code, reason = "names the type in the documentation of this module")]
-type Promises = Model;

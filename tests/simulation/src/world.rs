@@ -132,8 +132,8 @@ impl World {
     pub async fn heal(&mut self) {
         self.trace.told("heals", "world", "");
         self.hub.disk.set_failures(Failures::None);
-        for index in 0..self.nodes.len() {
-            let node = &self.nodes[index];
+        for node in &mut self.nodes {
+            node.in_trouble = false;
             node.disk.set_failures(Failures::None);
             node.disk.set_room(None);
             node.mend_clock();
@@ -239,9 +239,16 @@ impl World {
             What::AgentCrash(_) => node.kill().await,
             What::PowerCut(_) => node.power_cut().await,
             What::TornWrite(_, operations) => node.disk.cut_after(operations),
-            What::DiskErrors(_, 0) => node.disk.set_failures(Failures::None),
-            What::DiskErrors(_, operations) => node.disk.set_failures(Failures::OneIn { operations, reads: false }),
+            What::DiskErrors(_, 0) => {
+                node.disk.set_failures(Failures::None);
+                node.in_trouble = false;
+            }
+            What::DiskErrors(_, operations) => {
+                node.in_trouble = true;
+                node.disk.set_failures(Failures::OneIn { operations, reads: false });
+            }
             What::DiskFull(_, full) => {
+                node.in_trouble = full;
                 let used: u64 = node
                     .disk
                     .files()
