@@ -93,7 +93,7 @@ fn one_writes_at_a_time_and_the_other_hears_that_it_is_busy() {
         let mut one = history::open(&disk, journal).unwrap();
         let mut other = history::open(&disk, journal).unwrap();
         one.execute_batch("BEGIN IMMEDIATE").unwrap();
-        assert_eq!(code(&history::commit(&mut other, 1).unwrap_err()), Some(ErrorCode::DatabaseBusy));
+        assert_eq!(code(&other.execute_batch("BEGIN IMMEDIATE").unwrap_err()), Some(ErrorCode::DatabaseBusy));
         one.execute_batch("COMMIT").unwrap();
         history::commit(&mut other, 1).unwrap();
         history::commit(&mut one, 2).unwrap();
