@@ -1,3 +1,5 @@
+//! A disk that is full, fails or rots, and what it counts.
+
 use flotilla_disk::{Disk, Failures};
 use rusqlite::{Connection, ErrorCode};
 
