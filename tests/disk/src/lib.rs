@@ -30,4 +30,4 @@ mod vfs;
 
 pub use disk::{Disk, DiskError};
 pub use state::{Counters, Failures};
-pub use vfs::{NAME, register, set_seed, set_time};
+pub use vfs::{NAME, register, register_as_default, set_seed, set_time};

@@ -27,7 +27,7 @@ const DAY_MS: f64 = 86_400_000.0;
 static TIME_MS: AtomicI64 = AtomicI64::new(UNIX_EPOCH_MS);
 static SEED: AtomicU64 = AtomicU64::new(0);
 
-/// Makes SQLite know the VFS; the default one stays what it is. Once per process, however often it is called.
+/// Makes SQLite know the VFS; the default one stays what it is. [`crate::Disk::new`] does it too. Once per process, however often it is called.
 ///
 /// # Errors
 /// When SQLite refuses.
@@ -39,6 +39,19 @@ pub fn register() -> Result<(), DiskError> {
         unsafe { ffi::sqlite3_vfs_register(vfs, 0) }
     });
     if *code == ffi::SQLITE_OK { Ok(()) } else { Err(DiskError::Refused(*code)) }
+}
+
+/// Makes the VFS also the one that SQLite takes where none is named, for the whole process: code that opens a database by its path
+/// alone then finds it on a simulated disk, and none on the real one.
+///
+/// # Errors
+/// When SQLite refuses.
+pub fn register_as_default() -> Result<(), DiskError> {
+    register()?;
+    // SAFETY: the name ends with a zero byte; the answer is null or a table that is registered, and ours is never freed. To
+    // register it again only changes its place in SQLite's list.
+    let code = unsafe { ffi::sqlite3_vfs_register(ffi::sqlite3_vfs_find(NAME.as_ptr()), 1) };
+    if code == ffi::SQLITE_OK { Ok(()) } else { Err(DiskError::Refused(code)) }
 }
 
 /// Sets the time that databases on simulated disks see (`datetime('now')`), in milliseconds since 1970, for the whole process.
@@ -349,7 +362,7 @@ unsafe extern "C" fn dl_sym(
 
 unsafe extern "C" fn dl_close(_: *mut ffi::sqlite3_vfs, _: *mut c_void) {}
 
-/// Reached only if this VFS is made SQLite's default one, which alone is asked; see [`set_seed`].
+/// SQLite asks its default VFS alone, and not even that after [`set_seed`].
 unsafe extern "C" fn randomness(_: *mut ffi::sqlite3_vfs, count: c_int, into: *mut c_char) -> c_int {
     let Ok(room) = size(count) else { return 0 };
     for index in 0..room {

@@ -1,3 +1,5 @@
+//! What a simulated disk costs in time and memory.
+
 use flotilla_disk::Disk;
 
 fn say(line: &str) {

@@ -1,3 +1,5 @@
+//! A disk that is full, fails or rots, and what it counts.
+
 use flotilla_disk::{Disk, Failures};
 use rusqlite::{Connection, ErrorCode};
 
@@ -52,6 +54,57 @@ fn a_failing_disk_loses_nothing_that_was_acknowledged() {
         }
         assert!(failed > 150, "{journal:?}: only {failed} of 200 met a failure");
     }
+}
+
+/// Everything that can befall a disk, mixed by seed, in lives that each end in their own way and with a reader beside the writer.
+#[test]
+fn whatever_befalls_a_disk_nothing_acknowledged_is_lost() {
+    let mut unfinished = 0;
+    for seed in 0..400 {
+        let journal = if seed % 4 == 0 { Journal::Rollback } else { Journal::Wal };
+        let disk = Disk::new("whatever", seed).unwrap();
+        let mut acknowledged = 0;
+        for life in 0..4 {
+            let mut pick = (seed * 4 + life).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 8;
+            let mut below = |bound: u64| {
+                pick = pick.wrapping_mul(0x2545_f491_4f6c_dd1d).rotate_left(23);
+                (pick >> 16) % bound
+            };
+            disk.set_room((below(4) == 0).then(|| bytes(&disk) + below(60_000)));
+            if below(2) == 0 {
+                disk.set_failures(Failures::OneIn { operations: 10 + below(200), reads: below(2) == 0 });
+            }
+            if below(2) == 0 {
+                disk.cut_after(below(400));
+            }
+            let writer = history::open(&disk, journal);
+            let reader = history::open(&disk, journal);
+            let steps = acknowledged + 1..=acknowledged + 25;
+            let end = *steps.end();
+            if let Ok(mut writer) = writer {
+                acknowledged = history::run(&mut writer, steps);
+                if let Some(seen) = reader.ok().and_then(|reader| history::last_whole(&reader).ok()) {
+                    assert_eq!(seen, acknowledged, "seed {seed}, life {life}: what the reader sees");
+                }
+                if below(3) == 0 {
+                    drop(writer);
+                }
+            }
+            unfinished += u32::from(acknowledged < end);
+            if below(3) == 0 && !disk.is_dead() {
+                disk.kill()
+            } else {
+                disk.power_cut()
+            }
+            disk.set_failures(Failures::None);
+            disk.set_room(None);
+            let survived = history::survived(&disk, journal);
+            history::check(acknowledged, survived.clone(), journal)
+                .unwrap_or_else(|wrong| panic!("seed {seed}, life {life}, {journal:?}: {wrong}"));
+            acknowledged = survived.unwrap();
+        }
+    }
+    assert!(unfinished > 400, "of 1600 lives {unfinished} met something");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_disk::Disk;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, ffi, params};
 
 /// How a database is kept, and so what of it a power cut may touch.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,15 +23,24 @@ const PARTS: i64 = 3;
 /// Opens the database, made or not.
 pub(crate) fn open(disk: &Disk, journal: Journal) -> rusqlite::Result<Connection> {
     let connection = disk.open(FILE)?;
-    connection.execute_batch(match journal {
-        Journal::Wal => "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=20",
-        Journal::Rollback => "PRAGMA journal_mode=DELETE; PRAGMA synchronous=EXTRA",
-        Journal::RollbackWithoutFolder => "PRAGMA journal_mode=DELETE; PRAGMA synchronous=FULL",
-    })?;
+    let (mode, settings) = match journal {
+        Journal::Wal => ("wal", "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=20"),
+        Journal::Rollback => ("delete", "PRAGMA synchronous=EXTRA"),
+        Journal::RollbackWithoutFolder => ("delete", "PRAGMA synchronous=FULL"),
+    };
+    connection.execute_batch(settings)?;
+    connection.pragma_update(None, "journal_mode", mode)?;
     connection.execute_batch(
         "CREATE TABLE IF NOT EXISTS part (place INTEGER PRIMARY KEY, step INTEGER NOT NULL, filling BLOB NOT NULL);
          CREATE TABLE IF NOT EXISTS step (one INTEGER PRIMARY KEY CHECK (one = 1), last INTEGER NOT NULL)",
     )?;
+    // SQLite answers with the new mode before it has committed the change, and rusqlite does not ask on: that it failed shows only
+    // in the mode that is there after the file was read again.
+    let kept: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+    if kept != mode {
+        let refused = format!("the journal mode is still {kept}");
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR), Some(refused)));
+    }
     Ok(connection)
 }
 

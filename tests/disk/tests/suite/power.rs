@@ -1,3 +1,5 @@
+//! The power fails, at every point there is.
+
 use flotilla_disk::Disk;
 
 use crate::history::{self, Journal};
@@ -70,6 +72,25 @@ fn lost_syncs_are_found() {
             .count();
         assert!(found > 50, "{journal:?}: of 100 seeds {found} show that syncs are lost");
     }
+}
+
+/// The cut itself decides, not what begins the next life.
+#[test]
+fn a_cut_that_was_set_takes_what_was_not_synced() {
+    let loses = |seed| {
+        let disk = Disk::new("set", seed).unwrap();
+        let mut connection = history::open(&disk, Journal::Wal).unwrap();
+        history::run(&mut connection, 1..=2);
+        connection.pragma_update(None, "synchronous", "OFF").unwrap();
+        disk.cut_after(30);
+        let acknowledged = history::run(&mut connection, 3..=20);
+        assert!(disk.is_dead() && acknowledged < 20);
+        disk.kill();
+        assert!(!disk.is_dead());
+        history::survived(&disk, Journal::Wal).is_ok_and(|last| last < acknowledged)
+    };
+    let lost = (0..50).filter(|seed| loses(*seed)).count();
+    assert!((10..50).contains(&lost), "of 50 seeds {lost} lose what was not synced");
 }
 
 /// The reason for a sync of the folder: without it the deletion of a journal is sometimes undone, and so is its transaction.
