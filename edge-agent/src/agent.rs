@@ -20,6 +20,7 @@ use flotilla_manifests::overrides;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::LogRequest;
 use flotilla_sync::channel::ItemId;
+use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::record::Draft;
 use flotilla_sync::replica::ReplicaError;
 use tokio::sync::{mpsc, watch};
@@ -263,7 +264,8 @@ impl<R: Runtime> Agent<R> {
     async fn end_overrides(&mut self, mut read: Read, now: Timestamp) -> Result<Read, PassError> {
         let proven = self.clock.proven();
         let over = |record: &overrides::OverrideRecord| {
-            read.reverted.contains(&record.id) || record.expires.is_some_and(|expires| expires <= proven)
+            let dropped = planted::is(Bug::OverrideDropped) && *self.inbox.link.borrow() == Link::Up;
+            dropped || read.reverted.contains(&record.id) || record.expires.is_some_and(|expires| expires <= proven)
         };
         let ended: Vec<String> =
             read.known.overrides.iter().filter(|record| over(record)).map(|record| record.id.clone()).collect();
@@ -277,7 +279,11 @@ impl<R: Runtime> Agent<R> {
         Ok(read)
     }
 
-    fn observed(&self, sandboxes: BTreeMap<String, crate::runtime::SandboxStatus>) -> Observed {
+    fn observed(&self, mut sandboxes: BTreeMap<String, crate::runtime::SandboxStatus>) -> Observed {
+        if planted::is(Bug::RestartWhileOffline) && *self.inbox.link.borrow() == Link::Down {
+            let containers = sandboxes.values_mut().flat_map(|sandbox| sandbox.containers.values_mut());
+            containers.for_each(|container| container.digest.clear());
+        }
         Observed {
             sandboxes,
             busy: self.executor.busy().clone(),
@@ -320,8 +326,12 @@ impl<R: Runtime> Agent<R> {
                 (pod.clone(), text)
             });
             let ends = unsaved.ended.iter().map(|uid| (format!("pod/{uid}"), true, None)).collect();
-            let ends = self.replica.rows_of(ends);
-            match self.store.set_histories(rows.collect(), ends.clone()).await {
+            let mut ends = self.replica.rows_of(ends);
+            if planted::is(Bug::EndNotTold) && *self.inbox.link.borrow() == Link::Down {
+                ends.clear();
+            }
+            let rows = if planted::is(Bug::HistoryAfterAction) { Vec::new() } else { rows.collect() };
+            match self.store.set_histories(rows, ends.clone()).await {
                 Ok(()) => {
                     let unsaved = std::mem::take(&mut self.state.unsaved);
                     for uid in unsaved.ended {

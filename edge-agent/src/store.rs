@@ -60,6 +60,8 @@ pub enum StoreError {
     Full { what: &'static str },
     #[error("the device's database cannot {what}")]
     Write { what: &'static str, source: rusqlite::Error },
+    #[error("the device's database {path} keeps no write-ahead log (its journal mode is {mode}): the disk may fail")]
+    Journal { path: PathBuf, mode: String },
     #[error("the device's database is closed")]
     Closed,
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use flotilla_sync::channel::Positions;
+use flotilla_sync::channel::{Positions, WriterId, positions_of};
 use flotilla_sync::enrol::{Enroller, Token};
 use flotilla_sync::identity::{Installation, NodeName};
 use flotilla_sync::transport::Listener;
@@ -70,6 +70,17 @@ impl Mind {
     /// How far the hub's logs are durable at a device, as its session said; `None` without a session.
     pub fn acknowledged(&self, node: &str) -> Option<Positions> {
         self.door.session(node).and_then(|_session| self.door.durable(node))
+    }
+
+    /// Under which id it writes.
+    pub fn writer(&self) -> WriterId {
+        self.door.identity().id()
+    }
+
+    /// Where the logs of a device's channels stand here.
+    pub fn heads(&self, node: &str) -> Positions {
+        let Ok(name) = NodeName::parse(node) else { return Positions::new() };
+        positions_of(&self.door.heads_of(&name))
     }
 
     /// What it serves to people and their tools.

@@ -88,6 +88,8 @@ pub enum StoreError {
     Row(DamagedRow),
     #[error("the disk of the hub's database is full, or fails")]
     GaveUp,
+    #[error("the hub's database {path} keeps no write-ahead log (its journal mode is {mode}): the disk may fail")]
+    Journal { path: PathBuf, mode: String },
     #[error("reading the hub's database ended by a fault of this program")]
     Asked,
     #[error("cannot start the writer's thread")]
@@ -450,6 +452,11 @@ impl Ready {
         let loaded = load::load(&mut connection, retention, now)?;
         let incarnation = loaded.incarnation;
         let working = Working::starting(load::copy(&loaded.index), incarnation, loaded.version)?;
+        // A disk that fails while the mode is set is told of by nobody: without the log the newest commit could go with the power.
+        let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+        if mode != "wal" {
+            return Err(StoreError::Journal { path: path.to_owned(), mode });
+        }
         let logs = logs::Logs::open(path, vfs, &connection)?;
         let committed =
             Committed { index: loaded.index, history: loaded.history, version: loaded.version, incarnation };

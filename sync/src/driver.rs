@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::blob::BlobStored;
+use crate::planted::{self, Bug};
 use crate::replica::{Reading, Replica, ReplicaError};
 use crate::session::{Event, Local, Session, SessionConfig, SessionEnd};
 use crate::stream::{
@@ -283,6 +284,9 @@ impl<R: Replica> Answers<R> {
     async fn ingest(&mut self, inputs: &mut Vec<crate::replica::Input>) -> Result<(), ReplicaError> {
         if inputs.is_empty() {
             return Ok(());
+        }
+        if planted::is(Bug::AcknowledgedBeforeDurable) {
+            self.tell(Local::Ingested);
         }
         let ingested = self.replica.ingest(&self.peer, std::mem::take(inputs)).await?;
         for set_aside in &ingested.set_aside {

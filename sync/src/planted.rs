@@ -9,25 +9,37 @@
 pub enum Bug {
     /// A device's disk answers a sync before anything is durable.
     LostSync,
-    /// The hub answers a write before it is committed.
-    AnswerBeforeCommit,
+    /// The hub answers a write whose commit failed as done.
+    FailedCommitAnswered,
+    /// A commit of the hub that failed leaves its objects in memory.
+    CommitLeftInMemory,
     /// A device acknowledges records before they are durable.
-    AcknowledgeBeforeDurable,
+    AcknowledgedBeforeDurable,
+    /// A technician's change is answered although the disk did not take it.
+    OverrideBeforeDurable,
+    /// A technician's change ends with the next pass that has a session.
+    OverrideDropped,
     /// What a signed list no longer names stays.
     AbsenceIgnored,
+    /// A signed list moves the heads and its states are not taken.
+    ListNotApplied,
+    /// After a list, nothing more of its log is sent in that session.
+    SilentAfterList,
     /// The state of an earlier epoch is taken for the present one.
     StaleEpochTaken,
     /// A later observation gives way to an earlier one.
     OldObservationTaken,
-    /// What waits for the hub is never bounded.
-    OutboxUnbounded,
-    /// A new session starts containers anew.
-    RestartOnReconnect,
+    /// The end of a pod is told only if there is a session.
+    EndNotTold,
+    /// What runs is compared with what it was started from only while there is a session.
+    RestartWhileOffline,
+    /// What was done to a pod is not remembered on the disk.
+    HistoryAfterAction,
     /// A DaemonSet runs on devices that it does not select.
     SelectorIgnored,
-    /// A watcher whose channel was full misses what came meanwhile.
+    /// A watch begins one change too late.
     WatchGap,
-    /// A watcher gets its last event twice.
+    /// A watch begins with the change it was at.
     WatchRepeats,
     /// A forked log is continued under the same writer.
     ForkIgnored,
@@ -35,43 +47,40 @@ pub enum Bug {
     RestoreIgnored,
     /// A batch behind a gap is taken.
     GapTaken,
-    /// A technician's change ends with the next session.
-    OverrideDropped,
-    /// A commit that failed leaves its objects in memory.
-    RollbackForgotten,
-    /// After a list, nothing more of its log is sent.
-    SilentAfterList,
-    /// An automerge actor id is used in every run of the hub.
-    ActorReused,
-    /// A device's write is answered before it is durable.
-    OverrideBeforeDurable,
     /// A log is cut off and its floor is not remembered.
     FloorForgotten,
+    /// Logs are never cut off.
+    LogUncut,
+    /// Every run of the hub edits under the same automerge actor.
+    ActorReused,
 }
 
 impl Bug {
     /// All of them.
     pub const ALL: &[Self] = &[
         Self::LostSync,
-        Self::AnswerBeforeCommit,
-        Self::AcknowledgeBeforeDurable,
+        Self::FailedCommitAnswered,
+        Self::CommitLeftInMemory,
+        Self::AcknowledgedBeforeDurable,
+        Self::OverrideBeforeDurable,
+        Self::OverrideDropped,
         Self::AbsenceIgnored,
+        Self::ListNotApplied,
+        Self::SilentAfterList,
         Self::StaleEpochTaken,
         Self::OldObservationTaken,
-        Self::OutboxUnbounded,
-        Self::RestartOnReconnect,
+        Self::EndNotTold,
+        Self::RestartWhileOffline,
+        Self::HistoryAfterAction,
         Self::SelectorIgnored,
         Self::WatchGap,
         Self::WatchRepeats,
         Self::ForkIgnored,
         Self::RestoreIgnored,
         Self::GapTaken,
-        Self::OverrideDropped,
-        Self::RollbackForgotten,
-        Self::SilentAfterList,
-        Self::ActorReused,
-        Self::OverrideBeforeDurable,
         Self::FloorForgotten,
+        Self::LogUncut,
+        Self::ActorReused,
     ];
 }
 

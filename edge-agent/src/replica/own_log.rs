@@ -6,6 +6,7 @@ use flotilla_sync::chance;
 use flotilla_sync::channel::{ChannelState, Head, ItemId, ItemKind};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::log::{Batch, LogWriter, VerifiedBatch};
+use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::record::Draft;
 use flotilla_sync::replica::ReplicaError;
 
@@ -40,7 +41,9 @@ impl DeviceReplica {
             let (rows, next) = self.folded(state.channel(&self.own_channel), &verified)?;
             (rows, next, verified.batch().clone())
         };
-        if let Err(error) = self.store.ingest(rows).await {
+        if let Err(error) = self.store.ingest(rows).await
+            && !planted::is(Bug::OverrideBeforeDurable)
+        {
             self.restore_log();
             return Err(failed("store its own change", error));
         }
@@ -57,6 +60,9 @@ impl DeviceReplica {
     /// After a fork: a fresh writer, certified by the device's key, that states what the old one held. Its registers are newer than
     /// all before them.
     pub(super) async fn take_new_writer(&self) -> Result<(), ReplicaError> {
+        if planted::is(Bug::ForkIgnored) {
+            return Ok(());
+        }
         let start = self.newest_of_own();
         self.replace_writer(start).await?;
         let drafts = {

@@ -57,6 +57,11 @@ pub(super) fn read(folder: &Path, path: &Path, vfs: Option<&str>) -> Result<(Con
     }
     migrate(&mut connection, path)?;
     let loaded = rows::load(&connection).map_err(open)?;
+    // A disk that fails while the mode is set is told of by nobody: without the log the newest transaction could go with the power.
+    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(open)?;
+    if mode != "wal" {
+        return Err(StoreError::Journal { path: path.to_owned(), mode });
+    }
     Ok((connection, loaded))
 }
 

@@ -17,6 +17,7 @@ use flotilla_sync::driver::SessionHandle;
 use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
 use flotilla_sync::identity::{Installation, NodeName};
 use flotilla_sync::observation::{Clock, Observation, Urgency};
+use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::replica::{Ingested, Input, Reading, Replica, ReplicaError};
 use flotilla_sync::session::{Greeting, PeerHello};
 use flotilla_sync::stream::Stream;
@@ -264,6 +265,14 @@ impl FleetDoor {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The channels a device reads, each with where its logs stand.
+    pub(crate) fn heads_of(&self, node: &NodeName) -> Heads {
+        let logs = self.store.logs();
+        let own = self.identity().id();
+        let shown = |channel: ChannelName| (channel.clone(), proof::readable(logs.heads(&channel), &own));
+        self.channels_of(node).into_iter().map(shown).collect()
+    }
+
     /// The channels a device reads: its own and its fleet's.
     fn channels_of(&self, node: &NodeName) -> Vec<ChannelName> {
         let key = ObjectKey::of(&kind::NODE, "", node.as_str());
@@ -275,11 +284,7 @@ impl FleetDoor {
 
 impl Replica for FleetDoor {
     async fn heads(&self, peer: &PeerIdentity) -> Result<Heads, ReplicaError> {
-        let node = device(peer)?;
-        let logs = self.store.logs();
-        let own = self.identity().id();
-        let shown = |channel: ChannelName| (channel.clone(), proof::readable(logs.heads(&channel), &own));
-        Ok(self.channels_of(node).into_iter().map(shown).collect())
+        Ok(self.heads_of(device(peer)?))
     }
 
     async fn read(
@@ -320,7 +325,9 @@ impl Replica for FleetDoor {
     async fn ingest(&self, peer: &PeerIdentity, inputs: Vec<Input>) -> Result<Ingested, ReplicaError> {
         let node = device(peer)?.clone();
         let tried = format!("take in the log of device {node}");
-        self.heed_quotes(&node, &inputs).await?;
+        if !planted::is(Bug::RestoreIgnored) {
+            self.heed_quotes(&node, &inputs).await?;
+        }
         for input in &inputs {
             if let Input::Branch(branch) = input {
                 let (batch, end) = (branch.batch(), branch.head().seq);
@@ -362,7 +369,7 @@ impl Replica for FleetDoor {
     async fn greeted(&self, peer: &PeerIdentity, greeting: Greeting) -> Result<(), ReplicaError> {
         let node = device(peer)?;
         let own = (self.store.incarnation(), self.store.version());
-        if (greeting.incarnation, greeting.commit) > own {
+        if (greeting.incarnation, greeting.commit) > own && !planted::is(Bug::RestoreIgnored) {
             tracing::error!(
                 %node,
                 incarnation = greeting.incarnation,

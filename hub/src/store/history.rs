@@ -12,6 +12,7 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::WatchEvent;
 
 use crate::config::Retention;
+use flotilla_sync::planted::{self, Bug};
 
 /// What happened to one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +139,8 @@ impl History {
         if from < self.floor {
             return Read::Expired;
         }
-        let start = self.events.partition_point(|event| event.version <= from);
+        let first = from + u64::from(planted::is(Bug::WatchGap)) - u64::from(planted::is(Bug::WatchRepeats));
+        let start = self.events.partition_point(|event| event.version <= first);
         let mut found = Vec::new();
         for event in self.events.range(start..) {
             if wanted(&event.key) {

@@ -8,6 +8,9 @@ use flotilla_manifests::object::{Object, ObjectKey};
 /// Annotation and environment variable that tell one write from the next: numbers only grow.
 pub const MARK: &str = "mark";
 
+/// Annotation with the mark of the write that created an object.
+pub const BORN: &str = "born";
+
 /// A marked object, or none.
 pub type Mark = Option<u64>;
 

@@ -208,6 +208,7 @@ impl Network {
                     let Some((_, frame)) = flying.pop_front() else { continue };
                     let digest = frame.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(131).wrapping_add(u64::from(*byte)));
                     self.trace.event(if way == Way::Up { "up" } else { "down" }, &node, &[frame.len() as u64, digest]);
+                    tracing::debug!(target: "simulation", at_ms = self.trace.now_ms(), node, ?way, kind = frame.get(5), bytes = frame.len(), "arrives");
                     if writer.write_all(&frame).await.is_err() || writer.flush().await.is_err() {
                         return;
                     }

@@ -15,7 +15,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use flotilla_hub::Store;
+use flotilla_disk::Disk;
+use flotilla_hub::{Retention, Store};
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_rest::Backend as _;
@@ -23,7 +24,7 @@ use flotilla_sync::channel::Positions;
 
 use crate::device::Node;
 use crate::hub::HubLife;
-use crate::model::mark_of;
+use crate::model::{BORN, Cell, mark_of};
 use crate::people::{SharedModel, Watcher};
 use crate::runtime::Deed;
 use crate::trace::Trace;
@@ -35,6 +36,9 @@ const OUTBOX_MAX: usize = 1024 + 256;
 const STARTING_MS: u64 = 3_000;
 /// A new wish is heeded within this time. Milliseconds.
 const UNDER_WAY_MS: u64 = 30_000;
+
+/// Events of one commit, which may stand beyond the bound until the next. Many.
+const EVENTS_OF_A_COMMIT: usize = 2_000;
 
 /// All oracles and what they remember.
 #[derive(Debug)]
@@ -183,6 +187,33 @@ impl Oracles {
         }
     }
 
+    /// What the hub keeps on its disk for each log is within its bound, and its watch history too.
+    pub fn look_at_hub_disk(&self, hub: &HubLife, disk: &Disk, retention: &Retention) {
+        let writer = hub.mind.writer();
+        let counted = || -> rusqlite::Result<(Option<(String, i64)>, i64)> {
+            let database = disk.open("hub.sqlite")?;
+            // Of the writer of this life: what devices gave back of earlier ones goes by age.
+            let longest =
+                "SELECT channel, count(*) FROM batch WHERE writer = ?1 GROUP BY channel ORDER BY 2 DESC LIMIT 1";
+            let longest = database.query_row(longest, [writer.0], |row| Ok((row.get(0)?, row.get(1)?)));
+            let longest = longest.map_or_else(
+                |error| if error == rusqlite::Error::QueryReturnedNoRows { Ok(None) } else { Err(error) },
+                |row| Ok(Some(row)),
+            )?;
+            Ok((longest, database.query_row("SELECT count(*) FROM event", [], |row| row.get(0))?))
+        };
+        // A disk that fails at present says nothing.
+        let Ok((longest, events)) = counted() else { return };
+        if let Some((channel, batches)) =
+            longest.filter(|(_, batches)| batches.cast_unsigned() > retention.log_records_max)
+        {
+            self.trace.fail("bounded", format_args!("the hub keeps {batches} batches of a log of {channel}"));
+        }
+        if usize::try_from(events).is_ok_and(|events| events > retention.events_count_max + EVENTS_OF_A_COMMIT) {
+            self.trace.fail("bounded", format_args!("the hub keeps {events} watch events"));
+        }
+    }
+
     /// Whether everyone agrees: hub, devices, containers and watchers.
     ///
     /// # Errors
@@ -199,6 +230,20 @@ impl Oracles {
             watcher.agrees(&hub.backend).await?;
         }
         Ok(())
+    }
+
+    /// Where a device and the hub stand, for a report.
+    pub fn tell_positions(&self, hub: &HubLife, node: &Node) {
+        for (who, positions) in [
+            ("hub knows", hub.mind.acknowledged(&node.name)),
+            ("device holds", node.held()),
+            ("hub has", Some(hub.mind.heads(&node.name))),
+        ] {
+            for (channel, logs) in positions.unwrap_or_default() {
+                let logs: Vec<String> = logs.iter().map(|(writer, seq)| format!("{writer}:{seq}")).collect();
+                self.trace.told(who, &node.name, format_args!("{channel} {}", logs.join(" ")));
+            }
+        }
     }
 
     async fn agrees(&self, hub: &HubLife, store: &Store, node: &Node) -> Result<(), String> {
@@ -291,15 +336,11 @@ impl Oracles {
     }
 }
 
-/// The base was deleted and made again since: that ended the change.
-fn cell_ended(object: &Object, cell: &crate::model::Cell) -> bool {
-    let base = mark_of(Some(object)).unwrap_or(0);
-    technician_mark(object).is_none() && cell.sure.is_some_and(|sure| object_began_after(object, sure, base))
-}
-
-/// Marks count up over all writes, and an object keeps the one it was created with.
-fn object_began_after(object: &Object, sure: u64, base: u64) -> bool {
-    object.annotation("born").and_then(|born| born.parse::<u64>().ok()).unwrap_or(base) > sure
+/// The base was deleted and made again since: that ended the change. Marks count up over all writes, and an object keeps the one it
+/// was created with.
+fn cell_ended(object: &Object, cell: &Cell) -> bool {
+    let born = object.annotation(BORN).and_then(|born| born.parse::<u64>().ok()).unwrap_or(0);
+    technician_mark(object).is_none() && cell.sure.is_some_and(|sure| born > sure)
 }
 
 fn technician_mark(object: &Object) -> Option<u64> {

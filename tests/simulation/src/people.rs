@@ -13,7 +13,8 @@ use flotilla_rest::Backend;
 use flotilla_rest::backend::{DryRun, User, WatchEvent, WriteRequest};
 use serde_json::{Value, json};
 
-use crate::model::{MARK, Model};
+use crate::dice::Dice;
+use crate::model::{BORN, MARK, Model};
 use crate::trace::Trace;
 
 /// DaemonSets that operators know.
@@ -47,7 +48,7 @@ pub fn operator(model: &mut Model, choice: u64) -> Wish {
             let key = ObjectKey::of(&kind::CONFIG_MAP, "default", format!("map{}", (object >> 8) % MAPS));
             let value = json!({"apiVersion": "v1", "kind": "ConfigMap",
                 "metadata": {"name": key.name, "namespace": "default", "annotations": {MARK: mark.to_string()}},
-                "data": {"value": mark.to_string(), "rest": "x".repeat(usize::try_from(object >> 16 & 0xfff).unwrap_or(0))}});
+                "data": {"value": mark.to_string(), "rest": noise(object)}});
             wish(model, key, verb, mark, value)
         }
         _ => {
@@ -88,11 +89,22 @@ fn workload(kind: &str, name: &str, mark: u64) -> Value {
                     "env": [{"name": "MARK", "value": format!("{name}:{mark}")}]}]}}}})
 }
 
+/// Up to 4 KB that do not get smaller, so that documents grow into their next epoch.
+fn noise(seed: u64) -> String {
+    let mut dice = Dice::new(seed);
+    let words = dice.below(240);
+    (0..words).map(|_| format!("{:016x}", dice.next())).collect()
+}
+
 /// Creates what is not there, changes what is, and sometimes deletes it.
 fn wish(model: &mut Model, key: ObjectKey, verb: u64, mark: u64, value: Value) -> Wish {
     let there = model.object(&key).sure.is_some();
     if there && verb > 225 {
         return Wish { key, mutation: Mutation::Delete(DeleteOptions::default()), mark: None };
+    }
+    let mut value = value;
+    if !there {
+        value["metadata"]["annotations"][BORN] = mark.to_string().into();
     }
     let mutation = if there {
         Mutation::Patch { part: Part::Main, patch: Patch::JsonMerge(value) }

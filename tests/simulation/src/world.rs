@@ -131,6 +131,9 @@ impl World {
     /// All faults end, and everything that is down starts.
     pub async fn heal(&mut self) {
         self.trace.told("heals", "world", "");
+        if let Some(life) = self.hub.life() {
+            self.oracles.look_at_hub_disk(life, &self.hub.disk, &self.hub.retention);
+        }
         self.hub.disk.set_failures(Failures::None);
         for node in &mut self.nodes {
             node.in_trouble = false;
@@ -343,6 +346,9 @@ impl World {
         }
         while self.writes.try_join_next().is_some() {}
         self.oracles.look(self.hub.life(), &self.nodes);
+        for (index, node) in self.nodes.iter().enumerate() {
+            self.oracles.look_at_overrides(index, node).await;
+        }
     }
 
     fn name(&self, index: usize) -> Option<String> {
@@ -428,6 +434,11 @@ impl World {
             };
             let Err(why) = disagreement else { return Ok(()) };
             if self.trace.failure().is_some() || Instant::now() >= end {
+                for (life, node) in
+                    self.hub.life().into_iter().flat_map(|life| self.nodes.iter().map(move |node| (life, node)))
+                {
+                    self.oracles.tell_positions(life, node);
+                }
                 return Err(why);
             }
             tokio::time::sleep(AGAIN).await;
