@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use flotilla_simulation::{Bug, Outcome, Setup, run, small_retention};
+use flotilla_simulation::{Bug, Outcome, Setup, draw, run, run_steps, shorten, small_retention};
 
 /// Runs a hub and its devices in one thread on virtual time.
 #[derive(Debug, Parser)]
@@ -31,6 +31,9 @@ struct Arguments {
     /// Ends after this many seconds of real time, whatever is left.
     #[arg(long)]
     seconds: Option<u64>,
+    /// Real seconds for shortening each failing seed; 0 leaves it as it is.
+    #[arg(long, default_value_t = 60)]
+    shorten: u64,
     /// Tells what happens as it happens, and what the programs log (FLOTILLA_LOG).
     #[arg(long)]
     aloud: bool,
@@ -66,7 +69,10 @@ fn main() -> ExitCode {
         let start = Instant::now();
         let outcome = run(&setup);
         tell(seed, &outcome, start.elapsed());
-        failed += u64::from(outcome.failure.is_some());
+        if let Some(failure) = &outcome.failure {
+            failed += 1;
+            explain(&setup, outcome.clone(), failure.oracle, arguments.shorten);
+        }
     }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -81,8 +87,21 @@ fn tell(seed: u64, outcome: &Outcome, took: Duration) {
         outcome.virtual_ms / 1000,
         took.as_secs_f64()
     );
-    if let Some(failure) = &outcome.failure {
-        outcome.lines.iter().for_each(|line| println!("    {line}"));
+}
+
+/// Tells the shortest story of a failure.
+fn explain(setup: &Setup, outcome: Outcome, oracle: &str, seconds: u64) {
+    let (faults, steps) = draw(setup.seed, setup.devices, setup.length_ms);
+    println!("  {faults:?}");
+    let mut told = outcome;
+    if seconds > 0 {
+        let short = shorten(setup, &steps, oracle, Duration::from_secs(seconds));
+        println!("  {} of {} steps are enough:", short.len(), steps.len());
+        short.iter().for_each(|step| println!("    {} ms {:?}", step.at_ms, step.what));
+        told = run_steps(setup, &short);
+    }
+    told.lines.iter().for_each(|line| println!("    {line}"));
+    if let Some(failure) = &told.failure {
         println!("  {} at {} ms: {}", failure.oracle, failure.at_ms, failure.what);
     }
 }

@@ -13,6 +13,7 @@ mod oracle;
 mod people;
 mod runtime;
 mod schedule;
+mod shorten;
 mod trace;
 mod world;
 
@@ -23,6 +24,7 @@ use flotilla_sync::{chance, planted};
 
 pub use flotilla_sync::planted::Bug;
 pub use schedule::{Faults, Step, What, draw};
+pub use shorten::shorten;
 pub use trace::Failure;
 pub use world::small_retention;
 

@@ -4,6 +4,7 @@
 //! runs in one thread on tokio's paused clock: time passes only when nobody has anything left to do.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ use crate::schedule::{Step, What};
 use crate::trace::Trace;
 use crate::{Bug, Setup};
 
+/// Worlds of this process so far.
+static WORLDS: AtomicU64 = AtomicU64::new(0);
+
 /// A node that could not start is started again after this.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Room on a device's disk when it is full, beyond what is there. Bytes.
@@ -43,6 +47,7 @@ pub struct World {
     pub model: SharedModel,
     pub watchers: Vec<Arc<Watcher>>,
     pub oracles: Oracles,
+    place: String,
     setup: Setup,
     writes: JoinSet<()>,
     watching: JoinSet<()>,
@@ -60,7 +65,9 @@ impl World {
     /// When any of it does not come up though nothing has gone wrong yet.
     pub async fn begin(setup: &Setup, trace: Trace) -> Result<Self> {
         let dice = Dice::new(setup.seed);
-        let disk = Disk::new("hub", dice.apart("hub").next())?;
+        // Disks have names of their own in a process, in which worlds may run side by side.
+        let place = format!("world{}", WORLDS.fetch_add(1, Ordering::Relaxed));
+        let disk = Disk::new(&format!("{place}-hub"), dice.apart("hub").next())?;
         let mut hub = SimHub::new(disk, trace.clone(), setup.retention);
         hub.start().await.context("the hub does not start")?;
         let network = Network::new(trace.clone());
@@ -70,7 +77,7 @@ impl World {
         let token = TokenRequest { node: None, fleet: "default".to_owned(), ttl_ms: 3_600_000, uses: 1 };
         for number in 0..setup.devices {
             let name = format!("n{number}");
-            let disk = Disk::new(&name, dice.apart(&name).next())?;
+            let disk = Disk::new(&format!("{place}-{name}"), dice.apart(&name).next())?;
             disk.lose_syncs(setup.bug == Some(Bug::LostSync));
             let dialled = network.lay(&name, dice.apart(&format!("line {name}")));
             let node = Node::new(&name, GROUPS[number % GROUPS.len()], disk, dialled, trace.clone());
@@ -90,6 +97,7 @@ impl World {
             model,
             watchers,
             oracles,
+            place,
             setup: setup.clone(),
             writes: JoinSet::new(),
             watching: JoinSet::new(),
@@ -205,7 +213,7 @@ impl World {
             }
             What::HubBackup => {
                 self.copies += 1;
-                self.backup = self.hub.disk.copy(&format!("backup{}", self.copies)).ok();
+                self.backup = self.hub.disk.copy(&format!("{}-backup{}", self.place, self.copies)).ok();
             }
             What::HubRestore => {
                 let Some(backup) = self.backup.take() else { return };
@@ -270,7 +278,7 @@ impl World {
             }
             What::CopyCard(_) => {
                 self.copies += 1;
-                if let Ok(card) = node.disk.copy(&format!("card{}", self.copies)) {
+                if let Ok(card) = node.disk.copy(&format!("{}-card{}", self.place, self.copies)) {
                     self.cards.insert(index, card);
                 }
             }
