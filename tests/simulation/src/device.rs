@@ -38,14 +38,14 @@ const NOWHERE: &str = "/nonexistent/flotilla-simulation";
 
 /// A device as the world sees it.
 #[derive(Debug)]
-pub struct Node {
-    pub name: String,
+pub(crate) struct Node {
+    pub(crate) name: String,
     /// Label `group`: which DaemonSets select it.
-    pub group: String,
-    pub disk: Disk,
-    pub containers: Containers,
+    pub(crate) group: String,
+    pub(crate) disk: Disk,
+    pub(crate) containers: Containers,
     /// Its disk fails or is full at present.
-    pub in_trouble: bool,
+    pub(crate) in_trouble: bool,
     trace: Trace,
     dialled: MemoryDoor,
     hands: Arc<Wrong>,
@@ -74,7 +74,7 @@ struct Life {
 }
 
 impl Node {
-    pub fn new(name: &str, group: &str, disk: Disk, dialled: MemoryDoor, trace: Trace) -> Self {
+    pub(crate) fn new(name: &str, group: &str, disk: Disk, dialled: MemoryDoor, trace: Trace) -> Self {
         let hands =
             Arc::new(Wrong { offset: AtomicI64::new(0), drift: AtomicI64::new(0), lost: AtomicBool::new(false) });
         Self {
@@ -95,7 +95,7 @@ impl Node {
     ///
     /// # Errors
     /// When the hub refuses or the disk does.
-    pub async fn join(&self, token: &Token, enroller: &impl Enroller) -> Result<()> {
+    pub(crate) async fn join(&self, token: &Token, enroller: &impl Enroller) -> Result<()> {
         let (store, _) = self.open()?;
         let keys = DeviceKeys::generate()?;
         store.set_meta("keys", serde_json::to_vec(&keys.to_material())?).await?;
@@ -124,20 +124,20 @@ impl Node {
         Ok(Store::open_here(&self.disk.path(""), Elsewhere { vfs: Some(vfs) })?)
     }
 
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.life.is_some()
     }
 
-    pub fn replica(&self) -> Option<&Arc<DeviceReplica>> {
+    pub(crate) fn replica(&self) -> Option<&Arc<DeviceReplica>> {
         self.life.as_ref().map(|life| &life.replica)
     }
 
-    pub fn backend(&self) -> Option<Arc<LocalBackend<SimRuntime>>> {
+    pub(crate) fn backend(&self) -> Option<Arc<LocalBackend<SimRuntime>>> {
         self.life.as_ref().map(|life| Arc::clone(&life.backend))
     }
 
     /// What the agent has made durable of each log, as it knows it.
-    pub fn held(&self) -> Option<Positions> {
+    pub(crate) fn held(&self) -> Option<Positions> {
         self.replica().map(|replica| replica.positions())
     }
 
@@ -145,7 +145,7 @@ impl Node {
     ///
     /// # Errors
     /// When the disk refuses: it is tried again later, as a service manager would.
-    pub async fn start(&mut self) -> Result<()> {
+    pub(crate) async fn start(&mut self) -> Result<()> {
         let (store, loaded) = self.open()?;
         let clock = Arc::new(self.clock());
         let boot = next_boot(&loaded);
@@ -191,7 +191,7 @@ impl Node {
     }
 
     /// Every task of the agent is gone when this returns.
-    pub async fn stop_tasks(&mut self) {
+    pub(crate) async fn stop_tasks(&mut self) {
         self.containers.orphan();
         if let Some(mut life) = self.life.take() {
             life.tasks.shutdown().await;
@@ -199,13 +199,13 @@ impl Node {
     }
 
     /// `kill -9` of the agent.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.disk.kill();
         self.stop_tasks().await;
     }
 
     /// The whole device loses its power.
-    pub async fn power_cut(&mut self) {
+    pub(crate) async fn power_cut(&mut self) {
         self.disk.power_cut();
         self.stop_tasks().await;
         self.containers.power_cut();
@@ -213,28 +213,28 @@ impl Node {
     }
 
     /// The clock is set, or goes wrong by itself.
-    pub fn step_clock(&self, by_ms: i64) {
+    pub(crate) fn step_clock(&self, by_ms: i64) {
         self.hands.offset.fetch_add(by_ms, Ordering::Relaxed);
     }
 
-    pub fn set_drift(&self, millionths: i64) {
+    pub(crate) fn set_drift(&self, millionths: i64) {
         self.hands.drift.store(millionths, Ordering::Relaxed);
     }
 
     /// The clock has no battery: it says 1970 from the next look on, or the truth again.
-    pub fn lose_clock(&self, lost: bool) {
+    pub(crate) fn lose_clock(&self, lost: bool) {
         self.hands.lost.store(lost, Ordering::Relaxed);
     }
 
     /// All is well with the clock again.
-    pub fn mend_clock(&self) {
+    pub(crate) fn mend_clock(&self) {
         self.hands.offset.store(0, Ordering::Relaxed);
         self.hands.drift.store(0, Ordering::Relaxed);
         self.lose_clock(false);
     }
 
     /// Another card in the slot; only while nothing runs.
-    pub fn put_disk(&mut self, disk: Disk) {
+    pub(crate) fn put_disk(&mut self, disk: Disk) {
         self.disk = disk;
     }
 

@@ -17,30 +17,30 @@ const DATABASE: &str = "hub.sqlite";
 
 /// The hub as the world sees it.
 #[derive(Debug)]
-pub struct SimHub {
-    pub disk: Disk,
-    pub retention: Retention,
+pub(crate) struct SimHub {
+    pub(crate) disk: Disk,
+    pub(crate) retention: Retention,
     trace: Trace,
     life: Option<HubLife>,
 }
 
 /// While it runs.
 #[derive(Debug)]
-pub struct HubLife {
+pub(crate) struct HubLife {
     tasks: JoinSet<()>,
-    pub mind: Mind,
-    pub doors: Doors,
-    pub backend: Arc<HubBackend>,
-    pub door: MemoryDoor,
+    pub(crate) mind: Mind,
+    pub(crate) doors: Doors,
+    pub(crate) backend: Arc<HubBackend>,
+    pub(crate) door: MemoryDoor,
     _shutdown: watch::Sender<bool>,
 }
 
 impl SimHub {
-    pub fn new(disk: Disk, trace: Trace, retention: Retention) -> Self {
+    pub(crate) fn new(disk: Disk, trace: Trace, retention: Retention) -> Self {
         Self { disk, retention, trace, life: None }
     }
 
-    pub fn life(&self) -> Option<&HubLife> {
+    pub(crate) fn life(&self) -> Option<&HubLife> {
         self.life.as_ref()
     }
 
@@ -48,7 +48,7 @@ impl SimHub {
     ///
     /// # Errors
     /// When the disk refuses: it is tried again later.
-    pub async fn start(&mut self) -> Result<()> {
+    pub(crate) async fn start(&mut self) -> Result<()> {
         let truth = self.trace.clone();
         let clock: flotilla_hub::clock::Clock = Arc::new(move || Timestamp(truth.true_ms()));
         let vfs = flotilla_disk::NAME.to_str()?;
@@ -68,25 +68,25 @@ impl SimHub {
     }
 
     /// Every task is gone when this returns.
-    pub async fn stop_tasks(&mut self) {
+    pub(crate) async fn stop_tasks(&mut self) {
         if let Some(mut life) = self.life.take() {
             life.tasks.shutdown().await;
         }
     }
 
     /// `kill -9`.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.disk.kill();
         self.stop_tasks().await;
     }
 
-    pub async fn power_cut(&mut self) {
+    pub(crate) async fn power_cut(&mut self) {
         self.disk.power_cut();
         self.stop_tasks().await;
     }
 
     /// Another disk; only while nothing runs.
-    pub fn put_disk(&mut self, disk: Disk) {
+    pub(crate) fn put_disk(&mut self, disk: Disk) {
         self.disk = disk;
     }
 }

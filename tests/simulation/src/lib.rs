@@ -23,6 +23,7 @@ use flotilla_hub::Retention;
 use flotilla_sync::{chance, planted};
 
 pub use flotilla_sync::planted::Bug;
+pub use network::{Cut, Weather};
 pub use schedule::{Faults, Step, What, draw};
 pub use shorten::shorten;
 pub use trace::Failure;

@@ -6,79 +6,79 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_manifests::object::{Object, ObjectKey};
 
 /// Annotation and environment variable that tell one write from the next: numbers only grow.
-pub const MARK: &str = "mark";
+pub(crate) const MARK: &str = "mark";
 
 /// Annotation with the mark of the write that created an object.
-pub const BORN: &str = "born";
+pub(crate) const BORN: &str = "born";
 
 /// A marked object, or none.
-pub type Mark = Option<u64>;
+pub(crate) type Mark = Option<u64>;
 
 /// One thing that people write.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cell {
+pub(crate) struct Cell {
     /// As last answered.
-    pub sure: Mark,
+    pub(crate) sure: Mark,
     /// Asked for since and not answered: each may have happened or not.
-    pub maybe: BTreeSet<Mark>,
+    pub(crate) maybe: BTreeSet<Mark>,
 }
 
 impl Cell {
-    pub fn asks(&mut self, mark: Mark) {
+    pub(crate) fn asks(&mut self, mark: Mark) {
         self.maybe.insert(mark);
     }
 
     /// The write was answered: it and nothing before it holds.
-    pub fn answered(&mut self, mark: Mark) {
+    pub(crate) fn answered(&mut self, mark: Mark) {
         self.sure = mark;
         self.maybe.clear();
     }
 
     /// The server said no: it did not happen.
-    pub fn refused(&mut self, mark: Mark) {
+    pub(crate) fn refused(&mut self, mark: Mark) {
         if self.sure != mark {
             self.maybe.remove(&mark);
         }
     }
 
-    pub fn allows(&self, mark: Mark) -> bool {
+    pub(crate) fn allows(&self, mark: Mark) -> bool {
         self.sure == mark || self.maybe.contains(&mark)
     }
 }
 
 /// All that people were promised.
 #[derive(Debug, Default)]
-pub struct Model {
+pub(crate) struct Model {
     /// Objects at the hub.
-    pub objects: BTreeMap<ObjectKey, Cell>,
+    pub(crate) objects: BTreeMap<ObjectKey, Cell>,
     /// Technicians' changes: by device and object.
-    pub overrides: BTreeMap<(usize, ObjectKey), Cell>,
+    pub(crate) overrides: BTreeMap<(usize, ObjectKey), Cell>,
     /// Every mark ever written into a workload, with the group it was for.
-    pub ever: BTreeMap<String, String>,
+    pub(crate) ever: BTreeMap<String, String>,
     /// The hub was restored from a backup: what was answered since may be lost where no device holds it.
-    pub restored: bool,
+    pub(crate) restored: bool,
     /// A device came back with an old card: what was answered there since may be lost.
-    pub rolled_back: BTreeSet<usize>,
+    pub(crate) rolled_back: BTreeSet<usize>,
     mark: u64,
 }
 
 impl Model {
-    pub fn fresh_mark(&mut self) -> u64 {
+    pub(crate) fn fresh_mark(&mut self) -> u64 {
         self.mark += 1;
         self.mark
     }
 
-    pub fn object(&mut self, key: &ObjectKey) -> &mut Cell {
+    pub(crate) fn object(&mut self, key: &ObjectKey) -> &mut Cell {
         self.objects.entry(key.clone()).or_default()
     }
 
-    pub fn change(&mut self, device: usize, key: &ObjectKey) -> &mut Cell {
+    pub(crate) fn change(&mut self, device: usize, key: &ObjectKey) -> &mut Cell {
         self.overrides.entry((device, key.clone())).or_default()
     }
 }
 
 /// The mark of an object that is there and not going.
-pub fn mark_of(object: Option<&Object>) -> Mark {
+pub(crate) fn mark_of(object: Option<&Object>) -> Mark {
     let object = object.filter(|object| object.deletion_timestamp().is_none())?;
     object.annotation(MARK)?.parse().ok()
 }

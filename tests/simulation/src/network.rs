@@ -67,7 +67,7 @@ struct Link {
 
 /// All lines. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Network {
+pub(crate) struct Network {
     trace: Trace,
     inner: Arc<Mutex<Inner>>,
 }
@@ -77,8 +77,6 @@ struct Inner {
     links: BTreeMap<String, Link>,
     /// The hub's door while it runs.
     hub: Option<MemoryDoor>,
-    /// Frames of records that were tampered with.
-    tampered: u64,
 }
 
 /// Which end a stream goes to.
@@ -89,23 +87,22 @@ enum Way {
 }
 
 impl Network {
-    pub fn new(trace: Trace) -> Self {
+    pub(crate) fn new(trace: Trace) -> Self {
         Self { trace, inner: Arc::default() }
     }
 
-    /// A line for a device; answers what the device dials. The line is served until the answer's listener task is dropped with the
-    /// runtime.
-    pub fn lay(&self, node: &str, dice: Dice) -> MemoryDoor {
+    /// A line by its own name for whoever says it is `node`; answers what the device dials. It is served until the runtime ends.
+    pub(crate) fn lay(&self, line: &str, node: &str, dice: Dice) -> MemoryDoor {
         let (listener, dialled) = Listener::memory();
         let (cut, _) = watch::channel(Cut::No);
         let link = Link { weather: Weather::FAIR, cut, connections: Vec::new(), dice, dialled: dialled.clone() };
-        self.lock().links.insert(node.to_owned(), link);
-        drop(tokio::spawn(self.clone().accept(node.to_owned(), listener)));
+        self.lock().links.insert(line.to_owned(), link);
+        drop(tokio::spawn(self.clone().accept(line.to_owned(), node.to_owned(), listener)));
         dialled
     }
 
     /// The hub listens, or is gone; what was connected is broken.
-    pub fn set_hub(&self, door: Option<MemoryDoor>) {
+    pub(crate) fn set_hub(&self, door: Option<MemoryDoor>) {
         let mut inner = self.lock();
         inner.hub = door;
         for link in inner.links.values_mut() {
@@ -115,33 +112,24 @@ impl Network {
         self.tell_reach();
     }
 
-    pub fn set_weather(&self, node: &str, weather: Weather) {
+    pub(crate) fn set_weather(&self, node: &str, weather: Weather) {
         if let Some(link) = self.lock().links.get_mut(node) {
             link.weather = weather;
         }
     }
 
-    pub fn set_cut(&self, node: &str, cut: Cut) {
+    pub(crate) fn set_cut(&self, node: &str, cut: Cut) {
         if let Some(link) = self.lock().links.get(node) {
             link.cut.send_replace(cut);
         }
         self.tell_reach();
     }
 
-    pub fn cut_of(&self, node: &str) -> Cut {
-        self.lock().links.get(node).map_or(Cut::No, |link| *link.cut.borrow())
-    }
-
     /// Breaks what a device has connected, in the middle of whatever is on its way.
-    pub fn break_off(&self, node: &str) {
+    pub(crate) fn break_off(&self, node: &str) {
         if let Some(link) = self.lock().links.get_mut(node) {
             link.connections.drain(..).for_each(|connection| connection.abort());
         }
-    }
-
-    /// Frames of records that were lost, doubled, moved or damaged so far.
-    pub fn tampered(&self) -> u64 {
-        self.lock().tampered
     }
 
     /// A device learns at once that nobody answers, where the network can tell.
@@ -153,7 +141,7 @@ impl Network {
         }
     }
 
-    async fn accept(self, node: String, mut listener: Listener) {
+    async fn accept(self, line: String, node: String, mut listener: Listener) {
         while let Some(incoming) = listener.accept().await {
             let Incoming::Session(pipe) = incoming else { continue };
             let Some(hub) = self.lock().hub.clone() else { continue };
@@ -165,16 +153,16 @@ impl Network {
                 writer: Box::new(hub_writer),
                 peer: PeerIdentity::Device { node: name },
                 transport: Transport::Memory,
-                remote: format!("simulated/{node}"),
+                remote: format!("simulated/{line}"),
                 stalled: None,
             };
             if hub.hand(Incoming::Session(arrival)).await.is_err() {
                 continue;
             }
-            self.trace.event("connect", &node, &[]);
+            self.trace.event("connect", &line, &[]);
             let (near, far) = split(ours);
-            let up = self.clone().pump(node.clone(), Way::Up, pipe.reader, Box::new(far));
-            let down = self.clone().pump(node.clone(), Way::Down, Box::new(near), pipe.writer);
+            let up = self.clone().pump(line.clone(), Way::Up, pipe.reader, Box::new(far));
+            let down = self.clone().pump(line.clone(), Way::Down, Box::new(near), pipe.writer);
             let both = async move {
                 let mut ways = JoinSet::new();
                 ways.spawn(up);
@@ -183,7 +171,7 @@ impl Network {
                 drop(ways.join_next().await);
             };
             let task = tokio::spawn(both).abort_handle();
-            if let Some(link) = self.lock().links.get_mut(&node) {
+            if let Some(link) = self.lock().links.get_mut(&line) {
                 link.connections.retain(|one| !one.is_finished());
                 link.connections.push(task);
             }
@@ -247,7 +235,6 @@ impl Network {
             if frame.get(5) == Some(&BATCH_KIND) {
                 let Weather { lost, doubled, moved, damaged, .. } = link.weather;
                 let fate = if lost + doubled + moved + damaged == 0 { 1000 } else { link.dice.below(1000) };
-                inner.tampered += u64::from(fate < lost + doubled + moved + damaged);
                 if fate < lost {
                     continue;
                 } else if fate < lost + doubled {

@@ -42,7 +42,7 @@ const EVENTS_OF_A_COMMIT: usize = 2_000;
 
 /// All oracles and what they remember.
 #[derive(Debug)]
-pub struct Oracles {
+pub(crate) struct Oracles {
     trace: Trace,
     model: SharedModel,
     devices: Vec<Seen>,
@@ -65,26 +65,29 @@ struct Seen {
 }
 
 impl Oracles {
-    pub fn new(trace: Trace, model: SharedModel, devices: usize) -> Self {
+    pub(crate) fn new(trace: Trace, model: SharedModel, devices: usize) -> Self {
         Self { trace, model, devices: (0..devices).map(|_| Seen::default()).collect(), learning: false }
     }
 
     /// The hub's disk is an old one now.
-    pub fn hub_restored(&mut self) {
+    pub(crate) fn hub_restored(&mut self) {
         self.learning = true;
         self.devices.iter_mut().for_each(|seen| seen.acknowledged.clear());
     }
 
     /// A device's disk is an old one now.
-    pub fn card_changed(&mut self, index: usize) {
+    pub(crate) fn card_changed(&mut self, index: usize) {
         if let Some(seen) = self.devices.get_mut(index) {
             *seen = Seen::default();
         }
     }
 
     /// A device has read its disk: what it has said to have must be there.
-    pub fn device_started(&mut self, index: usize, node: &Node) {
+    pub(crate) fn device_started(&mut self, index: usize, node: &Node) {
         let (Some(seen), Some(held)) = (self.devices.get(index), node.held()) else { return };
+        if self.model.lock().unwrap_or_else(PoisonError::into_inner).rolled_back.contains(&index) {
+            return;
+        }
         for (channel, logs) in &seen.acknowledged {
             for (writer, seq) in logs {
                 let here = held.get(channel).and_then(|logs| logs.get(writer)).copied().unwrap_or(0);
@@ -97,7 +100,7 @@ impl Oracles {
     }
 
     /// Looks at everything that can be seen from outside without waiting.
-    pub fn look(&mut self, hub: Option<&HubLife>, nodes: &[Node]) {
+    pub(crate) fn look(&mut self, hub: Option<&HubLife>, nodes: &[Node]) {
         if let Some(hub) = hub {
             self.look_at_hub(hub, nodes);
         }
@@ -188,7 +191,7 @@ impl Oracles {
     }
 
     /// What the hub keeps on its disk for each log is within its bound, and its watch history too.
-    pub fn look_at_hub_disk(&self, hub: &HubLife, disk: &Disk, retention: &Retention) {
+    pub(crate) fn look_at_hub_disk(&self, hub: &HubLife, disk: &Disk, retention: &Retention) {
         let writer = hub.mind.writer();
         let counted = || -> rusqlite::Result<(Option<(String, i64)>, i64)> {
             let database = disk.open("hub.sqlite")?;
@@ -218,7 +221,12 @@ impl Oracles {
     ///
     /// # Errors
     /// The first disagreement.
-    pub async fn agree(&mut self, hub: &HubLife, nodes: &[Node], watchers: &[Arc<Watcher>]) -> Result<(), String> {
+    pub(crate) async fn agree(
+        &mut self,
+        hub: &HubLife,
+        nodes: &[Node],
+        watchers: &[Arc<Watcher>],
+    ) -> Result<(), String> {
         if hub.mind.is_learning() {
             return Err("the hub still learns".to_owned());
         }
@@ -233,7 +241,7 @@ impl Oracles {
     }
 
     /// Where a device and the hub stand, for a report.
-    pub fn tell_positions(&self, hub: &HubLife, node: &Node) {
+    pub(crate) fn tell_positions(&self, hub: &HubLife, node: &Node) {
         for (who, positions) in [
             ("hub knows", hub.mind.acknowledged(&node.name)),
             ("device holds", node.held()),
@@ -310,7 +318,7 @@ impl Oracles {
     }
 
     /// A technician's answered change is in force. Asks the device's own API.
-    pub async fn look_at_overrides(&self, index: usize, node: &Node) {
+    pub(crate) async fn look_at_overrides(&self, index: usize, node: &Node) {
         let Some(backend) = node.backend() else { return };
         let cells: Vec<_> = {
             let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,25 +18,25 @@ use crate::model::{BORN, MARK, Model};
 use crate::trace::Trace;
 
 /// DaemonSets that operators know.
-pub const SETS: u64 = 6;
+pub(crate) const SETS: u64 = 6;
 const MAPS: u64 = 4;
 const DEPLOYMENTS: u64 = 2;
 /// Groups of devices that DaemonSets select.
-pub const GROUPS: [&str; 3] = ["g0", "g1", "g2"];
+pub(crate) const GROUPS: [&str; 3] = ["g0", "g1", "g2"];
 
 /// What is shared with those who check.
-pub type SharedModel = Arc<Mutex<Model>>;
+pub(crate) type SharedModel = Arc<Mutex<Model>>;
 
 /// A write and the mark it leaves.
 #[derive(Debug, Clone)]
-pub struct Wish {
-    pub key: ObjectKey,
-    pub mutation: Mutation,
-    pub mark: Option<u64>,
+pub(crate) struct Wish {
+    pub(crate) key: ObjectKey,
+    pub(crate) mutation: Mutation,
+    pub(crate) mark: Option<u64>,
 }
 
 /// What an operator does next, by a choice; `None`: there is nothing to do it to.
-pub fn operator(model: &mut Model, choice: u64) -> Wish {
+pub(crate) fn operator(model: &mut Model, choice: u64) -> Wish {
     let (verb, object) = (choice & 0xff, choice >> 8);
     let mark = model.fresh_mark();
     match object % 12 {
@@ -118,13 +118,13 @@ fn wish(model: &mut Model, key: ObjectKey, verb: u64, mark: u64, value: Value) -
 }
 
 /// What a technician does at a device to an object that is there.
-pub fn technician(model: &mut Model, key: ObjectKey) -> Wish {
+pub(crate) fn technician(model: &mut Model, key: ObjectKey) -> Wish {
     let mark = model.fresh_mark();
     let patch = Patch::JsonMerge(json!({"metadata": {"annotations": {"technician": mark.to_string()}}}));
     Wish { key, mutation: Mutation::Patch { part: Part::Main, patch }, mark: Some(mark) }
 }
 
-pub fn request(wish: &Wish, user: &str) -> WriteRequest {
+pub(crate) fn request(wish: &Wish, user: &str) -> WriteRequest {
     WriteRequest {
         key: wish.key.clone(),
         mutation: wish.mutation.clone(),
@@ -136,13 +136,13 @@ pub fn request(wish: &Wish, user: &str) -> WriteRequest {
 }
 
 /// Whether the server has said that the write did not happen, and never will.
-pub fn is_refusal(error: &ApiError) -> bool {
+pub(crate) fn is_refusal(error: &ApiError) -> bool {
     !matches!(error.reason, Reason::InternalError | Reason::ServiceUnavailable | Reason::Timeout)
 }
 
 /// A tool that lists once and watches from there, over every life of the hub.
 #[derive(Debug)]
-pub struct Watcher {
+pub(crate) struct Watcher {
     kind: KindRef,
     trace: Trace,
     state: Mutex<Watched>,
@@ -155,12 +155,12 @@ struct Watched {
 }
 
 impl Watcher {
-    pub fn new(kind: KindRef, trace: Trace) -> Self {
+    pub(crate) fn new(kind: KindRef, trace: Trace) -> Self {
         Self { kind, trace, state: Mutex::default() }
     }
 
     /// Watches one life of the hub, from where the last one ended.
-    pub async fn run(self: Arc<Self>, backend: Arc<HubBackend>) {
+    pub(crate) async fn run(self: Arc<Self>, backend: Arc<HubBackend>) {
         loop {
             let from = self.lock().version;
             let watching = if from == 0 { None } else { backend.watch(self.kind, None, from).await.ok() };
@@ -229,7 +229,7 @@ impl Watcher {
     }
 
     /// What the watcher believes, at rest: the same as a list.
-    pub async fn agrees(&self, backend: &HubBackend) -> Result<(), String> {
+    pub(crate) async fn agrees(&self, backend: &HubBackend) -> Result<(), String> {
         let list = backend.list(self.kind, None).await.map_err(|error| error.to_string())?;
         let listed: BTreeMap<ObjectKey, u64> =
             list.items.iter().map(|one| (one.key(), one.resource_version())).collect();

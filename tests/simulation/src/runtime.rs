@@ -21,7 +21,7 @@ const ENDING: Duration = Duration::from_millis(150);
 
 /// What was done to a container: read by the oracles.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Deed {
+pub(crate) enum Deed {
     Started {
         pod: String,
         name: String,
@@ -44,7 +44,7 @@ pub enum Deed {
 
 /// The containers of one device. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Containers {
+pub(crate) struct Containers {
     node: String,
     trace: Trace,
     inner: Arc<Mutex<Inner>>,
@@ -63,7 +63,7 @@ struct Inner {
 
 /// One agent's hold on them.
 #[derive(Debug)]
-pub struct SimRuntime {
+pub(crate) struct SimRuntime {
     containers: Containers,
     life: u64,
     facilities: Facilities,
@@ -71,12 +71,12 @@ pub struct SimRuntime {
 }
 
 impl Containers {
-    pub fn new(node: &str, trace: Trace) -> Self {
+    pub(crate) fn new(node: &str, trace: Trace) -> Self {
         Self { node: node.to_owned(), trace, inner: Arc::default() }
     }
 
     /// For the next life of the agent.
-    pub fn runtime(&self) -> SimRuntime {
+    pub(crate) fn runtime(&self) -> SimRuntime {
         let (hints, events) = mpsc::channel(EVENTS_LEN_MAX);
         let mut inner = self.lock();
         inner.life += 1;
@@ -86,14 +86,14 @@ impl Containers {
     }
 
     /// The agent is dead.
-    pub fn orphan(&self) {
+    pub(crate) fn orphan(&self) {
         let mut inner = self.lock();
         inner.life += 1;
         inner.hints = None;
     }
 
     /// The power fails: nothing runs any more, and nobody saw how it ended.
-    pub fn power_cut(&self) {
+    pub(crate) fn power_cut(&self) {
         self.orphan();
         for sandbox in self.lock().sandboxes.values_mut() {
             sandbox.state = SandboxState::Lost;
@@ -106,7 +106,7 @@ impl Containers {
     }
 
     /// One running container ends by itself; `false` when none runs.
-    pub fn end_one(&self, choice: u64, code: i32) -> bool {
+    pub(crate) fn end_one(&self, choice: u64, code: i32) -> bool {
         let now = Timestamp(self.trace.true_ms());
         let mut inner = self.lock();
         let running: Vec<(String, String)> = inner
@@ -123,7 +123,7 @@ impl Containers {
     }
 
     /// Container by `(pod uid, container)` with the mark it was started with.
-    pub fn running(&self) -> BTreeMap<(String, String), String> {
+    pub(crate) fn running(&self) -> BTreeMap<(String, String), String> {
         let inner = self.lock();
         let runs = |pod: &String, name: &String| {
             let one = inner.sandboxes.get(pod).and_then(|sandbox| sandbox.containers.get(name));
@@ -137,17 +137,8 @@ impl Containers {
             .collect()
     }
 
-    /// Names of the pods in which something runs, by uid.
-    pub fn pods(&self) -> BTreeMap<String, String> {
-        let inner = self.lock();
-        let runs = |one: &SandboxStatus| {
-            one.containers.values().any(|one| matches!(one.state, ContainerState::Running { .. }))
-        };
-        inner.sandboxes.iter().filter(|(_, one)| runs(one)).map(|(uid, one)| (uid.clone(), one.name.clone())).collect()
-    }
-
     /// What was done since the last call.
-    pub fn deeds(&self) -> Vec<Deed> {
+    pub(crate) fn deeds(&self) -> Vec<Deed> {
         std::mem::take(&mut self.lock().deeds)
     }
 

@@ -101,6 +101,10 @@ pub enum What {
     CopyCard(usize),
     /// The copy is put into the slot, and the device starts from it.
     OldCard(usize),
+    /// Another board starts from a copy of its card, beside it, under its name.
+    Clone(usize),
+    /// The other board is thrown away.
+    CloneEnds(usize),
     /// The device starts, if it is down.
     Start(usize),
     ContainerEnds(usize, u64),
@@ -299,6 +303,12 @@ impl Drawing {
             let later = self.dice.between(10 * SECOND, 20 * MINUTE);
             self.at(at, What::CopyCard(device));
             self.at(at + later, What::OldCard(device));
+        }
+        if self.dice.permille(500) {
+            let (device, at) = (self.device(), self.dice.below(self.length_ms));
+            let lasts = self.dice.between(MINUTE, 10 * MINUTE);
+            self.at(at, What::Clone(device));
+            self.at(at + lasts, What::CloneEnds(device));
         }
     }
 

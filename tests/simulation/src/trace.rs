@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// Lines kept for a report.
 const LINES_MAX: usize = 400;
 /// When every world begins: 2027-01-15T08:00:00Z. Milliseconds since 1970.
-pub const EPOCH_MS: u64 = 1_800_000_000_000;
+pub(crate) const EPOCH_MS: u64 = 1_800_000_000_000;
 
 /// What breaks a promise, with its oracle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Failure {
 
 /// The record of one world. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Trace {
+pub(crate) struct Trace {
     started: Instant,
     inner: Arc<Mutex<Inner>>,
 }
@@ -39,23 +39,23 @@ struct Inner {
 
 impl Trace {
     /// Begins at the runtime's present moment.
-    pub fn starting(aloud: bool) -> Self {
+    pub(crate) fn starting(aloud: bool) -> Self {
         let inner = Inner { hash: 0xcbf2_9ce4_8422_2325, aloud, ..Inner::default() };
         Self { started: Instant::now(), inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// Virtual milliseconds since the beginning.
-    pub fn now_ms(&self) -> u64 {
+    pub(crate) fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The world's true time, which no node need know. Milliseconds since 1970.
-    pub fn true_ms(&self) -> u64 {
+    pub(crate) fn true_ms(&self) -> u64 {
         EPOCH_MS + self.now_ms()
     }
 
     /// Something happened: `numbers` are what tells one such event from another.
-    pub fn event(&self, what: &'static str, node: &str, numbers: &[u64]) {
+    pub(crate) fn event(&self, what: &'static str, node: &str, numbers: &[u64]) {
         let at = self.now_ms();
         let mut inner = self.lock();
         inner.events += 1;
@@ -74,7 +74,7 @@ impl Trace {
     }
 
     /// An event that a person would want to read in a report.
-    pub fn told(&self, what: &'static str, node: &str, detail: impl fmt::Display) {
+    pub(crate) fn told(&self, what: &'static str, node: &str, detail: impl fmt::Display) {
         let text = detail.to_string();
         let digest = text.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
         self.event(what, node, &[digest]);
@@ -91,7 +91,7 @@ impl Trace {
     }
 
     /// A promise was broken; only the first counts.
-    pub fn fail(&self, oracle: &'static str, what: impl fmt::Display) {
+    pub(crate) fn fail(&self, oracle: &'static str, what: impl fmt::Display) {
         let at_ms = self.now_ms();
         let mut inner = self.lock();
         if inner.failure.is_none() {
@@ -99,18 +99,18 @@ impl Trace {
         }
     }
 
-    pub fn failure(&self) -> Option<Failure> {
+    pub(crate) fn failure(&self) -> Option<Failure> {
         self.lock().failure.clone()
     }
 
     /// The hash of all events so far, and how many.
-    pub fn sum(&self) -> (u64, u64) {
+    pub(crate) fn sum(&self) -> (u64, u64) {
         let inner = self.lock();
         (inner.hash, inner.events)
     }
 
     /// The last lines.
-    pub fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.lock().lines.iter().cloned().collect()
     }
 

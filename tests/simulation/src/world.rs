@@ -39,20 +39,22 @@ const ROOM_LEFT: u64 = 4096;
 
 /// Everything there is.
 #[derive(Debug)]
-pub struct World {
-    pub trace: Trace,
-    pub network: Network,
-    pub hub: SimHub,
-    pub nodes: Vec<Node>,
-    pub model: SharedModel,
-    pub watchers: Vec<Arc<Watcher>>,
-    pub oracles: Oracles,
+pub(crate) struct World {
+    pub(crate) trace: Trace,
+    pub(crate) network: Network,
+    pub(crate) hub: SimHub,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) model: SharedModel,
+    pub(crate) watchers: Vec<Arc<Watcher>>,
+    pub(crate) oracles: Oracles,
     place: String,
     setup: Setup,
     writes: JoinSet<()>,
     watching: JoinSet<()>,
     backup: Option<Disk>,
     cards: BTreeMap<usize, Disk>,
+    /// Boards that run from a copy of another's card.
+    clones: BTreeMap<usize, Node>,
     /// Names disks that are copied.
     copies: u64,
     started: Instant,
@@ -63,7 +65,7 @@ impl World {
     ///
     /// # Errors
     /// When any of it does not come up though nothing has gone wrong yet.
-    pub async fn begin(setup: &Setup, trace: Trace) -> Result<Self> {
+    pub(crate) async fn begin(setup: &Setup, trace: Trace) -> Result<Self> {
         let dice = Dice::new(setup.seed);
         // Disks have names of their own in a process, in which worlds may run side by side.
         let place = format!("world{}", WORLDS.fetch_add(1, Ordering::Relaxed));
@@ -79,7 +81,7 @@ impl World {
             let name = format!("n{number}");
             let disk = Disk::new(&format!("{place}-{name}"), dice.apart(&name).next())?;
             disk.lose_syncs(setup.bug == Some(Bug::LostSync));
-            let dialled = network.lay(&name, dice.apart(&format!("line {name}")));
+            let dialled = network.lay(&name, &name, dice.apart(&format!("line {name}")));
             let node = Node::new(&name, GROUPS[number % GROUPS.len()], disk, dialled, trace.clone());
             let token = life.doors.token(&token).await?;
             node.join(&token, &*life.doors.enroller()).await.with_context(|| format!("{name} does not join"))?;
@@ -103,6 +105,7 @@ impl World {
             watching: JoinSet::new(),
             backup: None,
             cards: BTreeMap::new(),
+            clones: BTreeMap::new(),
             copies: 0,
             started,
         };
@@ -114,7 +117,7 @@ impl World {
     }
 
     /// Carries a schedule out; ends at the first broken promise.
-    pub async fn follow(&mut self, steps: &[Step], length_ms: u64) {
+    pub(crate) async fn follow(&mut self, steps: &[Step], length_ms: u64) {
         for step in steps {
             self.wait_until(step.at_ms).await;
             if self.trace.failure().is_some() {
@@ -127,7 +130,7 @@ impl World {
     }
 
     /// Lets virtual time pass, looking at everything as it goes.
-    pub async fn wait_until(&mut self, at_ms: u64) {
+    pub(crate) async fn wait_until(&mut self, at_ms: u64) {
         let end = self.started + Duration::from_millis(at_ms);
         while Instant::now() < end && self.trace.failure().is_none() {
             let next = Instant::now() + self.setup.look_every;
@@ -137,12 +140,15 @@ impl World {
     }
 
     /// All faults end, and everything that is down starts.
-    pub async fn heal(&mut self) {
+    pub(crate) async fn heal(&mut self) {
         self.trace.told("heals", "world", "");
         if let Some(life) = self.hub.life() {
             self.oracles.look_at_hub_disk(life, &self.hub.disk, &self.hub.retention);
         }
         self.hub.disk.set_failures(Failures::None);
+        for (_, mut clone) in std::mem::take(&mut self.clones) {
+            clone.power_cut().await;
+        }
         for node in &mut self.nodes {
             node.in_trouble = false;
             node.disk.set_failures(Failures::None);
@@ -241,6 +247,8 @@ impl World {
             | What::ClockMended(index)
             | What::CopyCard(index)
             | What::OldCard(index)
+            | What::Clone(index)
+            | What::CloneEnds(index)
             | What::ContainerEnds(index, _) => index,
             _ => return,
         };
@@ -282,6 +290,12 @@ impl World {
                     self.cards.insert(index, card);
                 }
             }
+            What::CloneEnds(_) => {
+                if let Some(mut clone) = self.clones.remove(&index) {
+                    clone.power_cut().await;
+                }
+            }
+            What::Clone(_) => self.clone_device(index).await,
             What::OldCard(_) => {
                 let Some(card) = self.cards.remove(&index) else { return };
                 node.power_cut().await;
@@ -291,6 +305,22 @@ impl World {
                 self.start_device(index).await;
             }
             _ => {}
+        }
+    }
+
+    /// Another board under the same name: to the hub they are one device that contradicts itself.
+    async fn clone_device(&mut self, index: usize) {
+        let Some(node) = self.nodes.get(index).filter(|_| !self.clones.contains_key(&index)) else { return };
+        self.copies += 1;
+        let line = format!("{}'{}", node.name, self.copies);
+        let Ok(card) = node.disk.copy(&format!("{}-clone{}", self.place, self.copies)) else { return };
+        let dice = Dice::new(self.setup.seed).apart(&line);
+        let dialled = self.network.lay(&line, &node.name, dice);
+        let mut clone = Node::new(&node.name, &node.group, card, dialled, self.trace.clone());
+        if clone.start().await.is_ok() {
+            self.model().rolled_back.insert(index);
+            self.oracles.card_changed(index);
+            self.clones.insert(index, clone);
         }
     }
 
@@ -363,7 +393,7 @@ impl World {
         self.nodes.get(index).map(|node| node.name.clone())
     }
 
-    pub fn model(&self) -> std::sync::MutexGuard<'_, Model> {
+    pub(crate) fn model(&self) -> std::sync::MutexGuard<'_, Model> {
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -433,7 +463,7 @@ impl World {
     }
 
     /// Waits until nothing is on its way: everyone agrees, or what is still different.
-    pub async fn settle(&mut self, within: Duration) -> Result<(), String> {
+    pub(crate) async fn settle(&mut self, within: Duration) -> Result<(), String> {
         let end = Instant::now() + within;
         loop {
             let disagreement = match self.hub.life() {
@@ -459,16 +489,16 @@ impl World {
     }
 
     /// Virtual milliseconds since the devices had joined.
-    pub fn passed_ms(&self) -> u64 {
+    pub(crate) fn passed_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Ends every node, so that nothing of this world runs on.
-    pub async fn end(mut self) {
+    pub(crate) async fn end(mut self) {
         self.writes.shutdown().await;
         self.watching.shutdown().await;
         self.hub.stop_tasks().await;
-        for node in &mut self.nodes {
+        for node in self.nodes.iter_mut().chain(self.clones.values_mut()) {
             node.stop_tasks().await;
         }
     }
