@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::overrides::{self, CAUSE_ANNOTATION};
+use flotilla_manifests::rollout::RolloutNumber;
 use flotilla_manifests::time::Timestamp;
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ use crate::events::Subject;
 use crate::knowledge::Read;
 use crate::local_write::LAST_APPLIED_ANNOTATION;
 use crate::reconcile::{Notice, Observed};
+use crate::replica::Fact;
 use crate::runtime::Runtime;
 use crate::store::Damage;
 use crate::uplink::Link;
@@ -27,6 +29,15 @@ pub(crate) struct Reports {
     /// The life of the hub that was told.
     hub_life: u64,
     node_status: Option<Value>,
+}
+
+/// What is to be told of one pod.
+#[derive(Debug)]
+struct PodFact {
+    subject: String,
+    /// Number and attempt: the later one takes the place of the earlier one.
+    place: (Option<RolloutNumber>, u64),
+    told: Told,
 }
 
 #[derive(Debug, PartialEq)]
@@ -116,18 +127,7 @@ impl<R: Runtime> Agent<R> {
             self.state.confirmed.clear();
             self.state.reports.hub_life = hub_life;
         }
-        let mut facts = Vec::new();
-        for (uid, status) in statuses {
-            let Some((subject, body)) = self.pod_fact(uid, status) else { continue };
-            let transition = transition(status);
-            let known = self.state.reports.told.get(&subject);
-            if known.is_some_and(|told| told.body == body) {
-                continue;
-            }
-            let urgent = known.is_none_or(|told| told.transition != transition);
-            facts.push((subject.clone(), urgent, Some(serde_json::to_vec(&body)?)));
-            self.state.reports.told.insert(subject, Told { body, transition });
-        }
+        let mut facts = self.pod_facts(statuses)?;
         let lives = |uid: &String| {
             statuses.contains_key(uid)
                 || observed.sandboxes.contains_key(uid)
@@ -166,14 +166,49 @@ impl<R: Runtime> Agent<R> {
         Ok(())
     }
 
-    fn pod_fact(&self, uid: &str, status: &Value) -> Option<(String, Value)> {
+    /// What changed of the pods. Two of one name stand side by side while one takes the other's place: the later number speaks last, and
+    /// speaks again when the earlier one does, because to the hub the newest word says which of them there is.
+    fn pod_facts(&mut self, statuses: &BTreeMap<String, Value>) -> Result<Vec<Fact>, PassError> {
+        let mut by_name: BTreeMap<(String, String), Vec<PodFact>> = BTreeMap::new();
+        for (uid, status) in statuses {
+            if let Some((name, fact)) = self.pod_fact(uid, status) {
+                by_name.entry(name).or_default().push(fact);
+            }
+        }
+        let mut facts = Vec::new();
+        for mut pods in by_name.into_values() {
+            pods.sort_by_key(|pod| pod.place);
+            let told = &mut self.state.reports.told;
+            let mut earlier_spoke = false;
+            for PodFact { subject, told: now, .. } in pods {
+                let known = told.get(&subject);
+                let unchanged = known.is_some_and(|known| known.body == now.body);
+                if unchanged && !earlier_spoke {
+                    continue;
+                }
+                earlier_spoke = true;
+                let urgent = known.is_none_or(|known| known.transition != now.transition);
+                facts.push((subject.clone(), urgent, Some(serde_json::to_vec(&now.body)?)));
+                told.insert(subject, now);
+            }
+        }
+        Ok(facts)
+    }
+
+    /// A pod's namespace and name, and what is to be told of it.
+    fn pod_fact(&self, uid: &str, status: &Value) -> Option<((String, String), PodFact)> {
         let origin = self.state.effective.origins.get(uid)?;
         let pod: &Object = &self.state.effective.pods.pods.get(uid)?.object;
         let body = json!({
             "namespace": pod.namespace(), "name": pod.name(), "uid": origin.subject, "workload": origin.workload,
             "number": origin.number, "attempt": origin.attempt, "status": status,
         });
-        Some((format!("pod/{}", origin.subject), body))
+        let name = (pod.namespace().to_owned(), pod.name().to_owned());
+        let told = Told { body, transition: transition(status) };
+        Some((
+            name,
+            PodFact { subject: format!("pod/{}", origin.subject), place: (origin.number, origin.attempt), told },
+        ))
     }
 
     /// The Node's status, dated when it last changed: heartbeats alone are the session's business and make no new one.
