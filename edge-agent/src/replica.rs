@@ -99,6 +99,8 @@ struct State {
     boot: u64,
     /// Last counter given to an observation in this boot.
     seq: u64,
+    /// See [`DeviceReplica::was_replaced`].
+    replaced: u64,
 }
 
 /// Stored rows that cannot be what this agent wrote.
@@ -177,6 +179,7 @@ impl DeviceReplica {
             incarnation: life.incarnation,
             boot: life.boot,
             seq: 0,
+            replaced: 0,
         };
         let (streams, opened) = mpsc::channel(STREAMS_LEN_MAX);
         let replica = Self {
@@ -312,6 +315,17 @@ impl DeviceReplica {
     /// The newest life of the hub that greeted this device: another one may have lost what the ones before were told.
     pub fn hub_life(&self) -> u64 {
         self.state().greeting.as_ref().map_or(0, |greeting| greeting.incarnation)
+    }
+
+    /// The hub has heard somebody else under this device's name: what it was told here may not be what it shows.
+    pub fn was_replaced(&self) {
+        self.state().replaced += 1;
+        self.bump(&self.changed);
+    }
+
+    /// How often that happened in this life of the agent.
+    pub fn replaced(&self) -> u64 {
+        self.state().replaced
     }
 
     /// Observations the hub has not acknowledged.

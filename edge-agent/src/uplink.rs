@@ -198,6 +198,9 @@ impl Uplink {
             // The hub was restored from a backup older than this device: the device shows its certificate and key.
             self.renew(&target).await;
         }
+        if matches!(&end, SessionEnd::Goodbye(reason) if reason == driver::REPLACED) {
+            self.replica.was_replaced();
+        }
         match (next, end) {
             (Some(next), _) => Served::Moved(Box::new(next)),
             (None, SessionEnd::RetryAfter { ms }) => Served::Ended { retry_after_ms: Some(ms) },

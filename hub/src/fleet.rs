@@ -115,7 +115,7 @@ async fn session(pipe: Pipe, reception: Reception) {
     let number = SESSIONS.fetch_add(1, Ordering::Relaxed);
     let (transport, remote) = (pipe.transport, pipe.remote.clone());
     if let Some(earlier) = door.opened(&name, number, handle, format!("{transport} {remote}")) {
-        earlier.close("a newer session of this device has begun", None).await;
+        earlier.close(driver::REPLACED, None).await;
     }
     tracing::info!(node = name, %transport, remote, "a device is in contact");
     let end = driver::run(pipe, config, Arc::clone(&door), commands).await;

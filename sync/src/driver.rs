@@ -99,6 +99,9 @@ impl SessionHandle {
 /// its key, and is let in once the operator has made a token for its name.
 pub const ENROL_AGAIN: &str = "the hub does not know this device: it must enrol again";
 
+/// The goodbye of a hub to which the same device has come anew: by another road, or it is another board with a copy of its card.
+pub const REPLACED: &str = "a newer session of this device has begun";
+
 /// Ends a session before it begins: a goodbye in the place of a hello, so that the device takes nothing from it.
 pub async fn refuse(pipe: Pipe, reason: &str) {
     let mut wire = Wire::new(pipe);

@@ -26,8 +26,8 @@ const REFUSED_SHOWN_MAX: usize = 8;
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
     told: BTreeMap<String, Told>,
-    /// The life of the hub that was told.
-    hub_life: u64,
+    /// The life of the hub that was told, and how often somebody else had spoken under this device's name until then.
+    told_to: (u64, u64),
     node_status: Option<Value>,
 }
 
@@ -120,12 +120,13 @@ impl<R: Runtime> Agent<R> {
         observed: &Observed,
         statuses: &BTreeMap<String, Value>,
     ) -> Result<(), PassError> {
-        let hub_life = self.replica.hub_life();
-        if hub_life != self.state.reports.hub_life {
+        let told_to = (self.replica.hub_life(), self.replica.replaced());
+        if told_to != self.state.reports.told_to {
+            // Another board with a copy of this card may have told it something else since, too.
             // Restored from a backup, it may know nothing of what its earlier life acknowledged.
             self.state.reports.told.clear();
             self.state.confirmed.clear();
-            self.state.reports.hub_life = hub_life;
+            self.state.reports.told_to = told_to;
         }
         let mut facts = self.pod_facts(statuses)?;
         let lives = |uid: &String| {
