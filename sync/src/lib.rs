@@ -17,6 +17,7 @@ pub mod identity;
 pub mod list;
 pub mod log;
 pub mod observation;
+pub mod position;
 pub mod record;
 pub mod replica;
 pub mod session;
