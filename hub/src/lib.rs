@@ -6,6 +6,7 @@
 
 mod admission;
 mod backend;
+pub mod broker;
 pub mod bundle;
 pub mod clock;
 pub mod config;
@@ -176,6 +177,10 @@ impl Hub {
             tokio::spawn(control(store.clone(), contacts.clone(), reception.door.lessons.subscribe(), stop.clone())),
         ];
         if let Some(mqtt) = mqtt {
+            if let Some(announcer) = mqtt.announcer() {
+                let door = Arc::clone(&reception.door);
+                tasks.push(tokio::spawn(fleet::announce::announce(door, announcer, stop.clone())));
+            }
             tasks.push(tokio::spawn(fleet::serve(mqtt, reception, stop)));
         }
         tracing::info!(api = %api_address, quic = %quic_address, incarnation = store.incarnation(), "the hub is ready");
