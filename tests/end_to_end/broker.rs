@@ -114,7 +114,7 @@ fn flood(port: u16, topic: &str) {
 /// Where the device's stream to the hub goes: `flotilla/v2/INSTALLATION/d/USER/up/HUB`.
 fn stream_topic(listener: &mut MqttClient) -> String {
     loop {
-        let message = listener.next();
+        let message = listener.hear();
         if message.topic.contains("/d/system:node:n1/up/") {
             return message.topic;
         }

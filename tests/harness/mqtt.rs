@@ -67,8 +67,8 @@ impl MqttClient {
         std::mem::take(&mut self.waiting)
     }
 
-    /// The next message.
-    pub fn next(&mut self) -> Message {
+    /// Waits for the next message.
+    pub fn hear(&mut self) -> Message {
         if !self.waiting.is_empty() {
             return self.waiting.remove(0);
         }

@@ -54,9 +54,19 @@ struct Shared {
 
 /// Begins to serve devices through `broker`.
 pub(in crate::transport) fn listen(broker: BrokerUrl, door: &Arc<Door>, sender: mpsc::Sender<Incoming>) -> Listening {
+    listen_as(HubName::only(), broker, door, sender)
+}
+
+/// The same as one of several hubs.
+pub(super) fn listen_as(
+    hub: HubName,
+    broker: BrokerUrl,
+    door: &Arc<Door>,
+    sender: mpsc::Sender<Incoming>,
+) -> Listening {
     let shared = Arc::new(Shared {
         broker,
-        hub: HubName::only(),
+        hub,
         announcements: Arc::default(),
         door: Arc::clone(door),
         sender,
@@ -82,11 +92,11 @@ impl Listening {
         self.shared.stopping.store(true, Ordering::Relaxed);
         let client = self.shared.client().clone();
         let farewell = async {
-            if let Some(client) = client {
-                if client.send(self.shared.news(HubNews::Went)).await.is_ok() {
-                    // A client that is already gone needs no farewell.
-                    client.leave().await.unwrap_or_default();
-                }
+            if let Some(client) = client
+                && client.send(self.shared.news(HubNews::Went)).await.is_ok()
+            {
+                // A client that is already gone needs no farewell.
+                client.leave().await.unwrap_or_default();
             }
             self.shared.stop.notify_one();
             (&mut self.task).await.unwrap_or_default();

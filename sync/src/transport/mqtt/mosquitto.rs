@@ -18,8 +18,10 @@ const PLACEHOLDERS: Placeholders = Placeholders { user: "%u", client: "%c" };
 const STRANGERS_MAX: u16 = 256;
 /// Messages that may wait for one client. Beyond it mosquitto drops, and the streams that lost something begin anew.
 const QUEUED_MAX: u16 = 8_192;
-/// Larger messages are refused. Ours are at most a seventh of it.
-const MESSAGE_BYTES_MAX: u32 = 65_536;
+/// Larger messages are refused. Ours are about half as large.
+const MESSAGE_BYTES_MAX: u32 = 16_384;
+/// What mosquitto may allocate, TLS aside. Strangers can have it keep messages and sessions without end otherwise.
+const MEMORY_BYTES_MAX: u32 = 256 << 20;
 
 /// Names of the files, all in one folder.
 pub const CONFIGURATION_FILE: &str = "flotilla.conf";
@@ -58,6 +60,8 @@ impl Mosquitto<'_> {
              clientid_prefixes {CLIENT_PREFIX}\n\
              # Nothing needs to survive a restart of the broker.\n\
              persistence false\n\
+             persistent_client_expiration 1h\n\
+             memory_limit {MEMORY_BYTES_MAX}\n\
              message_size_limit {MESSAGE_BYTES_MAX}\n\
              max_queued_messages {QUEUED_MAX}\n\
              \n\

@@ -51,6 +51,7 @@ with_both_versions! {
 }
 
 mod access;
+mod hubs;
 mod positions;
 
 fn free_port() -> u16 {

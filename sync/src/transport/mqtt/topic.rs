@@ -38,7 +38,7 @@ impl HubName {
         Self("1".to_owned())
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let known = (1..=16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
         known.then(|| Self(text.to_owned()))
     }
@@ -222,10 +222,12 @@ impl Access {
         Self::of_stream(&format!("{}/e/{}", root(installation), placeholders.client))
     }
 
+    /// No wildcard where it writes: a broker keeps a message for each topic that somebody makes up.
     fn of_stream(party: &str) -> Self {
+        let up = format!("{party}/up/{}", HubName::only().0);
         Self {
             reads: vec![format!("{party}/down/+")],
-            writes: vec![format!("{party}/open"), format!("{party}/up/+"), format!("{party}/gone")],
+            writes: vec![format!("{party}/open"), up, format!("{party}/gone")],
         }
     }
 

@@ -161,7 +161,8 @@ impl Attacker {
     async fn enter(&self, secured: &Secured, client_id: &str, user: Option<&str>, will: Option<&str>) -> Option<Wire> {
         let stream = Box::new(self.dial(secured).await);
         let mut wire = Wire { stream, version: secured.broker.version, number: 0 };
-        wire.enter(client_id, user, will).await.ok().map(|()| wire)
+        let payload = format!("will of {}", self.name);
+        wire.enter(client_id, user, will.map(|topic| (topic, payload.as_str()))).await.ok().map(|()| wire)
     }
 }
 
@@ -200,13 +201,13 @@ impl Wire {
         if self.version == Version::V5 { &[0] } else { &[] }
     }
 
-    async fn enter(&mut self, client_id: &str, user: Option<&str>, will: Option<&str>) -> Result<(), String> {
+    async fn enter(&mut self, client_id: &str, user: Option<&str>, will: Option<(&str, &str)>) -> Result<(), String> {
         let level = if self.version == Version::V5 { 5 } else { 4 };
         // Clean; a will with QoS 0 that is kept; a user without a password.
         let flags = 2 | if will.is_some() { 0x24 } else { 0 } | if user.is_some() { 0x80 } else { 0 };
         let mut body = [&text("MQTT")[..], &[level, flags, 0, 0], self.properties(), &text(client_id)].concat();
-        if let Some(topic) = will {
-            body.extend([self.properties(), &text(topic), &text("evil will")].concat());
+        if let Some((topic, payload)) = will {
+            body.extend([self.properties(), &text(topic), &text(payload)].concat());
         }
         body.extend(user.map(text).unwrap_or_default());
         self.send(0x10, &body).await?;
@@ -318,7 +319,7 @@ fn targets(site: &Site) -> BTreeSet<String> {
     all.extend(others.map(str::to_owned));
     let own = format!("flotilla/v2/{id}");
     all.extend(
-        ["d", "d/edge-1/open", "e/edge-1/open", "hub", "fleet", "d//open", "hub/1/x"]
+        ["d", "d/edge-1/open", "e/edge-1/open", "hub", "fleet", "d//open", "hub/1/x", "d/system:node:edge-1/up/2"]
             .map(|rest| format!("{own}/{rest}")),
     );
     all
@@ -459,6 +460,7 @@ async fn leaves_no_will_elsewhere(secured: &Secured, attacker: &Attacker) {
     let mut auditor = secured.auditor().await;
     auditor.subscribe(["#".to_owned(), "$SYS/#".to_owned(), "$CONTROL/#".to_owned()]).await.unwrap();
     let targets = targets(site);
+    let will = format!("will of {}", attacker.name);
     let mut expected = BTreeSet::new();
     for target in &targets {
         // A broker may refuse the will, or drop it later.
@@ -473,7 +475,7 @@ async fn leaves_no_will_elsewhere(secured: &Secured, attacker: &Attacker) {
     while !left.contains(&attacker.writes_end) {
         auditor.publish("flotilla/end", "end", 0, false).await.unwrap();
         let heard = auditor.hear_until_end().await.unwrap();
-        left.extend(heard.into_iter().filter(|said| said.payload == b"evil will").map(|said| said.topic));
+        left.extend(heard.into_iter().filter(|said| said.payload == will.as_bytes()).map(|said| said.topic));
     }
     expected.insert(attacker.writes_end.clone());
     assert_eq!(left, expected, "{} leaves wills", attacker.name);
