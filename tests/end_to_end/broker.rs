@@ -1,5 +1,8 @@
 //! A fleet that lives by a broker: one that trusts nobody, as `flotilla hub broker` has it, and one that drops what it can.
 
+use flotilla_sync::channel::ChannelName;
+use flotilla_sync::enrol::Token;
+use flotilla_sync::position::SignedPosition;
 use flotilla_tests::fleet::{Containers, Fleet, Road};
 use flotilla_tests::mqtt::MqttClient;
 use flotilla_tests::process::Process;
@@ -137,6 +140,7 @@ fn a_broker_that_drops_messages_loses_nothing_of_ours() {
     fleet.kubectl().run("set env ds/web COLOUR=green");
     wait_for_colour(&fleet, "n1", "green");
     let up = stream_topic(&mut listener);
+    position_is_kept(&fleet);
 
     // Towards a hub that stands still: what the device has to tell is dropped.
     let stopped = Stopped::new(fleet.hub());
@@ -174,6 +178,19 @@ fn a_broker_that_drops_messages_loses_nothing_of_ours() {
         let right = items.len() == 1 && env(&items[0], "COLOUR") == "red" && flotilla_tests::fleet::is_ready(&items[0]);
         if right { Ok(()) } else { Err(pods.to_string()) }
     });
+}
+
+/// Whoever comes finds at the broker how far the fleet's channel is, signed by the hub.
+fn position_is_kept(fleet: &Fleet) {
+    let root = Token::parse(&fleet.token(&["--node", "n9"])).unwrap().root;
+    let channel = ChannelName::parse("fleet/default").unwrap();
+    let found = wait::until("a position is kept", || {
+        let mut late = MqttClient::connect(fleet.broker_port(), "flotilla-late");
+        late.subscribe("flotilla/v2/+/fleet/+");
+        late.heard().into_iter().find(|message| message.retain).ok_or_else(|| "nothing".to_owned())
+    });
+    let position = SignedPosition::verify(&found.payload.into(), &root, &channel).unwrap();
+    assert!(position.seq > 0, "{position:?}");
 }
 
 /// How often the device says that its container was started again.

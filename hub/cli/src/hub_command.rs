@@ -45,7 +45,7 @@ pub(crate) struct HubArguments {
     /// Name or address written into admin.kubeconfig and the API's certificate. Default: what --listen is bound to
     #[arg(long, value_name = "HOST[:PORT]")]
     advertise_api: Option<flotilla_hub::ApiName>,
-    /// Broker at which devices reach the hub too, `mqtt://host:1883`
+    /// Broker at which devices reach the hub too: `mqtt://host:1883`, or what `flotilla hub broker` prints
     #[arg(long, value_name = "URL")]
     mqtt: Option<String>,
     /// Records kept in one channel's log; a device further behind is caught up by a snapshot
