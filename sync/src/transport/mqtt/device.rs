@@ -115,26 +115,7 @@ async fn open(tls: &Arc<ClientConfig>, caller: &Caller<'_>) -> Result<Opened, Co
     };
     tokio::spawn(carrier.run(connection));
 
-    let (topic, open) = (party.open(installation), Frame { session, body: Body::Open }.encode());
-    let is_open = |stage: &Stage| matches!(stage, Stage::Opened(_));
-    for attempt in 1.. {
-        client.publish(topic.clone(), open.clone()).await.map_err(|_gone| ended(broker, &link))?;
-        let answered = tokio::time::timeout(OPEN_AGAIN, stage.wait_for(is_open)).await;
-        match answered.map(|answer| answer.map(drop)) {
-            Ok(answer) => {
-                answer.map_err(|_closed| ended(broker, &link))?;
-                break;
-            }
-            Err(_elapsed) if attempt >= OPENS_MAX => {
-                let why = match *stage.borrow() {
-                    Stage::Asking { present: false } => "no hub is at this broker",
-                    _ => "the hub is at this broker and does not answer",
-                };
-                return Err(failed(&why));
-            }
-            Err(_elapsed) => {}
-        }
-    }
+    ask(caller, &client, &link, session, &mut stage).await?;
     if let Some(ear) = caller.ear {
         // Enough was heard: a change costs a connected device its bytes once.
         let filter = Filter::plain(topic::position(installation, ear.channel()));
@@ -158,6 +139,30 @@ async fn open(tls: &Arc<ClientConfig>, caller: &Caller<'_>) -> Result<Opened, Co
         Err(GreetingError::Io(error)) => Err(tls_error(broker, &link, &error)),
         Err(error) => Err(failed(&error)),
     }
+}
+
+/// Asks for a stream until a hub has answered.
+async fn ask(
+    caller: &Caller<'_>,
+    client: &Client,
+    link: &Link,
+    session: SessionId,
+    stage: &mut watch::Receiver<Stage>,
+) -> Result<(), ConnectError> {
+    let broker = &caller.broker;
+    let (topic, open) = (caller.party.open(caller.installation), Frame { session, body: Body::Open }.encode());
+    for _attempt in 0..OPENS_MAX {
+        client.publish(topic.clone(), open.clone()).await.map_err(|_gone| ended(broker, link))?;
+        let opened = stage.wait_for(|stage| matches!(stage, Stage::Opened(_)));
+        if let Ok(answer) = tokio::time::timeout(OPEN_AGAIN, opened).await {
+            return answer.map(drop).map_err(|_closed| ended(broker, link));
+        }
+    }
+    let why = match *stage.borrow() {
+        Stage::Asking { present: false } => "no hub is at this broker",
+        _ => "the hub is at this broker and does not answer",
+    };
+    Err(unreachable(broker, &why))
 }
 
 /// Joins the broker as this party.
