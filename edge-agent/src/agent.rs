@@ -20,6 +20,7 @@ use flotilla_manifests::overrides;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::LogRequest;
 use flotilla_sync::channel::ItemId;
+use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::record::Draft;
 use flotilla_sync::replica::ReplicaError;
 use tokio::sync::{mpsc, watch};
@@ -35,8 +36,7 @@ use crate::knowledge::{Knowledge, Read};
 use crate::probe::{ProbeReport, ProbeRunner};
 use crate::reconcile::{self, Observed, Place};
 use crate::replica::{DeviceReplica, OpenedStream};
-use crate::runtime::shims::ShimRuntime;
-use crate::runtime::{Facilities, Runtime as _, RuntimeEvent};
+use crate::runtime::{Facilities, Runtime, RuntimeEvent};
 use crate::store::{Store, StoreError};
 use crate::uplink::Link;
 
@@ -49,9 +49,9 @@ const DRAIN: Duration = Duration::from_secs(300);
 /// Plan again at the earliest after a failed pass.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Everything one device is made of; built by [`crate::start`].
+/// Everything one device is made of; built by [`crate::device`].
 #[derive(Debug)]
-pub struct Agent {
+pub struct Agent<R> {
     /// Everything of this device on the disk.
     pub(crate) folder: std::path::PathBuf,
     pub(crate) node: NodeRef,
@@ -59,11 +59,11 @@ pub struct Agent {
     pub(crate) clock: Arc<Clock>,
     pub(crate) replica: Arc<DeviceReplica>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) backend: Arc<LocalBackend<ShimRuntime>>,
-    pub(crate) runtime: Arc<ShimRuntime>,
+    pub(crate) backend: Arc<LocalBackend<R>>,
+    pub(crate) runtime: Arc<R>,
     pub(crate) facilities: Arc<Facilities>,
-    pub(crate) executor: Executor<ShimRuntime>,
-    pub(crate) probes: ProbeRunner<ShimRuntime>,
+    pub(crate) executor: Executor<R>,
+    pub(crate) probes: ProbeRunner<R>,
     pub(crate) host: Host,
     pub(crate) images: Arc<ImageStore>,
     pub(crate) knowledge: Knowledge,
@@ -151,7 +151,7 @@ pub(crate) enum PassError {
     Json(#[from] serde_json::Error),
 }
 
-impl Agent {
+impl<R: Runtime> Agent<R> {
     /// Runs until told to end. Pods go on running afterwards.
     pub async fn run(mut self) -> Self {
         loop {
@@ -193,6 +193,7 @@ impl Agent {
             let none = reconcile::DesiredPods::default();
             self.executor.carry_out(reconcile::plan(&none, &observed, &self.history(), &self.place()).actions);
             tokio::select! {
+                biased;
                 Some(done) = self.inbox.done.recv() => self.executor.finished(done, self.clock.now()),
                 Some(_event) = self.inbox.runtime.recv() => {}
                 () = tokio::time::sleep(RETRY) => {}
@@ -263,7 +264,8 @@ impl Agent {
     async fn end_overrides(&mut self, mut read: Read, now: Timestamp) -> Result<Read, PassError> {
         let proven = self.clock.proven();
         let over = |record: &overrides::OverrideRecord| {
-            read.reverted.contains(&record.id) || record.expires.is_some_and(|expires| expires <= proven)
+            let dropped = planted::is(Bug::OverrideDropped) && *self.inbox.link.borrow() == Link::Up;
+            dropped || read.reverted.contains(&record.id) || record.expires.is_some_and(|expires| expires <= proven)
         };
         let ended: Vec<String> =
             read.known.overrides.iter().filter(|record| over(record)).map(|record| record.id.clone()).collect();
@@ -277,7 +279,11 @@ impl Agent {
         Ok(read)
     }
 
-    fn observed(&self, sandboxes: BTreeMap<String, crate::runtime::SandboxStatus>) -> Observed {
+    fn observed(&self, mut sandboxes: BTreeMap<String, crate::runtime::SandboxStatus>) -> Observed {
+        if planted::is(Bug::RestartWhileOffline) && *self.inbox.link.borrow() == Link::Down {
+            let containers = sandboxes.values_mut().flat_map(|sandbox| sandbox.containers.values_mut());
+            containers.for_each(|container| container.digest.clear());
+        }
         Observed {
             sandboxes,
             busy: self.executor.busy().clone(),
@@ -320,8 +326,12 @@ impl Agent {
                 (pod.clone(), text)
             });
             let ends = unsaved.ended.iter().map(|uid| (format!("pod/{uid}"), true, None)).collect();
-            let ends = self.replica.rows_of(ends);
-            match self.store.set_histories(rows.collect(), ends.clone()).await {
+            let mut ends = self.replica.rows_of(ends);
+            if planted::is(Bug::EndNotTold) && *self.inbox.link.borrow() == Link::Down {
+                ends.clear();
+            }
+            let rows = if planted::is(Bug::HistoryAfterAction) { Vec::new() } else { rows.collect() };
+            match self.store.set_histories(rows, ends.clone()).await {
                 Ok(()) => {
                     let unsaved = std::mem::take(&mut self.state.unsaved);
                     for uid in unsaved.ended {

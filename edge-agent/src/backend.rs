@@ -184,6 +184,7 @@ impl Follower {
                 }
             }
             tokio::select! {
+                biased;
                 changed = version.changed() => if changed.is_err() { return },
                 () = sender.closed() => return,
             }

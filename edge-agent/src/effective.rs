@@ -14,6 +14,7 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_manifests::{defaults, kind};
 
 use crate::reconcile::{Deletion, DesiredPod, DesiredPods};
+use flotilla_sync::planted::{self, Bug};
 
 /// Annotation a technician's delete puts, by an override, on a workload: nothing of it runs here, and it is not shown.
 pub const HOLD_ANNOTATION: &str = "flotilla.dev/hold";
@@ -182,7 +183,7 @@ fn daemon_set(
     let runs_already = remembered.is_some_and(|workload| workload.number.is_some());
     let selection = derive::selection(&overridden(&at_number, live, result), node_object);
     let may_stay = selection.may_stay || known.unreadable.contains(&node.uid);
-    if !(selection.should_run || may_stay && runs_already) {
+    if !(selection.should_run || may_stay && runs_already || planted::is(Bug::SelectorIgnored)) {
         return;
     }
     keep_attempt(uid, attempt, result);

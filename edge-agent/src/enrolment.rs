@@ -9,13 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flotilla_manifests::time::Timestamp;
+use flotilla_sync::chance;
 use flotilla_sync::enrol::{self, Enrolment, EnrolmentMaterial, Introduction, Proof, Token};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::identity::{
     CredentialsMaterial, DeviceKeys, DeviceKeysMaterial, Installation, InstallationMaterial, NodeName, TrustTime,
 };
 use flotilla_sync::transport::{BrokerUrl, EnrolConnector, Target};
-use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -88,7 +88,7 @@ impl Identity {
     ///
     /// # Errors
     /// It has not, or the database is damaged.
-    pub(crate) async fn of_joined(store: &Store, loaded: &Loaded) -> Result<Self, EnrolmentError> {
+    pub async fn of_joined(store: &Store, loaded: &Loaded) -> Result<Self, EnrolmentError> {
         let material = stored::<EnrolmentMaterial>(loaded, "enrolment")?.ok_or(EnrolmentError::NoToken)?;
         Self::of(store, loaded, open_keys(store, loaded).await?, from_material(&material)?).await
     }
@@ -264,8 +264,7 @@ async fn open_writer(
     if let Some((seed, chain)) = kept {
         return Ok(WriterMaterial { seed, chain });
     }
-    let mut seed = [0; 32];
-    SystemRandom::new().fill(&mut seed).map_err(|_unspecified| EnrolmentError::Random)?;
+    let seed = chance::bytes::<32>().map_err(|_none| EnrolmentError::Random)?;
     let made = WriterIdentity::for_device(seed, enrolment.incarnation, &keys.signing, &enrolment.certificate)?;
     let chain = made.chain().encode().to_vec();
     put(store, "writer", &(seed, chain.clone())).await?;

@@ -36,7 +36,16 @@ pub struct Host {
     pub architecture: &'static str,
     pub cpu_milli: u64,
     pub memory_bytes: u64,
-    data: PathBuf,
+    pub source: Source,
+}
+
+/// Where what changes is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// This machine, and the file system of the agent's folder: that is what `ephemeral-storage` means.
+    Machine(PathBuf),
+    /// It never changes: a simulated device.
+    Fixed(Pressure),
 }
 
 /// What does: read before each Node status.
@@ -50,7 +59,7 @@ pub struct Pressure {
 }
 
 impl Host {
-    /// Reads this machine. `data` is the agent's folder: its file system is what `ephemeral-storage` means.
+    /// Reads this machine. `data` is the agent's folder.
     pub fn read(data: &Path) -> Self {
         let machine_id = line("/etc/machine-id");
         let product = line("/sys/class/dmi/id/product_uuid");
@@ -66,12 +75,16 @@ impl Host {
             architecture: architecture(std::env::consts::ARCH),
             cpu_milli: (cpus as u64).saturating_mul(1000),
             memory_bytes: memory_bytes(),
-            data: data.to_owned(),
+            source: Source::Machine(data.to_owned()),
         }
     }
 
     pub fn pressure(&self) -> Pressure {
-        let (disk_bytes, disk_available_bytes) = nix::sys::statvfs::statvfs(&self.data)
+        let data = match &self.source {
+            Source::Machine(data) => data,
+            Source::Fixed(pressure) => return *pressure,
+        };
+        let (disk_bytes, disk_available_bytes) = nix::sys::statvfs::statvfs(data)
             .map(|disk| {
                 let block = wide(disk.fragment_size());
                 (block.saturating_mul(wide(disk.blocks())), block.saturating_mul(wide(disk.blocks_available())))

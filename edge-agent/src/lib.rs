@@ -19,6 +19,7 @@ pub mod args;
 pub mod backend;
 pub mod bundle;
 pub mod clock;
+pub mod device;
 pub mod effective;
 pub mod enrolment;
 pub mod knowledge;

@@ -6,43 +6,31 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use flotilla_manifests::derive::NodeRef;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::authorize::SystemMasters;
 use flotilla_rest::kubeconfig::Kubeconfig;
 use flotilla_rest::{Front, Limits, server};
 use flotilla_sync::bundle::courier;
 use flotilla_sync::enrol::Enrolment;
-use flotilla_sync::identity::{Credentials, FlooredClock, SealingKey, SigningKey, TrustTime};
+use flotilla_sync::identity::{Credentials, FlooredClock, TrustTime};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::agent::{Agent, Inbox, LoopState};
+use crate::agent::Agent;
 use crate::args::RunArguments;
-use crate::backend::{LocalBackend, Shared};
+use crate::backend::LocalBackend;
 use crate::bundle::{DeviceClerk, Joining};
 use crate::clock::Clock;
+use crate::device::{Device, Machine, Remembered, count_boot, next_boot};
 use crate::enrolment::{self, Identity};
-use crate::executor::Executor;
 use crate::host::Host;
 use crate::image::{ImageStore, poke};
-use crate::knowledge::Knowledge;
-use crate::probe::ProbeRunner;
-use crate::reconcile::History;
-use crate::replica::{DeviceReplica, Life, OpenedStream};
-use crate::runtime::Runtime as _;
 use crate::runtime::shims::ShimRuntime;
-use crate::store::{Damage, Entry, Loaded, Store, reserve};
-use crate::uplink::{Link, Uplink};
-use crate::view::LocalView;
+use crate::store::{Loaded, Store, reserve};
+use crate::uplink::{Known, Uplink};
 use crate::volume::VolumeStore;
-
-/// Local writes waiting for the loop; a caller that finds it full waits.
-const WRITES_LEN_MAX: usize = 32;
-/// Resource versions one life of the agent may give out before it reserves more at its next start.
-const VERSIONS_PER_LIFE: u64 = 1 << 24;
 
 /// How long saying goodbye to the hub may take.
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
@@ -57,60 +45,28 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let (end, ended) = watch::channel(false);
     let Some(opened) = open(&folder, &arguments, &ended).await? else { return Ok(()) };
     let Opened { store, loaded, clock, trust, boot, identity, clerk } = opened;
-    let life = life(&identity, boot)?;
-    let (replica, streams) = take_up(&folder, &store, &loaded, life, &clock, &trust).await?;
-    clerk.is_ready(&replica, &identity, &loaded);
     let executable = std::env::current_exe().context("finding the running program")?;
     let runtime = Arc::new(ShimRuntime::open_with(&folder, &executable, arguments.oci_runtime.as_deref()).await?);
-    let shared = Arc::new(Shared::over(view(&store, &loaded, identity.enrolment.incarnation).await));
-    *shared.history() = histories(&loaded);
-    let (writes, write_queue) = mpsc::channel(WRITES_LEN_MAX);
-    let backend = Arc::new(LocalBackend::over(shared.clone(), writes, runtime.clone(), clock.clone()));
-    let serving = serve(&folder, &store, &loaded, &arguments, &identity, &backend, &clock, &ended).await?;
-
-    let (link, link_watch) = watch::channel(Link::Down);
-    let (leave, left) = watch::channel(false);
-    let node = NodeRef { name: identity.node.to_string(), uid: identity.node_uid.clone() };
     let host = Host::read(&folder);
-    let volumes = Arc::new(VolumeStore::open(&folder, &host.boot_id)?);
-    let (executor, done) = Executor::over(runtime.clone(), volumes);
-    let (probes, probe_reports) = ProbeRunner::over(runtime.clone(), host.ip.clone());
     let images = images(&folder);
-    let inbox = Inbox {
-        items: replica.changed(),
-        runtime: runtime.events().context("the runtime's events were taken before")?,
-        done,
-        probes: probe_reports,
-        writes: write_queue,
-        streams,
-        link: link_watch,
-        images: poke::listen(&images),
-        end: ended,
-    };
-    let agent = Agent {
+    let machine = Machine {
         folder: folder.clone(),
-        node,
-        store: store.clone(),
-        clock: clock.clone(),
-        replica: replica.clone(),
-        shared,
-        backend,
-        facilities: Arc::new(runtime.facilities().clone()),
         runtime,
-        executor,
-        probes,
-        host,
+        images_changed: poke::listen(&images),
         images,
-        knowledge: Knowledge::opening_with(SealingKey::from_bytes(identity.keys.sealing.to_bytes())),
-        memory: remembered(&loaded, "memory"),
-        last_applied: remembered(&loaded, "last-applied"),
-        causes: remembered(&loaded, "change-cause"),
-        inbox,
-        state: LoopState::default(),
+        volumes: Arc::new(VolumeStore::open(&folder, &host.boot_id)?),
+        host,
+        end: ended.clone(),
     };
+    let remembered =
+        Remembered { store: &store, loaded: &loaded, clock: &clock, trust: &trust, boot, identity: &identity };
+    let Device { agent, backend, replica, link } = Device::assemble(remembered, machine).await?;
+    clerk.is_ready(&replica, &identity, &loaded);
+    let serving = serve(&folder, &store, &loaded, &arguments, &identity, &backend, &clock, &ended).await?;
+    let (leave, left) = watch::channel(false);
     let uplink = Uplink {
         identity,
-        arguments: arguments.clone(),
+        roads: Known::OfHub(Box::new(arguments.clone())),
         store: store.clone(),
         replica,
         clock,
@@ -134,7 +90,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
 
 /// The end of the agent: of its pods too if they are to be drained, then of the session, then of the local API.
 async fn leave_well(
-    mut agent: Agent,
+    mut agent: Agent<ShimRuntime>,
     drain: bool,
     leave: &watch::Sender<bool>,
     uplink: Option<JoinHandle<()>>,
@@ -153,52 +109,6 @@ async fn leave_well(
         task.await.context("the local API")??;
     }
     Ok(())
-}
-
-/// The device's replica over its store; what was damaged is noted, and its own log made fit to go on.
-async fn take_up(
-    folder: &Path,
-    store: &Store,
-    loaded: &Loaded,
-    life: Life,
-    clock: &Arc<Clock>,
-    trust: &Arc<FlooredClock>,
-) -> Result<(Arc<DeviceReplica>, mpsc::Receiver<OpenedStream>)> {
-    let (replica, streams) = DeviceReplica::take_up(store.clone(), loaded, life, clock.clone(), trust.clone())?;
-    note_damage(folder, loaded, &replica, clock.now());
-    if let Err(error) = replica.mend_own_log().await {
-        // The old writer goes on; what it says twice the hub sees as a fork, and both branches count.
-        tracing::error!(error = %enrolment::chain(&error), "this device's own log was not mended");
-    }
-    Ok((Arc::new(replica), streams))
-}
-
-/// Tells people what of the database was damaged.
-fn note_damage(folder: &Path, loaded: &Loaded, replica: &DeviceReplica, now: Timestamp) {
-    let entry = |what: String, why: String| Entry { time_ms: now.0, what, why, salvage: None };
-    let mut found: Vec<Entry> = loaded.set_aside.iter().map(|(what, why)| entry(what.clone(), why.clone())).collect();
-    let unreadable = "its stored state is damaged; it is asked of the hub again";
-    found.extend(replica.damaged_rows().into_iter().map(|what| entry(what, unreadable.to_owned())));
-    if let Some(salvage) = &loaded.salvage {
-        let mut database = entry("the database".to_owned(), salvage.why.clone());
-        database.salvage = Some(salvage.clone());
-        found.push(database);
-    }
-    if let Err(error) = Damage::note(folder, found) {
-        tracing::error!(%error, "what was damaged could not be noted");
-    }
-}
-
-pub(crate) fn life(identity: &Identity, boot: u64) -> Result<Life> {
-    Ok(Life {
-        node: identity.node.clone(),
-        root: identity.enrolment.root,
-        writer: identity.writer.clone(),
-        signing: SigningKey::from_seed(identity.keys.signing.seed())?,
-        certificate: identity.enrolment.certificate.clone(),
-        incarnation: identity.enrolment.incarnation,
-        boot,
-    })
 }
 
 /// The images of this device. What interrupted imports left is cleared away beside the start, which waits for nothing.
@@ -271,10 +181,12 @@ impl Found {
         let (store, mut loaded) = Store::open(folder)?;
         enrolment::recall(folder, &store, &mut loaded).await;
         let clock = Arc::new(Clock::default());
-        let boot = number(&loaded, "boot") + 1;
-        if store.set_meta("boot", boot.to_string().into_bytes()).await.is_err() {
+        let boot = next_boot(&loaded);
+        if count_boot(&store, boot).await.is_err() {
             reserve::give_up(folder);
-            set_number(&store, "boot", boot).await;
+            if let Err(error) = count_boot(&store, boot).await {
+                tracing::error!(error = %enrolment::chain(&error), "this start was not counted; the device starts all the same");
+            }
         }
         let reading = clock.clone();
         let trust = FlooredClock::new(move || reading.now().0, 0);
@@ -394,44 +306,4 @@ pub(crate) fn lock(folder: &Path) -> Result<Flock<std::fs::File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, error)| error)
         .with_context(|| format!("another agent uses {} (its lock {} is held)", folder.display(), path.display()))
-}
-
-async fn view(store: &Store, loaded: &Loaded, incarnation: u64) -> LocalView {
-    let start = number(loaded, "versions").max(incarnation << 40);
-    set_number(store, "versions", start + VERSIONS_PER_LIFE).await;
-    LocalView::starting_above(start)
-}
-
-fn histories(loaded: &Loaded) -> History {
-    let read = |(pod, text): &(String, String)| match serde_json::from_str(text) {
-        Ok(history) => Some((pod.clone(), history)),
-        Err(error) => {
-            tracing::error!(object = %pod, %error, "the stored history of a pod is damaged and was set aside");
-            None
-        }
-    };
-    loaded.histories.iter().filter_map(read).collect()
-}
-
-/// A fact about this device; a damaged one is begun anew, for without it workloads run all the same.
-fn remembered<T: Default + serde::de::DeserializeOwned>(loaded: &Loaded, name: &str) -> T {
-    let read = loaded.meta.get(name).map(|bytes| serde_json::from_slice(bytes));
-    read.transpose()
-        .unwrap_or_else(|error| {
-            tracing::error!(what = name, %error, "what this device remembered is damaged and was set aside");
-            None
-        })
-        .unwrap_or_default()
-}
-
-fn number(loaded: &Loaded, name: &str) -> u64 {
-    loaded.meta.get(name).and_then(|bytes| String::from_utf8_lossy(bytes).parse().ok()).unwrap_or(0)
-}
-
-/// Stores a counter of this life. A full disk must not keep a device from running what is on it: then the counter repeats, which
-/// watchers meet with a new list and the hub with the greeting's time.
-async fn set_number(store: &Store, name: &'static str, value: u64) {
-    if let Err(error) = store.set_meta(name, value.to_string().into_bytes()).await {
-        tracing::error!(counter = name, error = %enrolment::chain(&error), "a counter was not stored; the device starts all the same");
-    }
 }

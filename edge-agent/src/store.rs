@@ -4,7 +4,7 @@
 //! read at start; a transaction that returned is on the disk (WAL, `synchronous=FULL`). Start reading at [`Store::open`].
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::{mpsc, oneshot};
@@ -60,6 +60,8 @@ pub enum StoreError {
     Full { what: &'static str },
     #[error("the device's database cannot {what}")]
     Write { what: &'static str, source: rusqlite::Error },
+    #[error("the device's database {path} keeps no write-ahead log (its journal mode is {mode}): the disk may fail")]
+    Journal { path: PathBuf, mode: String },
     #[error("the device's database is closed")]
     Closed,
 }
@@ -69,9 +71,26 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 /// A handle; cheap to clone. The thread ends with the last one.
 #[derive(Debug, Clone)]
 pub struct Store {
-    jobs: mpsc::Sender<Job>,
+    hands: Hands,
     reader: Arc<blobs::Reader>,
     path: Arc<PathBuf>,
+}
+
+/// Who carries transactions out.
+#[derive(Debug, Clone)]
+enum Hands {
+    /// The thread that owns the connection.
+    Thread(mpsc::Sender<Job>),
+    /// Whoever asks.
+    Caller(Arc<Mutex<Connection>>),
+}
+
+/// Another place for a database than a folder of the file system: where many devices share one process, as in a simulation or a
+/// generator of load.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Elsewhere<'a> {
+    /// Name of a registered SQLite VFS; `None` is SQLite's own.
+    pub vfs: Option<&'a str>,
 }
 
 impl Store {
@@ -92,7 +111,19 @@ impl Store {
             }
         });
         started.map_err(|error| open(rusqlite::Error::ToSqlConversionFailure(Box::new(error))))?;
-        Ok((Self { jobs, reader: Arc::default(), path: Arc::new(path) }, loaded))
+        Ok((Self { hands: Hands::Thread(jobs), reader: Arc::default(), path: Arc::new(path) }, loaded))
+    }
+
+    /// As [`open`](Self::open), without a thread: a transaction is carried out by whoever asks for it, before the call returns. A
+    /// damaged database is not mended.
+    ///
+    /// # Errors
+    /// When the file belongs to a newer version, is damaged, or the disk refuses.
+    pub fn open_here(folder: &Path, elsewhere: Elsewhere<'_>) -> Result<(Self, Loaded), StoreError> {
+        let path = opening::path(folder);
+        let (connection, loaded) = opening::read(folder, &path, elsewhere.vfs)?;
+        let reader = Arc::new(blobs::Reader::over(elsewhere.vfs));
+        Ok((Self { hands: Hands::Caller(Arc::new(Mutex::new(connection))), reader, path: Arc::new(path) }, loaded))
     }
 
     /// Runs `work` in one transaction; durable when it returns. `what` completes "the device's database cannot ...".
@@ -104,29 +135,21 @@ impl Store {
         T: Send + 'static,
         W: Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
-            let attempt = |connection: &mut Connection| {
-                let transaction = connection.transaction()?;
-                let value = work(&transaction)?;
-                transaction.commit()?;
-                Ok(value)
-            };
-            let mut result = attempt(connection);
-            if result.as_ref().is_err_and(is_full) {
-                // The write-ahead log takes room that the database may have.
-                let written_back = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()));
-                if written_back.is_ok() {
-                    result = attempt(connection);
-                }
+        let result = match &self.hands {
+            Hands::Caller(connection) => attempt(&mut connection.lock().unwrap_or_else(PoisonError::into_inner), &work),
+            Hands::Thread(jobs) => {
+                let (reply, answer) = oneshot::channel();
+                // The caller may have been dropped; what was committed stays.
+                let job: Job = Box::new(move |connection| drop(reply.send(attempt(connection, &work))));
+                jobs.send(job).await.map_err(|_closed| StoreError::Closed)?;
+                answer.await.map_err(|_closed| StoreError::Closed)?
             }
-            // The caller may have been dropped; what was committed stays.
-            drop(reply.send(result));
-        });
-        self.jobs.send(job).await.map_err(|_closed| StoreError::Closed)?;
-        answer.await.map_err(|_closed| StoreError::Closed)?.map_err(|source| {
-            if is_full(&source) { StoreError::Full { what } } else { StoreError::Write { what, source } }
-        })
+        };
+        result.map_err(
+            |source| {
+                if is_full(&source) { StoreError::Full { what } } else { StoreError::Write { what, source } }
+            },
+        )
     }
 
     /// Sets one fact about this device.
@@ -184,6 +207,28 @@ impl Store {
         })
         .await
     }
+}
+
+/// One transaction, tried again once when the disk is full and the write-ahead log can give some room back.
+fn attempt<T>(
+    connection: &mut Connection,
+    work: &impl Fn(&Transaction<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    let once = |connection: &mut Connection| {
+        let transaction = connection.transaction()?;
+        let value = work(&transaction)?;
+        transaction.commit()?;
+        Ok(value)
+    };
+    let result = once(connection);
+    if result.as_ref().is_err_and(is_full) {
+        // The write-ahead log takes room that the database may have.
+        let written_back = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()));
+        if written_back.is_ok() {
+            return once(connection);
+        }
+    }
+    result
 }
 
 fn is_full(error: &rusqlite::Error) -> bool {

@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_sync::backoff::{Backoff, HEAD_START_MS, Preference, Road, Roads, wait_without_news_ms};
+use flotilla_sync::chance;
 use flotilla_sync::driver;
 use flotilla_sync::identity::{FlooredClock, IdentityError, NodeName, TrustTime};
 use flotilla_sync::replica::Replica as _;
 use flotilla_sync::session::{SessionConfig, SessionEnd};
 use flotilla_sync::transport::{ConnectError, Connector, PeerIdentity, Pipe, Target};
-use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::args::{RunArguments, Transport};
-use crate::clock::{Clock, monotonic_ms};
+use crate::clock::Clock;
 use crate::enrolment::{self, Identity};
 use crate::replica::DeviceReplica;
 use crate::store::Store;
@@ -32,11 +32,20 @@ pub enum Link {
     Down,
 }
 
+/// Where the roads to the hub are written down.
+#[derive(Debug)]
+pub enum Known {
+    /// The hub said it when this device joined, unless the command line says otherwise.
+    OfHub(Box<RunArguments>),
+    /// Others: those of a simulation or of a generator of load, direct ones first.
+    Given(Vec<Target>),
+}
+
 /// Everything the uplink needs; see [`run`](Self::run).
 #[derive(Debug)]
 pub struct Uplink {
     pub identity: Identity,
-    pub arguments: RunArguments,
+    pub roads: Known,
     pub store: Store,
     pub replica: Arc<DeviceReplica>,
     pub clock: Arc<Clock>,
@@ -73,7 +82,7 @@ impl Uplink {
         let mut backoff = Backoff::new();
         loop {
             let targets = self.targets();
-            let quic_len = targets.iter().filter(|target| matches!(target, Target::Quic(_))).count();
+            let quic_len = direct_len(&targets);
             let mut roads = Roads::new(self.preference(), quic_len, targets.len() - quic_len);
             if roads.order().is_empty() {
                 tracing::error!("the hub has no address for the transport asked for; this device stays offline");
@@ -84,7 +93,7 @@ impl Uplink {
                 Ok(mut reached) => {
                     // A session that ended for a better road goes on there at once.
                     loop {
-                        backoff.connected(monotonic_ms());
+                        backoff.connected(self.clock.monotonic_ms());
                         match self.serve(reached, &targets, &mut roads).await {
                             Served::Moved(next) => reached = *next,
                             Served::Ended { retry_after_ms } => break retry_after_ms,
@@ -102,9 +111,10 @@ impl Uplink {
             if *self.leave.borrow() {
                 return;
             }
-            let wait_ms = backoff.wait_ms(monotonic_ms(), random(), retry_after_ms);
+            let wait_ms = backoff.wait_ms(self.clock.monotonic_ms(), random(), retry_after_ms);
             let wait_ms = if without_news { wait_without_news_ms(wait_ms) } else { wait_ms };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
                 () = told(&mut self.leave) => return,
             }
@@ -130,6 +140,7 @@ impl Uplink {
             }
         };
         let mut reached = tokio::select! {
+            biased;
             reached = race(&connector, targets, roads.order()) => reached,
             () = told(&mut self.leave) => Err(Failed::default()),
         };
@@ -162,7 +173,7 @@ impl Uplink {
     async fn serve(&mut self, reached: Reached, targets: &[Target], roads: &mut Roads) -> Served {
         let Reached { road, target, pipe } = reached;
         tracing::info!(%target, transport = %pipe.transport, "connected to the hub");
-        roads.connected(road, monotonic_ms(), random());
+        roads.connected(road, self.clock.monotonic_ms(), random());
         let enrolment = &self.identity.enrolment;
         let config = SessionConfig {
             root: enrolment.root,
@@ -174,13 +185,14 @@ impl Uplink {
         let (handle, commands) = driver::commands();
         let renew_in_ms = self.identity.renew_at().0.saturating_sub(self.clock.proven().0).max(60_000);
         let connector = self.connector();
+        let clock = Arc::clone(&self.clock);
         let stalled = pipe.stalled.clone();
         self.link.send_replace(Link::Up);
         let mut leave = self.leave.clone();
         let session = driver::run(pipe, config, self.replica.clone(), commands);
         let moved = async {
             match &connector {
-                Ok(connector) => change_of_road(connector, targets, roads, stalled).await,
+                Ok(connector) => change_of_road(&clock, connector, targets, roads, stalled).await,
                 // The certificate was good enough for this session.
                 Err(_unusable) => std::future::pending().await,
             }
@@ -188,6 +200,7 @@ impl Uplink {
         tokio::pin!(session);
         let mut next = None;
         let end = tokio::select! {
+            biased;
             end = &mut session => end,
             found = moved => {
                 next = Some(found);
@@ -233,14 +246,20 @@ impl Uplink {
 
     fn targets(&self) -> Vec<Target> {
         let enrolment = &self.identity.enrolment;
-        enrolment::targets(&self.arguments, &enrolment.quic, &enrolment.mqtt)
+        match &self.roads {
+            Known::OfHub(arguments) => enrolment::targets(arguments, &enrolment.quic, &enrolment.mqtt),
+            Known::Given(targets) => targets.clone(),
+        }
     }
 
     fn preference(&self) -> Preference {
-        match self.arguments.transport {
-            Transport::Auto => Preference::Auto,
-            Transport::Quic => Preference::Quic,
-            Transport::Mqtt => Preference::Mqtt,
+        match &self.roads {
+            Known::Given(_) => Preference::Auto,
+            Known::OfHub(arguments) => match arguments.transport {
+                Transport::Auto => Preference::Auto,
+                Transport::Quic => Preference::Quic,
+                Transport::Mqtt => Preference::Mqtt,
+            },
         }
     }
 }
@@ -268,6 +287,7 @@ async fn race(connector: &Connector, targets: &[Target], order: &[Road]) -> Resu
         }
         let more = waiting.len() > 0;
         let ended = tokio::select! {
+            biased;
             ended = attempts.join_next() => ended,
             () = tokio::time::sleep(Duration::from_millis(HEAD_START_MS)), if more => continue,
         };
@@ -290,13 +310,14 @@ async fn race(connector: &Connector, targets: &[Target], order: &[Road]) -> Resu
 
 /// Returns another road once one has been opened: a better one than the present, or any while nothing is heard on the present one.
 async fn change_of_road(
+    clock: &Clock,
     connector: &Connector,
     targets: &[Target],
     roads: &mut Roads,
     mut stalled: Option<watch::Receiver<bool>>,
 ) -> Reached {
     loop {
-        let better_in_ms = roads.better_at_ms().map(|at| at.saturating_sub(monotonic_ms()));
+        let better_in_ms = roads.better_at_ms().map(|at| at.saturating_sub(clock.monotonic_ms()));
         let better = async {
             match better_in_ms {
                 Some(wait_ms) => tokio::time::sleep(Duration::from_millis(wait_ms)).await,
@@ -304,7 +325,8 @@ async fn change_of_road(
             }
         };
         let order = tokio::select! {
-            () = better => roads.better(monotonic_ms(), random()),
+            biased;
+            () = better => roads.better(clock.monotonic_ms(), random()),
             () = silent(&mut stalled), if roads.order().len() > 1 => roads.others(),
         };
         if order.is_empty() {
@@ -317,6 +339,7 @@ async fn change_of_road(
             }
         };
         tokio::select! {
+            biased;
             raced = race(connector, targets, &order) => match raced {
                 Ok(reached) => return reached,
                 Err(_failed) => tokio::time::sleep(AGAIN).await,
@@ -342,8 +365,13 @@ async fn told(leave: &mut watch::Receiver<bool>) {
     drop(leave.wait_for(|leave| *leave).await);
 }
 
+/// The targets that need no broker stand first.
+fn direct_len(targets: &[Target]) -> usize {
+    targets.iter().filter(|target| !matches!(target, Target::Mqtt(_))).count()
+}
+
 fn target_of(targets: &[Target], road: Road) -> Target {
-    let quic_len = targets.iter().filter(|target| matches!(target, Target::Quic(_))).count();
+    let quic_len = direct_len(targets);
     match road {
         Road::Quic(index) => targets[index].clone(),
         Road::Mqtt(index) => targets[quic_len + index].clone(),
@@ -352,9 +380,5 @@ fn target_of(targets: &[Target], road: Road) -> Target {
 
 /// Uniform over all of `u64`; a failing source costs spread, nothing else.
 pub(crate) fn random() -> u64 {
-    let mut bytes = [0; 8];
-    match SystemRandom::new().fill(&mut bytes) {
-        Ok(()) => u64::from_le_bytes(bytes),
-        Err(_unspecified) => monotonic_ms(),
-    }
+    chance::bytes().map_or(0, u64::from_le_bytes)
 }

@@ -104,6 +104,11 @@ impl VolumeStore {
         Ok(store)
     }
 
+    /// Nothing stands below `root`, and nothing is asked of the file system until a volume is wanted.
+    pub fn empty(root: PathBuf, boot_id: &str) -> Self {
+        Self { root, boot: boot_id.to_owned(), pods: Mutex::new(BTreeMap::new()) }
+    }
+
     /// `DIR/volumes`: a pod's volumes stand in a directory named by its uid.
     pub fn root(&self) -> &Path {
         &self.root

@@ -24,7 +24,7 @@ const NAME_ATTEMPTS_MAX: usize = 8;
 
 /// What the hub serves over HTTP.
 #[derive(Debug)]
-pub(crate) struct HubBackend {
+pub struct HubBackend {
     store: Store,
     door: Arc<FleetDoor>,
     audit_count_max: u64,

@@ -58,8 +58,9 @@ pub(crate) async fn serve(mut listener: Listener, reception: Reception, mut shut
     let mut enrolments = JoinSet::new();
     loop {
         let incoming = tokio::select! {
-            incoming = listener.accept() => incoming,
+            biased;
             _ = shutdown.wait_for(|stop| *stop) => None,
+            incoming = listener.accept() => incoming,
         };
         match incoming {
             Some(Incoming::Session(pipe)) => {

@@ -249,15 +249,17 @@ pub(crate) async fn watch(door: Arc<FleetDoor>, mut shutdown: watch::Receiver<bo
             },
             false => {
                 tokio::select! {
-                    changed = changes.changed() => if changed.is_err() { return },
+                    biased;
                     _ended = shutdown.wait_for(|stop| *stop) => return,
+                    changed = changes.changed() => if changed.is_err() { return },
                 }
                 continue;
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            biased;
             _ended = shutdown.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(wait) => {}
         }
     }
 }

@@ -17,6 +17,7 @@ mod installation;
 mod late;
 mod learn;
 mod leases;
+pub mod mind;
 mod mint;
 mod node;
 mod priority;
@@ -44,18 +45,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use backend::HubBackend;
 pub use config::{ApiName, HubConfig, Retention};
 pub use fleet::contact::{Contact, Contacts};
 pub use store::Store;
 
-use backend::HubBackend;
 use bundle::HubClerk;
 use config::DATABASE_FILE;
-use enrol::Registrar;
-use fleet::Reception;
-use fleet::door::FleetDoor;
 use installation::{Addresses, InstallationError};
-use store::settings::Setting;
+use mind::Mind;
 
 /// Handshakes of devices taken per second; the rest is asked to come back.
 const HANDSHAKES_PER_SECOND: u32 = 500;
@@ -110,9 +108,8 @@ impl Hub {
         let clock = clock::system();
         let (path, lock) = prepare_folder(&config.data_dir)?;
         let store = Store::open(&path, config.retention, Arc::clone(&clock))?;
-        let opened = open(&store).await?;
-        let installation = Arc::new(opened.installation);
-        let contacts = Contacts::starting(clock(), opened.remembered);
+        let mind = Mind::open(store.clone()).await?;
+        let installation = Arc::clone(&mind.installation);
 
         let reading = Arc::clone(&clock);
         let time: Arc<dyn TrustTime> = FlooredClock::new(move || reading().0, 0);
@@ -126,12 +123,9 @@ impl Hub {
             .map(|url| BrokerUrl::parse(url).map_err(|source| HubError::Mqtt { url: url.to_owned(), source }));
         let mqtt = broker.transpose()?.map(|broker| Listener::mqtt(broker, &door));
 
-        let addresses = Addresses::of(&config.advertise, quic_address, config.mqtt.as_deref());
-        remember_addresses(&store, &addresses).await?;
-        let fleet = FleetDoor::new(store.clone(), contacts.clone(), Arc::clone(&installation), opened.writer);
-        let fleet = Arc::new(fleet);
-        let registrar = Registrar { store: store.clone(), installation: Arc::clone(&installation), addresses };
-        let reception = Reception { door: Arc::clone(&fleet), registrar: Arc::new(registrar), boot: opened.boot };
+        let Addresses { quic: at, mqtt: brokers } =
+            Addresses::of(&config.advertise, quic_address, config.mqtt.as_deref());
+        let doors = mind.found_at(at, brokers).await?;
 
         let api = TcpListener::bind(config.listen)
             .await
@@ -155,13 +149,13 @@ impl Hub {
         .map_err(|source| HubError::Folder { path: kubeconfig, source })?;
 
         let clerk =
-            HubClerk { door: Arc::clone(&fleet), registrar: Arc::clone(&reception.registrar), controlled: true };
+            HubClerk { door: Arc::clone(&mind.door), registrar: Arc::clone(&doors.registrar), controlled: true };
         clerk.remember().await?;
         let courier = courier::listen(&config.data_dir)
             .map_err(|source| HubError::Folder { path: config.data_dir.join(courier::SOCKET_FILE), source })?;
 
         let (shutdown, stop) = watch::channel(false);
-        let backend = HubBackend::new(store.clone(), fleet, config.retention.audit_count_max);
+        let backend = mind.backend(&config.retention);
         let front = Front::over(Arc::new(backend), clock, Limits::HUB).authorized_by(SystemMasters);
         let serving = server::serve_tls(api, tls, Arc::new(front), stop.clone());
         let mut tasks = vec![
@@ -170,13 +164,12 @@ impl Hub {
                     tracing::error!(%error, "the API's listener failed");
                 }
             }),
-            tokio::spawn(fleet::serve(quic, reception.clone(), stop.clone())),
+            tokio::spawn(fleet::serve(quic, doors.reception(), stop.clone())),
             tokio::spawn(courier::serve(courier, Arc::new(clerk), stop.clone())),
-            tokio::spawn(fleet::attention::watch(Arc::clone(&reception.door), stop.clone())),
-            tokio::spawn(learn::watch(Arc::clone(&reception.door), stop.clone())),
-            tokio::spawn(control(store.clone(), contacts.clone(), reception.door.lessons.subscribe(), stop.clone())),
+            tokio::spawn(mind.clone().think(stop.clone())),
         ];
         if let Some(mqtt) = mqtt {
+            let reception = doors.reception();
             if let Some(announcer) = mqtt.announcer() {
                 let door = Arc::clone(&reception.door);
                 tasks.push(tokio::spawn(fleet::announce::announce(door, announcer, stop.clone())));
@@ -184,7 +177,7 @@ impl Hub {
             tasks.push(tokio::spawn(fleet::serve(mqtt, reception, stop)));
         }
         tracing::info!(api = %api_address, quic = %quic_address, incarnation = store.incarnation(), "the hub is ready");
-        Ok(Self { api: api_address, quic: quic_address, store, contacts, shutdown, tasks, lock })
+        Ok(Self { api: api_address, quic: quic_address, store, contacts: mind.contacts, shutdown, tasks, lock })
     }
 
     /// Where the Kubernetes API listens; the port is the real one even when 0 was asked for.
@@ -222,31 +215,6 @@ impl Hub {
     }
 }
 
-/// Runs controllers and scheduler while the hub does not learn.
-async fn control(
-    store: Store,
-    contacts: Contacts,
-    mut learning: watch::Receiver<Option<learn::Learning>>,
-    mut shutdown: watch::Receiver<bool>,
-) {
-    loop {
-        tokio::select! {
-            waited = learning.wait_for(Option::is_none) => if waited.is_err() { return },
-            _ended = shutdown.wait_for(|stop| *stop) => return,
-        }
-        let (rest, resting) = watch::channel(false);
-        let running = runner::run(store.clone(), contacts.clone(), resting);
-        let told = async {
-            tokio::select! {
-                _begun = learning.wait_for(Option::is_some) => {}
-                _ended = shutdown.wait_for(|stop| *stop) => {}
-            }
-            rest.send_replace(true);
-        };
-        tokio::join!(running, told);
-    }
-}
-
 /// What the database says of this hub itself.
 struct Opened {
     installation: Installation,
@@ -277,12 +245,6 @@ async fn open(store: &Store) -> Result<Opened, HubError> {
         Ok(Ok(Opened { installation, writer, remembered, boot }))
     });
     opened.await?
-}
-
-async fn remember_addresses(store: &Store, addresses: &Addresses) -> Result<(), HubError> {
-    let encoded = serde_json::to_vec(addresses).map_err(InstallationError::from)?;
-    store.write(move |batch| Ok(batch.set_setting(Setting::Addresses, &encoded)?)).await?;
-    Ok(())
 }
 
 /// Makes the data folder and the database file, for their owner alone, and takes the folder's lock.

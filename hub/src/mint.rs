@@ -1,20 +1,17 @@
-//! What is drawn by chance: uids, name suffixes, secrets. The hub's one door to randomness.
+//! What the hub draws by chance: uids, name suffixes, secrets.
 
 use flotilla_manifests::api_error::{ApiError, Reason};
-use ring::rand::{SecureRandom, SystemRandom};
+use flotilla_sync::chance;
 
 /// Kubernetes' alphabet for generated names: no vowels, no look-alikes.
 const SAFE_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
-/// `N` bytes from the operating system.
+/// `N` random bytes.
 ///
 /// # Errors
 /// When the operating system has no randomness to give.
 pub(crate) fn bytes<const N: usize>() -> Result<[u8; N], ApiError> {
-    let mut out = [0_u8; N];
-    let drawn = SystemRandom::new().fill(&mut out);
-    drawn.map_err(|_| ApiError::of(Reason::InternalError, "the operating system gave no random bytes"))?;
-    Ok(out)
+    chance::bytes().map_err(|none| ApiError::of(Reason::InternalError, none.to_string()))
 }
 
 /// A version 4 UUID (RFC 9562).

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flotilla_manifests::api_error::{ApiError, Reason};
-use flotilla_manifests::kind::{self, KindRef};
+use flotilla_manifests::kind;
 use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::WatchEvent;
@@ -25,8 +25,6 @@ use crate::scheduler;
 use crate::store::Store;
 use queue::{Queue, Task};
 
-/// Changes not looked at yet; beyond that, watches wait (and at last start anew).
-const EVENTS_LEN_MAX: usize = 4096;
 /// Plans made from one view of the state.
 const PLANS_MAX: usize = 64;
 /// Longest sleep: a plan is never older than this, whatever was missed.
@@ -36,7 +34,7 @@ const CONFLICT_DELAY_MS: u64 = 5;
 
 /// What the loop wakes for.
 enum Wake {
-    Changed(KindRef, WatchEvent),
+    Changed(WatchEvent),
     Contact,
     Due,
     Shutdown,
@@ -51,13 +49,13 @@ pub async fn run(store: Store, contacts: Contacts, shutdown: watch::Receiver<boo
     loop {
         let wake = runner.select(&mut contact_changes, &mut shutdown).await;
         match wake {
-            Wake::Changed(kind, event) => runner.changed(kind, &event),
+            Wake::Changed(event) => runner.changed(&event),
             Wake::Contact => runner.contact_changes(),
             Wake::Due => {}
             Wake::Shutdown => break,
         }
-        while let Ok((kind, event)) = runner.events.try_recv() {
-            runner.changed(kind, &event);
+        while let Ok(event) = runner.events.try_recv() {
+            runner.changed(&event);
         }
         runner.work().await;
     }
@@ -69,43 +67,29 @@ struct Runner {
     /// Contacts as last compared.
     known: BTreeMap<String, Contact>,
     queue: Queue,
-    events: mpsc::Receiver<(KindRef, WatchEvent)>,
-    sender: mpsc::Sender<(KindRef, WatchEvent)>,
-    watches: JoinSet<()>,
+    events: mpsc::Receiver<WatchEvent>,
 }
 
 impl Runner {
     fn starting(store: Store, contacts: Contacts) -> Self {
-        let (sender, events) = mpsc::channel(EVENTS_LEN_MAX);
+        // Replaced by the first watch.
+        let (_unused, events) = mpsc::channel(1);
         let known = contacts.all();
-        Self { store, contacts, known, queue: Queue::default(), events, sender, watches: JoinSet::new() }
+        Self { store, contacts, known, queue: Queue::default(), events }
     }
 
-    /// Watches every kind from now and plans everything once.
+    /// Watches from now on and plans everything once.
     fn watch_all(&mut self) {
-        self.watches.abort_all();
-        self.watches = JoinSet::new();
         let from = self.store.version();
-        // Nothing is planned by Events, nor by the Leases that leaders renew all the time.
-        let planned_by = |kind: &KindRef| *kind != &kind::EVENT && *kind != &kind::LEASE;
-        for kind in kind::ALL.iter().copied().filter(planned_by) {
-            let mut changes = match self.store.watch(kind, None, from) {
-                Ok(changes) => changes,
-                Err(error) => {
-                    // The history is shorter than the time since `from` was read: the next pass tries again.
-                    tracing::warn!(%error, kind = kind.name, "a controller's watch did not start");
-                    self.queue.add(Task::Everything, Timestamp(self.store.now().0 + 1000));
-                    continue;
-                }
-            };
-            let sender = self.sender.clone();
-            self.watches.spawn(async move {
-                while let Some(event) = changes.recv().await {
-                    if sender.send((kind, event)).await.is_err() {
-                        return;
-                    }
-                }
-            });
+        // Nothing is planned by Events, nor by the Leases that leaders renew all the time. One watch for all: in the order of the commits.
+        let planned_by = |key: &ObjectKey| key.kind != &kind::EVENT && key.kind != &kind::LEASE;
+        match self.store.watch_where(planned_by, from) {
+            Ok(events) => self.events = events,
+            Err(error) => {
+                // The history is shorter than the time since `from` was read: the next pass tries again.
+                tracing::warn!(%error, "the controllers' watch did not start");
+                self.queue.add(Task::Everything, Timestamp(self.store.now().0 + 1000));
+            }
         }
         let now = self.store.now();
         let tasks = self.store.view(trigger::everything);
@@ -120,20 +104,19 @@ impl Runner {
         let due = self.queue.next_at().unwrap_or(Timestamp(u64::MAX));
         let sleep = Duration::from_millis(due.0.saturating_sub(now.0).min(SLEEP_MS_MAX));
         tokio::select! {
-            event = self.events.recv() => match event {
-                Some((kind, event)) => Wake::Changed(kind, event),
-                None => Wake::Shutdown,
-            },
-            changed = contacts.changed() => if changed.is_ok() { Wake::Contact } else { Wake::Shutdown },
+            biased;
             _ = shutdown.changed() => Wake::Shutdown,
+            changed = contacts.changed() => if changed.is_ok() { Wake::Contact } else { Wake::Shutdown },
             () = tokio::time::sleep(sleep) => Wake::Due,
+            // One that has ended fell behind or did not start, and is begun anew when that is due.
+            Some(event) = self.events.recv() => Wake::Changed(event),
         }
     }
 
-    fn changed(&mut self, kind: KindRef, event: &WatchEvent) {
+    fn changed(&mut self, event: &WatchEvent) {
         let now = self.store.now();
         if matches!(event, WatchEvent::Expired) {
-            tracing::info!(kind = kind.name, "the controllers fell behind and start anew");
+            tracing::info!("the controllers fell behind and start anew");
             self.queue.add(Task::Everything, now);
             return;
         }

@@ -88,6 +88,10 @@ pub enum StoreError {
     Row(DamagedRow),
     #[error("the disk of the hub's database is full, or fails")]
     GaveUp,
+    #[error("the hub's database {path} keeps no write-ahead log (its journal mode is {mode}): the disk may fail")]
+    Journal { path: PathBuf, mode: String },
+    #[error("reading the hub's database ended by a fault of this program")]
+    Asked,
     #[error("cannot start the writer's thread")]
     Thread(#[source] std::io::Error),
 }
@@ -141,8 +145,16 @@ struct Committed {
 struct Handle {
     shared: Arc<Shared>,
     queue: Option<mpsc::Sender<Box<dyn Job>>>,
-    thread: Option<JoinHandle<()>>,
+    writer: Writing,
     path: PathBuf,
+}
+
+/// What drains the queue.
+enum Writing {
+    /// A thread; nothing when it was waited for.
+    Thread(Option<JoinHandle<()>>),
+    /// A task of the runtime, beside its readers: in a simulation everything has one thread.
+    Task,
 }
 
 impl Store {
@@ -152,33 +164,42 @@ impl Store {
     /// When the file is no database of ours, or of a newer build.
     pub fn open(path: &Path, retention: Retention, clock: Clock) -> Result<Self, StoreError> {
         damage::check_length(path)?;
-        Self::opened(path, retention, clock).map_err(|error| damage::at_opening(path, error))
+        let opened = || -> Result<Self, StoreError> {
+            let ready = Ready::read(path, None, &retention, clock)?;
+            let (queue, mut jobs) = mpsc::channel(QUEUE_LEN_MAX);
+            let shared = Arc::clone(&ready.shared);
+            let mut writer = writer::Writer::over(ready, retention);
+            let thread = std::thread::Builder::new()
+                .name("store-writer".into())
+                .spawn(move || {
+                    while let Some(first) = jobs.blocking_recv() {
+                        writer.commit(first, &mut jobs);
+                    }
+                })
+                .map_err(StoreError::Thread)?;
+            let writer = Writing::Thread(Some(thread));
+            let handle = Handle { shared, queue: Some(queue), writer, path: path.to_owned() };
+            Ok(Self { handle: Arc::new(handle) })
+        };
+        opened().map_err(|error| damage::at_opening(path, error))
     }
 
-    fn opened(path: &Path, retention: Retention, clock: Clock) -> Result<Self, StoreError> {
-        let opened = || -> rusqlite::Result<rusqlite::Connection> {
-            let connection = rusqlite::Connection::open(path)?;
-            schema::configure(&connection)?;
-            Ok(connection)
-        };
-        let mut connection = opened().map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
-        schema::migrate(&mut connection)?;
-        let now = clock();
-        let loaded = load::load(&mut connection, &retention, now)?;
-        let incarnation = loaded.incarnation;
-        let working = Working::starting(load::copy(&loaded.index), incarnation, loaded.version)?;
-        let logs = logs::Logs::open(path, &connection)?;
-        let committed =
-            Committed { index: loaded.index, history: loaded.history, version: loaded.version, incarnation };
-        let (revision, _) = watch::channel(committed.version);
-        let shared = Arc::new(Shared { committed: RwLock::new(committed), revision, clock, logs });
-        let (queue, jobs) = mpsc::channel(QUEUE_LEN_MAX);
-        let theirs = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("store-writer".into())
-            .spawn(move || writer::run(connection, working, &theirs, &retention, jobs))
-            .map_err(StoreError::Thread)?;
-        let handle = Handle { shared, queue: Some(queue), thread: Some(thread), path: path.to_owned() };
+    /// As [`open`](Self::open) without a thread of its own, by a VFS that is registered with SQLite: the writer is a task of the
+    /// tokio runtime in which this is called, and reading the disk does not leave the reader's task.
+    ///
+    /// # Errors
+    /// When the file is no database of ours, or of a newer build, or the disk refuses.
+    pub fn open_here(path: &Path, vfs: &str, retention: Retention, clock: Clock) -> Result<Self, StoreError> {
+        let ready = Ready::read(path, Some(vfs), &retention, clock)?;
+        let (queue, mut jobs) = mpsc::channel(QUEUE_LEN_MAX);
+        let shared = Arc::clone(&ready.shared);
+        let mut writer = writer::Writer::over(ready, retention);
+        drop(tokio::spawn(async move {
+            while let Some(first) = jobs.recv().await {
+                writer.commit(first, &mut jobs);
+            }
+        }));
+        let handle = Handle { shared, queue: Some(queue), writer: Writing::Task, path: path.to_owned() };
         Ok(Self { handle: Arc::new(handle) })
     }
 
@@ -263,6 +284,21 @@ impl Store {
         namespace: Option<&str>,
         from: u64,
     ) -> Result<mpsc::Receiver<WatchEvent>, ApiError> {
+        let namespace = namespace.map(str::to_owned);
+        let wanted =
+            move |key: &ObjectKey| key.kind == kind && namespace.as_deref().is_none_or(|name| key.namespace == name);
+        self.watch_where(wanted, from)
+    }
+
+    /// The same for whatever `wanted` says yes to.
+    ///
+    /// # Errors
+    /// As [`watch`](Self::watch).
+    pub(crate) fn watch_where(
+        &self,
+        wanted: impl Fn(&ObjectKey) -> bool + Send + Sync + 'static,
+        from: u64,
+    ) -> Result<mpsc::Receiver<WatchEvent>, ApiError> {
         let committed = self.committed();
         let floor = committed.history.floor();
         if from < floor || from > committed.version {
@@ -273,8 +309,7 @@ impl Store {
         let (sender, receiver) = mpsc::channel(WATCH_LEN_MAX);
         let revision = self.changes();
         let shared = Arc::clone(&self.handle.shared);
-        let namespace = namespace.map(str::to_owned);
-        tokio::spawn(feed(shared, revision, kind, namespace, from, sender));
+        tokio::spawn(feed(shared, revision, wanted, from, sender));
         Ok(receiver)
     }
 
@@ -296,6 +331,18 @@ impl Store {
         self.write(|batch| Ok(batch.set_aside()?)).await
     }
 
+    /// Reads the disk for a session: beside the tasks of the others, unless everything has one thread.
+    pub(crate) async fn ask_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&logs::Logs) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        if matches!(self.handle.writer, Writing::Task) {
+            return work(self.logs());
+        }
+        let store = self.clone();
+        tokio::task::spawn_blocking(move || work(store.logs())).await.map_err(|_fault| StoreError::Asked)?
+    }
+
     /// Writes that wait for the writer.
     pub fn queued(&self) -> usize {
         self.handle.queue.as_ref().map_or(0, |queue| queue.max_capacity() - queue.capacity())
@@ -311,8 +358,7 @@ impl Store {
 async fn feed(
     shared: Arc<Shared>,
     mut revision: watch::Receiver<u64>,
-    kind: KindRef,
-    namespace: Option<String>,
+    wanted: impl Fn(&ObjectKey) -> bool + Send + Sync,
     from: u64,
     sender: mpsc::Sender<WatchEvent>,
 ) {
@@ -321,7 +367,7 @@ async fn feed(
         revision.mark_unchanged();
         let read = {
             let committed = shared.committed.read().unwrap_or_else(PoisonError::into_inner);
-            committed.history.read(kind, namespace.as_deref(), position, committed.version, WATCH_LEN_MAX)
+            committed.history.read(&wanted, position, committed.version, WATCH_LEN_MAX)
         };
         match read {
             Read::Expired => {
@@ -347,6 +393,7 @@ async fn feed(
             }
         }
         tokio::select! {
+            biased;
             () = sender.closed() => return,
             changed = revision.changed() => if changed.is_err() { return },
         }
@@ -385,6 +432,40 @@ impl Shared {
     }
 }
 
+/// A database that was read, before anything writes to it.
+struct Ready {
+    connection: rusqlite::Connection,
+    working: Working,
+    shared: Arc<Shared>,
+}
+
+impl Ready {
+    fn read(path: &Path, vfs: Option<&str>, retention: &Retention, clock: Clock) -> Result<Self, StoreError> {
+        let opened = || -> rusqlite::Result<rusqlite::Connection> {
+            let connection = schema::connect(path, vfs)?;
+            schema::configure(&connection)?;
+            Ok(connection)
+        };
+        let mut connection = opened().map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+        schema::migrate(&mut connection)?;
+        let now = clock();
+        let loaded = load::load(&mut connection, retention, now)?;
+        let incarnation = loaded.incarnation;
+        let working = Working::starting(load::copy(&loaded.index), incarnation, loaded.version)?;
+        // A disk that fails while the mode is set is told of by nobody: without the log the newest commit could go with the power.
+        let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+        if mode != "wal" {
+            return Err(StoreError::Journal { path: path.to_owned(), mode });
+        }
+        let logs = logs::Logs::open(path, vfs, &connection)?;
+        let committed =
+            Committed { index: loaded.index, history: loaded.history, version: loaded.version, incarnation };
+        let (revision, _) = watch::channel(committed.version);
+        let shared = Arc::new(Shared { committed: RwLock::new(committed), revision, clock, logs });
+        Ok(Self { connection, working, shared })
+    }
+}
+
 impl std::fmt::Debug for Shared {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Shared").field("revision", &*self.revision.borrow()).finish_non_exhaustive()
@@ -401,7 +482,8 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.queue = None;
         // Every acknowledged write is on the disk already; waiting only lets the database close its WAL.
-        if let Some(thread) = self.thread.take()
+        if let Writing::Thread(thread) = &mut self.writer
+            && let Some(thread) = thread.take()
             && thread.thread().id() != std::thread::current().id()
             && thread.join().is_err()
         {

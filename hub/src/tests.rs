@@ -28,20 +28,19 @@ use flotilla_sync::session::Greeting;
 use flotilla_sync::transport::PeerIdentity;
 use serde_json::{Value, json};
 
+use crate::Retention;
 use crate::backend::HubBackend;
 use crate::config::DATABASE_FILE;
 use crate::enrol::Registrar;
 use crate::fleet::door::FleetDoor;
-use crate::installation::Addresses;
 use crate::store::Store;
-use crate::{Contacts, Retention};
 
 /// A hub without sockets and controllers, on a clock of its own.
 pub(crate) struct Bench {
     pub(crate) store: Store,
     pub(crate) door: Arc<FleetDoor>,
     pub(crate) backend: HubBackend,
-    pub(crate) registrar: Registrar,
+    pub(crate) registrar: Arc<Registrar>,
     pub(crate) installation: Arc<Installation>,
     pub(crate) now: Arc<AtomicU64>,
 }
@@ -52,14 +51,11 @@ impl Bench {
         let reading = Arc::clone(&now);
         let clock: crate::clock::Clock = Arc::new(move || Timestamp(reading.load(Ordering::SeqCst)));
         let store = Store::open(&folder.join(DATABASE_FILE), retention, clock).unwrap();
-        let opened = crate::open(&store).await.unwrap();
-        let installation = Arc::new(opened.installation);
-        let contacts = Contacts::starting(store.now(), opened.remembered);
-        let door = Arc::new(FleetDoor::new(store.clone(), contacts, Arc::clone(&installation), opened.writer));
+        let mind = crate::mind::Mind::open(store.clone()).await.unwrap();
+        let (door, installation) = (Arc::clone(&mind.door), Arc::clone(&mind.installation));
         let backend = HubBackend::new(store.clone(), Arc::clone(&door), 1000);
-        let addresses = Addresses { quic: vec!["127.0.0.1:1".into()], mqtt: Vec::new() };
-        crate::remember_addresses(&store, &addresses).await.unwrap();
-        let registrar = Registrar { store: store.clone(), installation: Arc::clone(&installation), addresses };
+        let doors = mind.found_at(vec!["127.0.0.1:1".into()], Vec::new()).await.unwrap();
+        let registrar = Arc::clone(&doors.registrar);
         Self { store, door, backend, registrar, installation, now }
     }
 

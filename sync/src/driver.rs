@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::blob::BlobStored;
+use crate::planted::{self, Bug};
 use crate::replica::{Reading, Replica, ReplicaError};
 use crate::session::{Event, Local, Session, SessionConfig, SessionEnd};
 use crate::stream::{
@@ -164,12 +165,14 @@ async fn drive<R: Replica>(
         }
         let deadline = answers.started + Duration::from_millis(answers.session.poll_timeout());
         let has_room = answers.session.has_room();
+        // In this order none starves another: time and what leaves come to an end by themselves, a peer that never pauses does not.
         let woken = tokio::select! {
-            read = wire.input.read(&mut wire.reader) => Woken::Read(read),
+            biased;
+            () = tokio::time::sleep_until(deadline) => Woken::Timeout,
             written = wire.output.write(&mut wire.writer), if !wire.output.is_clean() => Woken::Written(written),
             changed = grown.changed(), if watching => Woken::Grown(changed.is_ok()),
             Some(command) = commands.recv(), if has_room => Woken::Command(command),
-            () = tokio::time::sleep_until(deadline) => Woken::Timeout,
+            read = wire.input.read(&mut wire.reader) => Woken::Read(read),
         };
         match woken {
             Woken::Read(Ok(0)) => return SessionEnd::Broken("the peer ended the stream".to_owned()),
@@ -281,6 +284,9 @@ impl<R: Replica> Answers<R> {
     async fn ingest(&mut self, inputs: &mut Vec<crate::replica::Input>) -> Result<(), ReplicaError> {
         if inputs.is_empty() {
             return Ok(());
+        }
+        if planted::is(Bug::AcknowledgedBeforeDurable) {
+            self.tell(Local::Ingested);
         }
         let ingested = self.replica.ingest(&self.peer, std::mem::take(inputs)).await?;
         for set_aside in &ingested.set_aside {

@@ -9,6 +9,7 @@
 pub mod backoff;
 pub mod blob;
 pub mod bundle;
+pub mod chance;
 pub mod channel;
 pub mod document;
 pub mod driver;
@@ -17,6 +18,7 @@ pub mod identity;
 pub mod list;
 pub mod log;
 pub mod observation;
+pub mod planted;
 pub mod position;
 pub mod record;
 pub mod replica;

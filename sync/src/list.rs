@@ -3,7 +3,7 @@
 //! Absence is deletion, but only of items whose newest change the list `covers`. The states of the items travel beside the list
 //! and are verified by the digests in it. Start at [`SignedList::sign`] and [`ChannelSnapshot::verify`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -65,6 +65,8 @@ pub struct ChannelSnapshot {
 pub struct VerifiedSnapshot {
     snapshot: ChannelSnapshot,
     incarnation: u64,
+    /// See [`Self::sparing`].
+    spared: BTreeSet<WriterId>,
 }
 
 /// Why a list or its states are refused.
@@ -215,7 +217,7 @@ impl ChannelSnapshot {
                 return Err(ListError::State { channel: channel.clone(), item: entry.item.to_string() });
             }
         }
-        Ok(VerifiedSnapshot { snapshot: self, incarnation: chain.incarnation })
+        Ok(VerifiedSnapshot { snapshot: self, incarnation: chain.incarnation, spared: BTreeSet::new() })
     }
 }
 
@@ -228,6 +230,20 @@ impl VerifiedSnapshot {
     /// Incarnation of the writer.
     pub fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+
+    /// Of the logs of these writers the reader holds another branch than the list's writer knew: what the list does not name may be on
+    /// that branch, and is no deletion. Heads of those logs stay where they are.
+    #[must_use]
+    pub fn sparing(mut self, writers: BTreeSet<WriterId>) -> Self {
+        self.spared = writers;
+        self
+    }
+
+    /// Where the logs stand that the list speaks of, without those it is spared.
+    pub fn covers(&self) -> BTreeMap<WriterId, Head> {
+        let covers = self.snapshot.list.covers.iter();
+        covers.filter(|(writer, _)| !self.spared.contains(*writer)).map(|(writer, head)| (*writer, *head)).collect()
     }
 }
 

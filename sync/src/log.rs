@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::channel::{ChannelName, GENESIS, Hash, Head, WriterId};
 use crate::identity::writer::{WriterChain, WriterIdentity};
+use crate::planted::{self, Bug};
 use crate::record::cbor::{CborError, Decoder, Encoder};
 use crate::record::{Draft, RECORD_VERSION, Record, RecordError, record_hash};
 
@@ -300,8 +301,12 @@ pub fn place(have: Option<Head>, first_seq: u64, last_seq: u64, prev: &Hash, end
     let Some(have) = have.filter(|have| *have != Head::START) else {
         return if *prev == GENESIS { Placement::Next } else { Placement::Gap { after: 0 } };
     };
-    if first_seq == have.seq + 1 {
-        return if *prev == have.hash { Placement::Next } else { Placement::Fork { seq: have.seq } };
+    if first_seq == have.seq + 1 || (first_seq > have.seq && planted::is(Bug::GapTaken)) {
+        return if *prev == have.hash || planted::is(Bug::GapTaken) {
+            Placement::Next
+        } else {
+            Placement::Fork { seq: have.seq }
+        };
     }
     if first_seq > have.seq {
         return Placement::Gap { after: have.seq };

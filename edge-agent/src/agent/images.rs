@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::Agent;
 use crate::image::Images;
 use crate::reconcile::ImageUses;
+use crate::runtime::Runtime;
 
 /// kubelet's `nodeStatusMaxImages`.
 const SHOWN_LEN_MAX: usize = 50;
@@ -20,7 +21,7 @@ pub(crate) struct Pinned {
     uses: ImageUses,
 }
 
-impl Agent {
+impl<R: Runtime> Agent<R> {
     /// Makes durable which images must stay. False: they changed under the plan, which has to be made again. A disk that takes nothing
     /// stops no workload; then only `--force` and a race could take an image away from a pod that starts.
     pub(super) fn pin_images(&mut self, images: &Images, uses: ImageUses) -> bool {

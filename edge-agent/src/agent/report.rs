@@ -13,6 +13,7 @@ use crate::events::Subject;
 use crate::knowledge::Read;
 use crate::local_write::LAST_APPLIED_ANNOTATION;
 use crate::reconcile::{Notice, Observed};
+use crate::runtime::Runtime;
 use crate::store::Damage;
 use crate::uplink::Link;
 
@@ -41,7 +42,7 @@ impl Reports {
     }
 }
 
-impl Agent {
+impl<R: Runtime> Agent<R> {
     /// Brings the local API's view up to date.
     pub(super) fn show(&mut self, read: &Read, statuses: &BTreeMap<String, Value>) {
         let mut objects = self.state.effective.objects.clone();

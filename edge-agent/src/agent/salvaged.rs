@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use super::Agent;
 use crate::effective::{Effective, Known};
 use crate::reconcile::{Action, DEFINITION_CHANGED, Observed, Plan};
+use crate::runtime::Runtime;
 use crate::store::Damage;
 use crate::uplink::Link;
 
-impl Agent {
+impl<R: Runtime> Agent<R> {
     /// Counts what is remembered and missing as unreadable, not as deleted.
     pub(super) fn expect_remembered(&self, known: &mut Known) {
         if !self.replica.is_salvaged() {

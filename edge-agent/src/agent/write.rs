@@ -13,9 +13,10 @@ use flotilla_sync::record::{Draft, RECORD_BODY_BYTES_MAX};
 use super::{Agent, override_item};
 use crate::backend::WriteCommand;
 use crate::local_write::{self, Decision, Kept, Subject};
+use crate::runtime::Runtime;
 use crate::uplink::{Link, random};
 
-impl Agent {
+impl<R: Runtime> Agent<R> {
     /// Decides a write, makes it durable, brings the view up to date, and answers.
     pub(super) async fn answer(&mut self, command: WriteCommand) {
         let result = self.write(&command.request).await;

@@ -8,6 +8,7 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_sync::bundle::courier;
 use tokio::net::UnixStream;
 
+use crate::device;
 use crate::enrolment::Identity;
 use crate::replica::DeviceReplica;
 use crate::start::{self, Found};
@@ -48,7 +49,7 @@ impl Found {
     /// The replica, without anything that runs.
     pub(super) async fn become_ready(&self) -> Result<()> {
         let identity = Identity::of_joined(&self.store, &self.loaded).await?;
-        let life = start::life(&identity, self.boot)?;
+        let life = device::life(&identity, self.boot)?;
         let (clock, trust) = (self.clock.clone(), self.trust.clone());
         clock.raise(Timestamp(identity.enrolment.hub_time_ms));
         let (replica, _streams) = DeviceReplica::take_up(self.store.clone(), &self.loaded, life, clock, trust)?;

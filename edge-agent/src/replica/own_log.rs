@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_sync::chance;
 use flotilla_sync::channel::{ChannelState, Head, ItemId, ItemKind};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::log::{Batch, LogWriter, VerifiedBatch};
+use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::record::Draft;
 use flotilla_sync::replica::ReplicaError;
-use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::{DeviceReplica, Misplaced, WriterMaterial, failed, restore, rows_of};
 use crate::store::{BatchRow, Ingest};
@@ -20,11 +21,6 @@ const OWN_BATCHES_BYTES_MAX: usize = 256 * 1024;
 
 /// More records than a damaged database can have lost of this device's own log.
 const LOST_RECORDS_MAX: u64 = 1 << 20;
-
-/// The system gave no random bytes.
-#[derive(Debug, thiserror::Error)]
-#[error("the system's random source failed")]
-struct NoRandomness;
 
 impl DeviceReplica {
     /// Writes records into this device's own log; durable when it returns.
@@ -45,7 +41,9 @@ impl DeviceReplica {
             let (rows, next) = self.folded(state.channel(&self.own_channel), &verified)?;
             (rows, next, verified.batch().clone())
         };
-        if let Err(error) = self.store.ingest(rows).await {
+        if let Err(error) = self.store.ingest(rows).await
+            && !planted::is(Bug::OverrideBeforeDurable)
+        {
             self.restore_log();
             return Err(failed("store its own change", error));
         }
@@ -62,6 +60,9 @@ impl DeviceReplica {
     /// After a fork: a fresh writer, certified by the device's key, that states what the old one held. Its registers are newer than
     /// all before them.
     pub(super) async fn take_new_writer(&self) -> Result<(), ReplicaError> {
+        if planted::is(Bug::ForkIgnored) {
+            return Ok(());
+        }
         let start = self.newest_of_own();
         self.replace_writer(start).await?;
         let drafts = {
@@ -96,8 +97,7 @@ impl DeviceReplica {
     }
 
     async fn replace_writer(&self, start: u64) -> Result<(), ReplicaError> {
-        let mut seed = [0; 32];
-        SystemRandom::new().fill(&mut seed).map_err(|_unspecified| failed("take a new writer", NoRandomness))?;
+        let seed = chance::bytes::<32>().map_err(|none| failed("take a new writer", none))?;
         let identity = WriterIdentity::for_device(seed, self.incarnation, &self.signing, &self.certificate);
         let identity = identity.map_err(|error| failed("take a new writer", error))?;
         let material = WriterMaterial { seed, chain: identity.chain().encode().to_vec() };

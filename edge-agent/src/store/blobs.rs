@@ -9,7 +9,7 @@ use flotilla_sync::channel::Hash;
 use rusqlite::{Connection, Transaction, params};
 
 use super::rows::{ItemRow, all};
-use super::{Store, StoreError};
+use super::{Store, StoreError, opening};
 
 pub(super) const MIGRATION: &str = "
     CREATE TABLE blob (hash BLOB PRIMARY KEY, len INTEGER NOT NULL, whole INTEGER NOT NULL) WITHOUT ROWID;
@@ -39,6 +39,13 @@ pub struct BesideRows {
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     connection: Mutex<Option<Connection>>,
+    vfs: Option<String>,
+}
+
+impl Reader {
+    pub(super) fn over(vfs: Option<&str>) -> Self {
+        Self { connection: Mutex::default(), vfs: vfs.map(str::to_owned) }
+    }
 }
 
 impl BesideRows {
@@ -102,7 +109,7 @@ impl Store {
         let connection = match &mut *guard {
             Some(connection) => connection,
             empty => {
-                let connection = Connection::open(self.path.as_path()).map_err(read)?;
+                let connection = opening::connect(&self.path, self.reader.vfs.as_deref()).map_err(read)?;
                 connection.execute_batch("PRAGMA query_only=ON; PRAGMA cache_size=-64;").map_err(read)?;
                 empty.insert(connection)
             }

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{Loaded, StoreError, migrate, reserve, rows, salvage};
 
@@ -19,7 +19,7 @@ pub(super) fn open(folder: &Path) -> Result<(Connection, Loaded), StoreError> {
     let path = folder.join("device.db");
     let io = |source| StoreError::Mend { path: path.clone(), source: Box::new(source) };
     salvage::finish(folder).map_err(io)?;
-    let why = match with_room(folder, || read(folder, &path)) {
+    let why = match with_room(folder, || read(folder, &path, None)) {
         Ok(opened) => return Ok(opened),
         Err(error) => damage(&error).ok_or(error)?,
     };
@@ -29,25 +29,27 @@ pub(super) fn open(folder: &Path) -> Result<(Connection, Loaded), StoreError> {
             .map_err(|source| StoreError::Mend { path: path.clone(), source: Box::new(source) })
     })?;
     tracing::error!(kept = %mended.file, rows = ?mended.rows, unreadable = mended.unreadable, "the device's database was mended");
-    let (connection, mut loaded) = read(folder, &path)?;
+    let (connection, mut loaded) = read(folder, &path, None)?;
     loaded.salvage = Some(mended);
     Ok((connection, loaded))
 }
 
-fn read(folder: &Path, path: &Path) -> Result<(Connection, Loaded), StoreError> {
+/// Opens the file and reads all of it, or says why it cannot be believed.
+pub(super) fn read(folder: &Path, path: &Path, vfs: Option<&str>) -> Result<(Connection, Loaded), StoreError> {
     let open = |source| StoreError::Open { path: path.to_owned(), source };
     let size = std::fs::metadata(path).map_or(0, |file| file.len());
     let wal_size = std::fs::metadata(folder.join("device.db-wal")).map_or(0, |file| file.len());
     if size == 0 && has_lived(folder) {
         return Err(StoreError::Emptied { path: path.to_owned() });
     }
-    let mut connection = Connection::open(path).map_err(open)?;
+    let mut connection = connect(path, vfs).map_err(open)?;
     let settings = format!(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-256; PRAGMA mmap_size=0;
          PRAGMA wal_autocheckpoint={WAL_PAGES}; PRAGMA journal_size_limit=0;"
     );
     connection.execute_batch(&settings).map_err(open)?;
-    if wal_size > 0 && size <= EXAMINED_BYTES_MAX {
+    // Of a file of another VFS nothing is known beforehand.
+    if vfs.is_some() || (wal_size > 0 && size <= EXAMINED_BYTES_MAX) {
         let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(open)?;
         if found != "ok" {
             return Err(StoreError::Corrupt { path: path.to_owned(), found });
@@ -55,7 +57,20 @@ fn read(folder: &Path, path: &Path) -> Result<(Connection, Loaded), StoreError> 
     }
     migrate(&mut connection, path)?;
     let loaded = rows::load(&connection).map_err(open)?;
+    // A disk that fails while the mode is set is told of by nobody: without the log the newest transaction could go with the power.
+    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(open)?;
+    if mode != "wal" {
+        return Err(StoreError::Journal { path: path.to_owned(), mode });
+    }
     Ok((connection, loaded))
+}
+
+/// A connection by SQLite's own VFS or another.
+pub(super) fn connect(path: &Path, vfs: Option<&str>) -> rusqlite::Result<Connection> {
+    match vfs {
+        None => Connection::open(path),
+        Some(vfs) => Connection::open_with_flags_and_vfs(path, OpenFlags::default(), vfs),
+    }
 }
 
 /// Whether an agent has run here: it leaves more than its database.

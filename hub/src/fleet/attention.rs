@@ -22,8 +22,9 @@ const PERIOD: Duration = Duration::from_secs(5);
 pub(crate) async fn watch(door: Arc<FleetDoor>, mut shutdown: watch::Receiver<bool>) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(PERIOD) => door.look_for_unanswered(door.store.now()),
+            biased;
             _ended = shutdown.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(PERIOD) => door.look_for_unanswered(door.store.now()),
         }
     }
 }

@@ -3,7 +3,7 @@
 mod carried;
 mod proof;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use flotilla_sync::driver::SessionHandle;
 use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
 use flotilla_sync::identity::{Installation, NodeName};
 use flotilla_sync::observation::{Clock, Observation, Urgency};
+use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::replica::{Ingested, Input, Reading, Replica, ReplicaError};
 use flotilla_sync::session::{Greeting, PeerHello};
 use flotilla_sync::stream::Stream;
@@ -45,11 +46,11 @@ pub(crate) struct FleetDoor {
     /// When a fork was last taken on a device's word.
     fork_heeded: Mutex<Option<Timestamp>>,
     /// The session of each connected node, with a number that tells a later one from an earlier.
-    sessions: Mutex<HashMap<String, Served>>,
+    sessions: Mutex<BTreeMap<String, Served>>,
     /// What each connected node has made durable, as its session said.
-    durable: Mutex<HashMap<String, Positions>>,
+    durable: Mutex<BTreeMap<String, Positions>>,
     /// Connected nodes that owe an acknowledgement, and since when without any.
-    owing: Mutex<HashMap<String, Timestamp>>,
+    owing: Mutex<BTreeMap<String, Timestamp>>,
     /// Whether this hub learns from its devices what its database has lost.
     pub(crate) lessons: Lessons,
 }
@@ -247,11 +248,8 @@ impl FleetDoor {
         tried: &str,
         work: impl FnOnce(&Logs) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, ReplicaError> {
-        let store = self.store.clone();
-        match tokio::task::spawn_blocking(move || work(store.logs())).await {
-            Ok(read) => read.map_err(|source| ReplicaError { tried: tried.to_owned(), source: Box::new(source) }),
-            Err(source) => Err(ReplicaError { tried: tried.to_owned(), source: Box::new(source) }),
-        }
+        let read = self.store.ask_disk(work).await;
+        read.map_err(|source| ReplicaError { tried: tried.to_owned(), source: Box::new(source) })
     }
 
     /// Every open session.
@@ -263,8 +261,16 @@ impl FleetDoor {
         self.writer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<String, Served>> {
+    fn sessions(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Served>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The channels a device reads, each with where its logs stand.
+    pub(crate) fn heads_of(&self, node: &NodeName) -> Heads {
+        let logs = self.store.logs();
+        let own = self.identity().id();
+        let shown = |channel: ChannelName| (channel.clone(), proof::readable(logs.heads(&channel), &own));
+        self.channels_of(node).into_iter().map(shown).collect()
     }
 
     /// The channels a device reads: its own and its fleet's.
@@ -278,11 +284,7 @@ impl FleetDoor {
 
 impl Replica for FleetDoor {
     async fn heads(&self, peer: &PeerIdentity) -> Result<Heads, ReplicaError> {
-        let node = device(peer)?;
-        let logs = self.store.logs();
-        let own = self.identity().id();
-        let shown = |channel: ChannelName| (channel.clone(), proof::readable(logs.heads(&channel), &own));
-        Ok(self.channels_of(node).into_iter().map(shown).collect())
+        Ok(self.heads_of(device(peer)?))
     }
 
     async fn read(
@@ -323,7 +325,9 @@ impl Replica for FleetDoor {
     async fn ingest(&self, peer: &PeerIdentity, inputs: Vec<Input>) -> Result<Ingested, ReplicaError> {
         let node = device(peer)?.clone();
         let tried = format!("take in the log of device {node}");
-        self.heed_quotes(&node, &inputs).await?;
+        if !planted::is(Bug::RestoreIgnored) {
+            self.heed_quotes(&node, &inputs).await?;
+        }
         for input in &inputs {
             if let Input::Branch(branch) = input {
                 let (batch, end) = (branch.batch(), branch.head().seq);
@@ -365,7 +369,7 @@ impl Replica for FleetDoor {
     async fn greeted(&self, peer: &PeerIdentity, greeting: Greeting) -> Result<(), ReplicaError> {
         let node = device(peer)?;
         let own = (self.store.incarnation(), self.store.version());
-        if (greeting.incarnation, greeting.commit) > own {
+        if (greeting.incarnation, greeting.commit) > own && !planted::is(Bug::RestoreIgnored) {
             tracing::error!(
                 %node,
                 incarnation = greeting.incarnation,

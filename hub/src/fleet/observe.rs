@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::learn;
 use crate::store::Batch;
+use flotilla_sync::planted::{self, Bug};
 
 /// Events of one namespace kept at most; the oldest go first.
 const EVENTS_MAX: usize = 2000;
@@ -42,7 +43,8 @@ pub(super) fn observe(batch: &mut Batch<'_>, node: &NodeName, observations: &[Ob
     batch.set_author(&format!("device:{node}"));
     let learning = learn::stored(batch)?.is_some();
     for observation in observations {
-        if !batch.is_news(node.as_str(), &observation.subject, observation.clock, observation.time_ms)? {
+        let news = batch.is_news(node.as_str(), &observation.subject, observation.clock, observation.time_ms)?;
+        if !news && !planted::is(Bug::OldObservationTaken) {
             continue;
         }
         let body = match observation.body.as_deref().map(serde_json::from_slice::<Value>).transpose() {
@@ -123,29 +125,48 @@ fn pod(batch: &mut Batch<'_>, node: &NodeName, report: &PodReport) -> Result<(),
         return Ok(());
     }
     let Some(number) = report.number else { return Ok(()) };
+    let key = ObjectKey::of(&kind::POD, report.namespace.as_str(), report.name.as_str());
+    if let Some(other) = batch.get(&key) {
+        if other.text("/spec/nodeName") != node.as_str()
+            || other.controller().is_none_or(|owner| owner.uid != report.workload)
+            || stands(batch, node, &other, report, number)?
+        {
+            return Ok(());
+        }
+        // Also when what runs now cannot be shown: its template may be long gone.
+        batch.remove(&key)?;
+    }
     let Some(mut object) = daemon_pod(batch, node, &report.workload, number, report.attempt)? else { return Ok(()) };
     if object.uid() != report.uid || object.name() != report.name || object.namespace() != report.namespace {
         tracing::warn!(%node, pod = report.uid, "a device reports a pod that is not one of this node");
         return Ok(());
     }
-    let key = object.key();
     object.value_mut()["status"] = report.status.clone();
     if !readable(node, &mut object) {
         return Ok(());
-    }
-    if let Some(other) = batch.get(&key) {
-        // The same name, another number or attempt: the later one stands, whichever report came first.
-        let standing = (rollout::number_of(&other), attempt_of(&other));
-        if other.text("/spec/nodeName") != node.as_str() || standing > (Some(number), report.attempt) {
-            return Ok(());
-        }
-        batch.remove(&key)?;
     }
     if let Some(started) = report.status.get("startTime").and_then(Value::as_str) {
         object.metadata_mut().insert("creationTimestamp".into(), started.into());
     }
     batch.create(object)?;
     Ok(())
+}
+
+/// Whether the Pod that is shown stands against a report of another number or attempt under its name: the device's newest word does,
+/// whichever report came first. A device whose card was replaced by an old copy runs an older number again, and says so later.
+fn stands(
+    batch: &Batch<'_>,
+    node: &NodeName,
+    shown: &Object,
+    report: &PodReport,
+    number: RolloutNumber,
+) -> Result<bool, ApiError> {
+    let clock_of = |uid: &str| batch.observation_clock(node.as_str(), &format!("pod/{uid}"));
+    Ok(match (clock_of(shown.uid())?, clock_of(&report.uid)?) {
+        (Some(shown), Some(reported)) => shown > reported,
+        // Of one nothing is known any more: the later number is the better guess.
+        _ => (rollout::number_of(shown), attempt_of(shown)) > (Some(number), report.attempt),
+    })
 }
 
 /// The device confirms the end of a Pod.

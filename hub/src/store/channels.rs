@@ -26,6 +26,7 @@ use super::{StoreError, devices};
 use crate::mint;
 use crate::publish::content::{self, Content};
 use crate::publish::{Channel, Item, Publication, Touched};
+use flotilla_sync::planted::{self, Bug};
 
 /// Room for what a record adds to its body.
 const RECORD_OVERHEAD_BYTES: usize = 1024;
@@ -391,6 +392,9 @@ pub(super) fn truncate(
     records_max: u64,
     bytes_max: u64,
 ) -> Result<(), StoreError> {
+    if planted::is(Bug::LogUncut) {
+        return Ok(());
+    }
     for channel in grown {
         let name = channel.to_string();
         let (records, bytes): (i64, i64) = transaction
@@ -422,7 +426,13 @@ pub(super) fn truncate(
             .execute(params![name, writer.0, floor])?;
         transaction
             .prepare_cached("UPDATE head SET floor = ?3, records = ?4, bytes = ?5 WHERE channel = ?1 AND writer = ?2")?
-            .execute(params![name, writer.0, floor, kept_records.cast_signed(), kept_bytes.cast_signed()])?;
+            .execute(params![
+                name,
+                writer.0,
+                if planted::is(Bug::FloorForgotten) { 0 } else { floor },
+                kept_records.cast_signed(),
+                kept_bytes.cast_signed()
+            ])?;
     }
     Ok(())
 }
@@ -445,5 +455,8 @@ fn channel_name(text: &str) -> Result<ChannelName, StoreError> {
 
 /// A fresh automerge actor for this run of the hub.
 pub(super) fn fresh_actor() -> Result<[u8; 8], StoreError> {
+    if planted::is(Bug::ActorReused) {
+        return Ok([7; 8]);
+    }
     mint::bytes::<8>().map_err(|_| StoreError::NoRandomness)
 }

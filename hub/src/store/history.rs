@@ -12,6 +12,7 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::WatchEvent;
 
 use crate::config::Retention;
+use flotilla_sync::planted::{self, Bug};
 
 /// What happened to one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +84,7 @@ pub(crate) struct History {
 /// What a reader at a version gets.
 #[derive(Debug)]
 pub(crate) enum Read {
-    /// Events of the asked kind, and the version up to which was looked.
+    /// Events of what was asked for, and the version up to which was looked.
     Events(Vec<WatchEvent>, u64),
     Expired,
 }
@@ -133,15 +134,16 @@ impl History {
         Some(self.events.range(start..).rev().filter(mine))
     }
 
-    /// Up to `count_max` events of this kind after `from`; `end` is the newest committed version.
-    pub(crate) fn read(&self, kind: KindRef, namespace: Option<&str>, from: u64, end: u64, count_max: usize) -> Read {
+    /// Up to `count_max` events of wanted objects after `from`; `end` is the newest committed version.
+    pub(crate) fn read(&self, wanted: impl Fn(&ObjectKey) -> bool, from: u64, end: u64, count_max: usize) -> Read {
         if from < self.floor {
             return Read::Expired;
         }
-        let start = self.events.partition_point(|event| event.version <= from);
+        let first = from + u64::from(planted::is(Bug::WatchGap)) - u64::from(planted::is(Bug::WatchRepeats));
+        let start = self.events.partition_point(|event| event.version <= first);
         let mut found = Vec::new();
         for event in self.events.range(start..) {
-            if event.key.kind == kind && namespace.is_none_or(|name| event.key.namespace == name) {
+            if wanted(&event.key) {
                 found.push(event.to_watch());
                 if found.len() == count_max {
                     return Read::Events(found, event.version);

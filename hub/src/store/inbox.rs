@@ -159,6 +159,21 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// The clock of the observation last taken of a subject.
+    pub(crate) fn observation_clock(&self, node: &str, subject: &str) -> Result<Option<Clock>, StoreError> {
+        let mut statement = self
+            .transaction
+            .prepare_cached("SELECT incarnation, boot, seq FROM observation WHERE node = ?1 AND subject = ?2")?;
+        let known = statement.query_row([node, subject], |row| {
+            Ok(Clock {
+                incarnation: row.get::<_, i64>(0)?.cast_unsigned(),
+                boot: row.get::<_, i64>(1)?.cast_unsigned(),
+                seq: row.get::<_, i64>(2)?.cast_unsigned(),
+            })
+        });
+        Ok(known.optional()?)
+    }
+
     /// Whether an observation is newer than the one last taken of its subject; remembers it if so.
     pub(crate) fn is_news(
         &mut self,
@@ -167,19 +182,7 @@ impl Batch<'_> {
         clock: Clock,
         time_ms: u64,
     ) -> Result<bool, StoreError> {
-        let mut statement = self
-            .transaction
-            .prepare_cached("SELECT incarnation, boot, seq FROM observation WHERE node = ?1 AND subject = ?2")?;
-        let known = statement
-            .query_row([node, subject], |row| {
-                Ok(Clock {
-                    incarnation: row.get::<_, i64>(0)?.cast_unsigned(),
-                    boot: row.get::<_, i64>(1)?.cast_unsigned(),
-                    seq: row.get::<_, i64>(2)?.cast_unsigned(),
-                })
-            })
-            .optional()?;
-        if known.is_some_and(|known| known >= clock) {
+        if self.observation_clock(node, subject)?.is_some_and(|known| known >= clock) {
             return Ok(false);
         }
         self.transaction

@@ -1,6 +1,6 @@
 //! Reading the channels' logs: heads from memory, batches and snapshots from connections that only read.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -26,14 +26,14 @@ const VERIFIED_MAX: usize = 64;
 /// Deleted objects that a list names, the newest.
 const TOMBSTONES_LISTED_MAX: i64 = 256;
 
-type LogHeads = HashMap<ChannelName, BTreeMap<WriterId, Head>>;
+type LogHeads = BTreeMap<ChannelName, BTreeMap<WriterId, Head>>;
 
 /// The logs as sessions read them.
 pub(crate) struct Logs {
     heads: RwLock<LogHeads>,
     reader: Mutex<Connection>,
     /// Rung when a log of interest grew, by node.
-    bells: RwLock<HashMap<String, watch::Sender<u64>>>,
+    bells: RwLock<BTreeMap<String, watch::Sender<u64>>>,
     snapshots: Mutex<Vec<(ChannelName, Head, ChannelSnapshot)>>,
     /// Batches read lately, which are what was signed.
     verified: Mutex<VecDeque<Batch>>,
@@ -46,7 +46,7 @@ impl std::fmt::Debug for Logs {
 }
 
 impl Logs {
-    pub(super) fn open(path: &Path, connection: &Connection) -> Result<Self, StoreError> {
+    pub(super) fn open(path: &Path, vfs: Option<&str>, connection: &Connection) -> Result<Self, StoreError> {
         let mut heads = LogHeads::new();
         let mut statement = connection.prepare("SELECT channel, writer, seq, hash FROM head")?;
         let mut rows = statement.query([])?;
@@ -55,7 +55,7 @@ impl Logs {
             let head = Head { seq: row.get::<_, i64>(2)?.cast_unsigned(), hash: row.get(3)? };
             heads.entry(channel).or_default().insert(WriterId(row.get(1)?), head);
         }
-        let reader = Connection::open(path).map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+        let reader = schema::connect(path, vfs).map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
         schema::configure(&reader)?;
         Ok(Self {
             heads: RwLock::new(heads),

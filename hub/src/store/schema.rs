@@ -12,6 +12,14 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/epochs.sql"),
 ];
 
+/// A connection by SQLite's own VFS or another.
+pub(crate) fn connect(path: &std::path::Path, vfs: Option<&str>) -> rusqlite::Result<Connection> {
+    match vfs {
+        None => Connection::open(path),
+        Some(vfs) => Connection::open_with_flags_and_vfs(path, rusqlite::OpenFlags::default(), vfs),
+    }
+}
+
 /// Settings of every connection: WAL, each commit on the disk before it is answered.
 pub(crate) fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::from_secs(10))?;

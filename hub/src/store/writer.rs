@@ -1,12 +1,14 @@
-//! The one thread that changes the database: it drains the queue into one transaction, commits once, then answers all.
+//! The one that changes the database: it drains the queue into one transaction, commits once, then answers all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use flotilla_manifests::api_error::{ApiError, Reason};
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{ChannelName, Head, WriterId};
 use flotilla_sync::log::LogWriter;
+use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::record::Draft;
 use rusqlite::{Connection, Transaction};
 use tokio::sync::{mpsc, oneshot};
@@ -120,21 +122,28 @@ where
     }
 }
 
-/// The writer's loop; ends when every [`Store`](super::Store) handle is gone.
-pub(super) fn run(
-    mut connection: Connection,
-    mut working: Working,
-    shared: &Shared,
-    retention: &Retention,
-    mut queue: mpsc::Receiver<Box<dyn Job>>,
-) {
-    while let Some(first) = queue.blocking_recv() {
+/// Whoever drains the queue: one for each open database.
+pub(super) struct Writer {
+    connection: Connection,
+    working: Working,
+    shared: Arc<Shared>,
+    retention: Retention,
+}
+
+impl Writer {
+    pub(super) fn over(ready: super::Ready, retention: Retention) -> Self {
+        let super::Ready { connection, working, shared } = ready;
+        Self { connection, working, shared, retention }
+    }
+
+    /// Commits `first` and what waits behind it in one transaction, then answers all.
+    pub(super) fn commit(&mut self, first: Box<dyn Job>, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
         let mut jobs = vec![first];
         while jobs.len() < BATCH_JOBS_MAX {
             let Ok(next) = queue.try_recv() else { break };
             jobs.push(next);
         }
-        commit(&mut connection, &mut working, shared, retention, &mut jobs);
+        commit(&mut self.connection, &mut self.working, &self.shared, &self.retention, &mut jobs);
         for job in jobs {
             job.answer();
         }
@@ -169,7 +178,9 @@ fn commit(
                 working.log = None;
             }
             let answer = ApiError::from(error);
-            jobs.iter_mut().for_each(|job| job.fail(answer.clone()));
+            if !planted::is(Bug::FailedCommitAnswered) {
+                jobs.iter_mut().for_each(|job| job.fail(answer.clone()));
+            }
         }
     }
     working.rollouts_touched.clear();
@@ -272,6 +283,9 @@ fn trim(transaction: &Transaction<'_>, shared: &Shared, version: u64) -> Result<
 }
 
 fn roll_back(working: &mut Working, undo: Vec<Undo>, version: u64) {
+    if planted::is(Bug::CommitLeftInMemory) {
+        return;
+    }
     for step in undo.into_iter().rev() {
         match step {
             Undo::Object(key, object) => {

@@ -70,7 +70,7 @@ async fn labels_of_reserved_domains_are_refused() {
     let single = token(folder.path(), None, "north", 1);
     let mut request = Device::new("a").request(EnrolProof::Token(proof(&single)));
     request.labels.insert("flotilla.dev/fleet".into(), "south".into());
-    let refused = flotilla_sync::enrol::Enroller::enrol(&bench.registrar, request).await.unwrap_err();
+    let refused = flotilla_sync::enrol::Enroller::enrol(&*bench.registrar, request).await.unwrap_err();
     assert_eq!(refused.kind, RefusalKind::Request);
     assert!(refused.message.contains("flotilla.dev/fleet"), "{}", refused.message);
 }

@@ -109,6 +109,29 @@ async fn the_later_number_or_attempt_stands_whichever_report_comes_first() {
     assert_eq!(world.bench.store.read(&world.pod_key()).unwrap().uid(), fresh);
 }
 
+/// Found by the simulation: a device whose card was replaced by an old copy runs an older number again. While the later Pod stood, the
+/// hub took the device for updated and never let it move on.
+#[tokio::test]
+async fn a_device_that_runs_an_older_number_again_is_believed() {
+    let world = Reported::new().await;
+    let (old, old_body) = world.pod(0, "Running");
+    let patch = json!({"spec": {"template": {"metadata": {"annotations": {"x": "y"}}}}});
+    world.bench.merge(&world.set, patch).await.unwrap();
+    let (fresh, fresh_body) = world.pod(0, "Running");
+    world.observe(vec![observation(&format!("pod/{fresh}"), 9, Some(fresh_body))]).await;
+    world.observe(vec![observation(&format!("pod/{old}"), 10, Some(old_body.clone()))]).await;
+    assert_eq!(world.bench.store.read(&world.pod_key()).unwrap().uid(), old);
+
+    // Also when its template is no longer known: then nothing is shown, which is the truth as far as it is known.
+    let (fresh, fresh_body) = world.pod(0, "Running");
+    world.observe(vec![observation(&format!("pod/{fresh}"), 11, Some(fresh_body))]).await;
+    let mut forgotten = old_body;
+    forgotten["number"] = "1-999".into();
+    forgotten["uid"] = "7d9b4f0e-2f6c-8a3e-9b1d-3f6e5d4c2b1a".into();
+    world.observe(vec![observation("pod/7d9b4f0e-2f6c-8a3e-9b1d-3f6e5d4c2b1a", 12, Some(forgotten))]).await;
+    assert!(world.bench.store.read(&world.pod_key()).is_none());
+}
+
 #[tokio::test]
 async fn a_pod_of_an_older_number_is_shown_with_its_own_template() {
     let world = Reported::new().await;

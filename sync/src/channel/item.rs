@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::{Head, ItemId, WriterId};
 use crate::blob::BlobRef;
 use crate::document::{Document, DocumentApplied, DocumentError};
+use crate::planted::{self, Bug};
 use crate::record::cbor::CborError;
 use crate::record::{Need, Record, RecordKind};
 
@@ -327,7 +328,11 @@ impl DocumentItem {
 
     fn joined(self, id: &ItemId, coming: Self) -> Result<Self, ItemError> {
         let created = self.created.max(coming.created);
-        let (older, newer) = if coming.epoch > self.epoch { (&self, &coming) } else { (&coming, &self) };
+        let (older, newer) = if (coming.epoch > self.epoch) != planted::is(Bug::StaleEpochTaken) {
+            (&self, &coming)
+        } else {
+            (&coming, &self)
+        };
         if older.epoch != newer.epoch {
             return Self { created, ..newer.clone() }.opened(id);
         }

@@ -7,6 +7,7 @@ use super::{ChannelName, Head, ItemId, WriterId, state_digest};
 use crate::identity::writer::WriterIdentity;
 use crate::list::{ChannelSnapshot, ListEntry, ListError, SignedList, VerifiedSnapshot};
 use crate::log::{Placement, VerifiedBatch};
+use crate::planted::{self, Bug};
 
 /// Most items of a channel.
 pub const CHANNEL_ITEMS_MAX: usize = 16_384;
@@ -92,22 +93,25 @@ impl ChannelState {
     pub fn apply_snapshot(&mut self, snapshot: &VerifiedSnapshot) -> Folded {
         let ChannelSnapshot { list, states } = snapshot.snapshot();
         let mut folded = Folded::default();
-        for (entry, state) in list.items.iter().zip(states) {
+        for (entry, state) in list.items.iter().zip(states).filter(|_| !planted::is(Bug::ListNotApplied)) {
             let current = self.items.get(&entry.item);
             let applied = Item::decode(state).and_then(|state| Item::adopt(current, &entry.item, state));
             self.take(&entry.item, applied, &mut folded);
         }
+        let covers = snapshot.covers();
         let named: std::collections::BTreeSet<&ItemId> = list.items.iter().map(|entry| &entry.item).collect();
-        let gone =
-            |(id, item): (&ItemId, &Item)| (!named.contains(id) && item.is_covered(&list.covers)).then(|| id.clone());
-        let gone: Vec<ItemId> = self.items.iter().filter_map(gone).collect();
+        let gone = |(id, item): (&ItemId, &Item)| (!named.contains(id) && item.is_covered(&covers)).then(|| id.clone());
+        let mut gone: Vec<ItemId> = self.items.iter().filter_map(gone).collect();
+        if planted::is(Bug::AbsenceIgnored) {
+            gone.clear();
+        }
         for id in gone {
             if self.items.remove(&id).is_some_and(|item| item.is_live()) {
                 folded.changed.push(id.clone());
             }
             self.quarantined.remove(&id);
         }
-        for (writer, head) in &list.covers {
+        for (writer, head) in &covers {
             let current = self.heads.entry(*writer).or_insert(*head);
             if head.seq > current.seq {
                 *current = *head;

@@ -5,7 +5,6 @@
 
 use std::fmt;
 
-use ring::rand::SecureRandom;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
 use super::IdentityError;
@@ -129,9 +128,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Fresh bytes of the system's random source.
+/// Fresh random bytes.
 pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], IdentityError> {
-    let mut bytes = [0; N];
-    ring::rand::SystemRandom::new().fill(&mut bytes).map_err(|_unspecified| IdentityError::Random)?;
-    Ok(bytes)
+    crate::chance::bytes().map_err(|_none| IdentityError::Random)
 }

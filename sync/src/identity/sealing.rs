@@ -3,11 +3,13 @@
 //! A sealed text is `version (1 byte) | encapsulated key (32) | ciphertext and tag`. The additional data names what the text is
 //! for, so that a sealed Secret cannot be passed off as another one.
 
+use std::convert::Infallible;
 use std::fmt;
 
 use hpke::aead::ChaCha20Poly1305;
 use hpke::kdf::HkdfSha256;
 use hpke::kem::X25519HkdfSha256;
+use hpke::rand_core::{TryCryptoRng, TryRng};
 use hpke::{Deserializable, Kem, OpModeR, OpModeS, Serializable};
 
 use super::IdentityError;
@@ -39,6 +41,9 @@ pub enum SealingError {
         /// Its size.
         bytes: usize,
     },
+    /// No random bytes could be drawn.
+    #[error("the system's random source failed")]
+    Random,
     /// Shorter than its header.
     #[error("sealed text is {bytes} bytes, too short to be one")]
     Truncated {
@@ -109,20 +114,59 @@ pub fn seal(to: &SealingPublicKey, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u
         return Err(SealingError::TooLarge { bytes: plaintext.len() });
     }
     let public = <X25519HkdfSha256 as Kem>::PublicKey::from_bytes(&to.0).map_err(|_error| SealingError::Key)?;
-    let (encapsulated, ciphertext) = hpke::single_shot_seal::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
+    let mut dice = Dice::default();
+    let (encapsulated, ciphertext) = hpke::single_shot_seal_with_rng::<ChaCha20Poly1305, HkdfSha256, X25519HkdfSha256>(
         &OpModeS::Base,
         &public,
         INFO,
         plaintext,
         aad,
+        &mut dice,
     )
     .map_err(|_error| SealingError::Key)?;
+    dice.drawn?;
     let mut sealed = Vec::with_capacity(1 + ENCAPSULATED_BYTES + ciphertext.len());
     sealed.push(VERSION);
     sealed.extend_from_slice(&encapsulated.to_bytes());
     sealed.extend_from_slice(&ciphertext);
     Ok(sealed)
 }
+
+/// [`crate::chance`] as HPKE asks for it; a failure, which it has no words for, is kept until it has ended.
+struct Dice {
+    drawn: Result<(), SealingError>,
+}
+
+impl Default for Dice {
+    fn default() -> Self {
+        Self { drawn: Ok(()) }
+    }
+}
+
+impl TryRng for Dice {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        let mut bytes = [0; 4];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        let mut bytes = [0; 8];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        if crate::chance::fill(bytes).is_err() {
+            self.drawn = Err(SealingError::Random);
+        }
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for Dice {}
 
 /// Opens what [`seal`] made.
 ///

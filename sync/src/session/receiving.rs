@@ -208,12 +208,13 @@ impl Session {
         let verified = ChannelSnapshot { list, states }.verify(&chain)?;
         let list = &verified.snapshot().list;
         let is_branch = |writer: &WriterId| self.receiving.branching.contains(&(list.channel.clone(), *writer));
-        if !self.may_receive(&list.channel) || list.covers.keys().any(is_branch) {
-            // What the list of another branch does not name is not deleted.
+        if !self.may_receive(&list.channel) || is_branch(&list.writer) {
             return Ok(());
         }
+        // What the list of another branch does not name is not deleted; what it names holds all the same.
+        let branches: BTreeSet<WriterId> = list.covers.keys().copied().filter(is_branch).collect();
         let logs = self.own.entry(list.channel.clone()).or_default();
-        for (writer, head) in &list.covers {
+        for (writer, head) in list.covers.iter().filter(|(writer, _)| !branches.contains(*writer)) {
             let key = (list.channel.clone(), *writer);
             let stands_at = logs.entry(*writer).or_insert(*head);
             if head.seq > stands_at.seq {
@@ -228,7 +229,7 @@ impl Session {
         if let (Some(channel), Some(writer)) = (channel, writer) {
             self.receiving.unacknowledged.insert((channel, writer), list.head.seq);
         }
-        self.events.push_back(Event::Ingest(Input::Snapshot(verified)));
+        self.events.push_back(Event::Ingest(Input::Snapshot(verified.sparing(branches))));
         Ok(())
     }
 

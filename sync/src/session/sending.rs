@@ -10,6 +10,7 @@ use crate::channel::{ChannelName, Hash, Positions, WriterId};
 use crate::identity::writer::WriterChain;
 use crate::list::ChannelSnapshot;
 use crate::log::Batch;
+use crate::planted::{self, Bug};
 use crate::replica::Reading;
 
 /// Bytes asked of the store at a time.
@@ -254,7 +255,8 @@ impl Session {
                 }
             }
             Reading::Snapshot(snapshot) => {
-                self.sending.log(&key).stopped = !snapshot.list.covers.contains_key(&writer);
+                self.sending.log(&key).stopped =
+                    planted::is(Bug::SilentAfterList) || !snapshot.list.covers.contains_key(&writer);
                 self.sending.snapshot(&key, names.1, snapshot);
             }
             Reading::NotKept => {}

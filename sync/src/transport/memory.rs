@@ -37,6 +37,14 @@ impl MemoryDoor {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }
 
+    /// Passes on an arrival made elsewhere, by whoever stands between devices and this door.
+    ///
+    /// # Errors
+    /// When a fault was set, or nobody listens any more.
+    pub async fn hand(&self, arrival: Incoming) -> Result<(), ConnectError> {
+        self.send(arrival).await
+    }
+
     pub(super) async fn connect(&self, node: &NodeName) -> Result<Pipe, ConnectError> {
         let (ours, theirs) = duplex(BUFFER_BYTES);
         let arrival = pipe(theirs, PeerIdentity::Device { node: node.clone() }, format!("memory/{node}"));

@@ -55,6 +55,34 @@ fn a_change_that_waits_is_kept() {
     assert_eq!((rows.len(), &rows), (1, &state.items));
 }
 
+/// Found by the simulation: a reader that held another branch of an earlier writer's log ignored the present writer's lists whole, and
+/// heard nothing of its channel any more once that log was cut off.
+#[test]
+fn a_list_of_another_branch_tells_what_it_names_and_deletes_nothing() {
+    let mut log = writer();
+    let root = SigningKey::from_seed([1; 32]).unwrap();
+    let earlier = WriterIdentity::for_hub([8; 32], 1, &root).unwrap();
+    let mut branch = LogWriter::new(earlier.clone(), BTreeMap::new());
+    let mut reader = ChannelState::new(channel());
+    let only_there = branch.append(&channel(), vec![Draft::register(grant(1), &b"1"[..], "", 0)]).unwrap();
+    reader.apply_batch(&only_there).unwrap();
+    let here = reader.heads[&earlier.id()];
+
+    let mut present = ChannelState::new(channel());
+    let named = log.append(&channel(), vec![Draft::register(grant(2), &b"2"[..], "", 0)]).unwrap();
+    present.apply_batch(&named).unwrap();
+    let covers = BTreeMap::from([(earlier.id(), Head { seq: 9, hash: [9; 32] })]);
+    let list = present.snapshot(log.identity(), covers).unwrap().verify(log.identity().chain()).unwrap();
+    let mut spared = reader.clone();
+    spared.apply_snapshot(&list.clone().sparing(BTreeSet::from([earlier.id()])));
+    assert!(spared.items[&grant(1)].is_live() && spared.items[&grant(2)].is_live());
+    assert_eq!(spared.heads[&earlier.id()], here, "its own branch is where it was");
+    assert_eq!(spared.heads[&log.identity().id()].seq, 1);
+
+    reader.apply_snapshot(&list);
+    assert!(!reader.items.contains_key(&grant(1)), "without another branch, absence deletes");
+}
+
 /// What a writer does next to one of a few items.
 #[derive(Debug, Clone)]
 enum Step {

@@ -1,0 +1,84 @@
+//! What people were promised: the newest answered write of each object and of each technician's change, and what may have happened to
+//! those that were never answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flotilla_manifests::object::{Object, ObjectKey};
+
+/// Annotation and environment variable that tell one write from the next: numbers only grow.
+pub(crate) const MARK: &str = "mark";
+
+/// Annotation with the mark of the write that created an object.
+pub(crate) const BORN: &str = "born";
+
+/// A marked object, or none.
+pub(crate) type Mark = Option<u64>;
+
+/// One thing that people write.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Cell {
+    /// As last answered.
+    pub(crate) sure: Mark,
+    /// Asked for since and not answered: each may have happened or not.
+    pub(crate) maybe: BTreeSet<Mark>,
+}
+
+impl Cell {
+    pub(crate) fn asks(&mut self, mark: Mark) {
+        self.maybe.insert(mark);
+    }
+
+    /// The write was answered: it and nothing before it holds.
+    pub(crate) fn answered(&mut self, mark: Mark) {
+        self.sure = mark;
+        self.maybe.clear();
+    }
+
+    /// The server said no: it did not happen.
+    pub(crate) fn refused(&mut self, mark: Mark) {
+        if self.sure != mark {
+            self.maybe.remove(&mark);
+        }
+    }
+
+    pub(crate) fn allows(&self, mark: Mark) -> bool {
+        self.sure == mark || self.maybe.contains(&mark)
+    }
+}
+
+/// All that people were promised.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    /// Objects at the hub.
+    pub(crate) objects: BTreeMap<ObjectKey, Cell>,
+    /// Technicians' changes: by device and object.
+    pub(crate) overrides: BTreeMap<(usize, ObjectKey), Cell>,
+    /// Every mark ever written into a workload, with the group it was for.
+    pub(crate) ever: BTreeMap<String, String>,
+    /// The hub was restored from a backup: what was answered since may be lost where no device holds it.
+    pub(crate) restored: bool,
+    /// A device came back with an old card: what was answered there since may be lost.
+    pub(crate) rolled_back: BTreeSet<usize>,
+    mark: u64,
+}
+
+impl Model {
+    pub(crate) fn fresh_mark(&mut self) -> u64 {
+        self.mark += 1;
+        self.mark
+    }
+
+    pub(crate) fn object(&mut self, key: &ObjectKey) -> &mut Cell {
+        self.objects.entry(key.clone()).or_default()
+    }
+
+    pub(crate) fn change(&mut self, device: usize, key: &ObjectKey) -> &mut Cell {
+        self.overrides.entry((device, key.clone())).or_default()
+    }
+}
+
+/// The mark of an object that is there and not going.
+pub(crate) fn mark_of(object: Option<&Object>) -> Mark {
+    let object = object.filter(|object| object.deletion_timestamp().is_none())?;
+    object.annotation(MARK)?.parse().ok()
+}

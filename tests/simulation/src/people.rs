@@ -1,0 +1,252 @@
+//! Operators at the hub, technicians at devices, and tools that watch.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flotilla_hub::HubBackend;
+use flotilla_manifests::admission::{DeleteOptions, FieldValidation, Mutation, Part};
+use flotilla_manifests::api_error::{ApiError, Reason};
+use flotilla_manifests::kind::{self, KindRef};
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::patch::Patch;
+use flotilla_rest::Backend;
+use flotilla_rest::backend::{DryRun, User, WatchEvent, WriteRequest};
+use serde_json::{Value, json};
+
+use crate::dice::Dice;
+use crate::model::{BORN, MARK, Model};
+use crate::trace::Trace;
+
+/// DaemonSets that operators know.
+pub(crate) const SETS: u64 = 6;
+const MAPS: u64 = 4;
+const DEPLOYMENTS: u64 = 2;
+/// Groups of devices that DaemonSets select.
+pub(crate) const GROUPS: [&str; 3] = ["g0", "g1", "g2"];
+
+/// What is shared with those who check.
+pub(crate) type SharedModel = Arc<Mutex<Model>>;
+
+/// A write and the mark it leaves.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    pub(crate) key: ObjectKey,
+    pub(crate) mutation: Mutation,
+    pub(crate) mark: Option<u64>,
+}
+
+/// What an operator does next, by a choice; `None`: there is nothing to do it to.
+pub(crate) fn operator(model: &mut Model, choice: u64) -> Wish {
+    let (verb, object) = (choice & 0xff, choice >> 8);
+    let mark = model.fresh_mark();
+    match object % 12 {
+        0..=6 => {
+            let number = (object >> 8) % SETS;
+            daemon_set(model, number, verb, mark)
+        }
+        7..=9 => {
+            let key = ObjectKey::of(&kind::CONFIG_MAP, "default", format!("map{}", (object >> 8) % MAPS));
+            let value = json!({"apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": {"name": key.name, "namespace": "default", "annotations": {MARK: mark.to_string()}},
+                "data": {"value": mark.to_string(), "rest": noise(object)}});
+            wish(model, key, verb, mark, value)
+        }
+        _ => {
+            let name = format!("web{}", (object >> 8) % DEPLOYMENTS);
+            let key = ObjectKey::of(&kind::DEPLOYMENT, "default", name.as_str());
+            model.ever.insert(format!("{name}:{mark}"), "any".to_owned());
+            let mut value = workload("Deployment", &name, mark);
+            value["spec"]["replicas"] = ((object >> 16) % 4).into();
+            wish(model, key, verb, mark, value)
+        }
+    }
+}
+
+fn daemon_set(model: &mut Model, number: u64, verb: u64, mark: u64) -> Wish {
+    let name = format!("set{number}");
+    let key = ObjectKey::of(&kind::DAEMON_SET, "default", name.as_str());
+    let group = usize::try_from(number).ok().and_then(|number| GROUPS.get(number)).copied();
+    model.ever.insert(format!("{name}:{mark}"), group.unwrap_or("any").to_owned());
+    let mut value = workload("DaemonSet", &name, mark);
+    if let Some(group) = group {
+        value["spec"]["template"]["spec"]["nodeSelector"] = json!({"group": group});
+    }
+    value["spec"]["updateStrategy"] = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "100%"}});
+    if number == SETS - 1 {
+        value["spec"]["template"]["spec"]["containers"][0]["envFrom"] =
+            json!([{"configMapRef": {"name": "map0", "optional": true}}]);
+    }
+    wish(model, key, verb, mark, value)
+}
+
+fn workload(kind: &str, name: &str, mark: u64) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": kind,
+        "metadata": {"name": name, "namespace": "default", "annotations": {MARK: mark.to_string()}},
+        "spec": {"selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": {
+                "runtimeClassName": "process", "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "main", "image": "host", "command": ["/bin/sleep", "inf"],
+                    "env": [{"name": "MARK", "value": format!("{name}:{mark}")}]}]}}}})
+}
+
+/// Up to 4 KB that do not get smaller, so that documents grow into their next epoch.
+fn noise(seed: u64) -> String {
+    let mut dice = Dice::new(seed);
+    let words = dice.below(240);
+    (0..words).map(|_| format!("{:016x}", dice.next())).collect()
+}
+
+/// Creates what is not there, changes what is, and sometimes deletes it.
+fn wish(model: &mut Model, key: ObjectKey, verb: u64, mark: u64, value: Value) -> Wish {
+    let there = model.object(&key).sure.is_some();
+    if there && verb > 225 {
+        return Wish { key, mutation: Mutation::Delete(DeleteOptions::default()), mark: None };
+    }
+    let mut value = value;
+    if !there {
+        value["metadata"]["annotations"][BORN] = mark.to_string().into();
+    }
+    let mutation = if there {
+        Mutation::Patch { part: Part::Main, patch: Patch::JsonMerge(value) }
+    } else {
+        match Object::parse(value) {
+            Ok(body) => Mutation::Create { body },
+            Err(error) => unreachable!("the simulator's own manifest: {error}"),
+        }
+    };
+    Wish { key, mutation, mark: Some(mark) }
+}
+
+/// What a technician does at a device to an object that is there.
+pub(crate) fn technician(model: &mut Model, key: ObjectKey) -> Wish {
+    let mark = model.fresh_mark();
+    let patch = Patch::JsonMerge(json!({"metadata": {"annotations": {"technician": mark.to_string()}}}));
+    Wish { key, mutation: Mutation::Patch { part: Part::Main, patch }, mark: Some(mark) }
+}
+
+pub(crate) fn request(wish: &Wish, user: &str) -> WriteRequest {
+    WriteRequest {
+        key: wish.key.clone(),
+        mutation: wish.mutation.clone(),
+        dry_run: DryRun::No,
+        field_validation: FieldValidation::Strict,
+        user: User { name: user.to_owned(), groups: vec!["system:masters".to_owned()] },
+        field_manager: None,
+    }
+}
+
+/// Whether the server has said that the write did not happen, and never will.
+pub(crate) fn is_refusal(error: &ApiError) -> bool {
+    !matches!(error.reason, Reason::InternalError | Reason::ServiceUnavailable | Reason::Timeout)
+}
+
+/// A tool that lists once and watches from there, over every life of the hub.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    kind: KindRef,
+    trace: Trace,
+    state: Mutex<Watched>,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    known: BTreeMap<ObjectKey, u64>,
+    version: u64,
+}
+
+impl Watcher {
+    pub(crate) fn new(kind: KindRef, trace: Trace) -> Self {
+        Self { kind, trace, state: Mutex::default() }
+    }
+
+    /// Watches one life of the hub, from where the last one ended.
+    pub(crate) async fn run(self: Arc<Self>, backend: Arc<HubBackend>) {
+        loop {
+            let from = self.lock().version;
+            let watching = if from == 0 { None } else { backend.watch(self.kind, None, from).await.ok() };
+            let Some(mut events) = watching else {
+                let Ok(list) = backend.list(self.kind, None).await else { return };
+                let mut state = self.lock();
+                state.known = list.items.iter().map(|one| (one.key(), one.resource_version())).collect();
+                state.version = list.resource_version;
+                if from == 0 || state.version != from {
+                    continue;
+                }
+                // It will not serve the version that it has just said.
+                drop(state);
+                self.trace.fail("watch", format_args!("{}: a list's own version {from} is refused", self.kind.name));
+                return;
+            };
+            while let Some(event) = events.recv().await {
+                if !self.take(&event) {
+                    break;
+                }
+            }
+            if self.lock().version != 0 {
+                // The watch ended though nothing had expired: this hub is gone.
+                return;
+            }
+        }
+    }
+
+    /// `false`: list anew.
+    fn take(&self, event: &WatchEvent) -> bool {
+        let mut state = self.lock();
+        let (object, expected) = match event {
+            WatchEvent::Added(object) => (object, None),
+            WatchEvent::Modified { previous, object } => (object, Some(previous.resource_version())),
+            WatchEvent::Deleted(object) => {
+                if state.known.remove(&object.key()).is_none() {
+                    self.trace.fail("watch", format_args!("{} was deleted and had not been there", object.key()));
+                }
+                self.advance(&mut state, object.resource_version(), &object.key());
+                return true;
+            }
+            WatchEvent::Progress(version) => {
+                state.version = state.version.max(*version);
+                return true;
+            }
+            WatchEvent::Expired => {
+                state.version = 0;
+                return false;
+            }
+        };
+        let key = object.key();
+        let known = state.known.insert(key.clone(), object.resource_version());
+        if known != expected {
+            let what = format!("{key} went from {known:?}, but the event says from {expected:?}");
+            self.trace.fail("watch", what);
+        }
+        self.advance(&mut state, object.resource_version(), &key);
+        true
+    }
+
+    fn advance(&self, state: &mut Watched, version: u64, key: &ObjectKey) {
+        if version <= state.version {
+            self.trace.fail("watch", format_args!("{key} at {version} came after {}", state.version));
+        }
+        state.version = version;
+    }
+
+    /// What the watcher believes, at rest: the same as a list.
+    pub(crate) async fn agrees(&self, backend: &HubBackend) -> Result<(), String> {
+        let list = backend.list(self.kind, None).await.map_err(|error| error.to_string())?;
+        let listed: BTreeMap<ObjectKey, u64> =
+            list.items.iter().map(|one| (one.key(), one.resource_version())).collect();
+        let known = &self.lock().known;
+        if *known == listed {
+            return Ok(());
+        }
+        let differs = listed.iter().find(|(key, version)| known.get(*key) != Some(*version));
+        Err(format!(
+            "a watcher of {} knows {} objects, the list has {}; first: {differs:?}",
+            self.kind.name,
+            known.len(),
+            listed.len()
+        ))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Watched> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
