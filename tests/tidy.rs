@@ -252,3 +252,29 @@ fn a_planted_second_door_is_found() {
     files.insert("hub/src/scheduler.rs".into(), "use rusqlite::Connection;".into());
     assert!(wrong_doors(&files).contains(&Finding { file: "hub/src/scheduler.rs".into(), word: "rusqlite::".into() }));
 }
+
+/// Decision record 0021: rumqttc's own TLS would bring an rustls-webpki with known faults.
+fn brought_by_rumqttc(lock: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for package in lock.split("[[package]]") {
+        let named = |name: &str| package.contains(&format!("name = \"{name}\""));
+        let version = package.split("version = \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_default();
+        let number = |at: usize| version.split('.').nth(at).and_then(|part| part.parse().ok()).unwrap_or(0_u32);
+        let old = named("rustls-webpki") && (number(0), number(1), number(2)) < (0, 103, 13);
+        if old || (named("rumqttc") && package.contains("tls")) {
+            findings.push(Finding { file: "Cargo.lock".into(), word: version.to_owned() });
+        }
+    }
+    findings
+}
+
+#[test]
+fn rumqttc_brings_no_tls_of_its_own() {
+    let lock = std::fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    assert!(lock.contains("name = \"rumqttc\"") && lock.contains("name = \"rustls-webpki\""));
+    assert_eq!(brought_by_rumqttc(&lock), []);
+    let planted = lock.replacen(" \"fixedbitset\",", " \"fixedbitset\",\n \"rustls-webpki 0.102.8\",", 1);
+    assert_eq!(brought_by_rumqttc(&planted).len(), 1, "a planted dependency is found");
+    let planted = format!("{lock}[[package]]\nname = \"rustls-webpki\"\nversion = \"0.102.8\"\n");
+    assert_eq!(brought_by_rumqttc(&planted), [Finding { file: "Cargo.lock".into(), word: "0.102.8".into() }]);
+}

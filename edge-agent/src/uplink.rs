@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_sync::backoff::{Backoff, HEAD_START_MS, Preference, Road, Roads};
+use flotilla_sync::backoff::{Backoff, HEAD_START_MS, Preference, Road, Roads, wait_without_news_ms};
 use flotilla_sync::chance;
 use flotilla_sync::driver;
-use flotilla_sync::identity::{FlooredClock, IdentityError, TrustTime};
+use flotilla_sync::identity::{FlooredClock, IdentityError, NodeName, TrustTime};
+use flotilla_sync::replica::Replica as _;
 use flotilla_sync::session::{SessionConfig, SessionEnd};
-use flotilla_sync::transport::{ConnectError, Connector, Pipe, Target};
+use flotilla_sync::transport::{ConnectError, Connector, PeerIdentity, Pipe, Target};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -69,6 +70,10 @@ struct Failed {
     retry_after_ms: Option<u64>,
     /// Where the hub refused the certificate.
     refused: Option<Target>,
+    /// The hub is there and has no time.
+    busy: bool,
+    /// A broker has told that the fleet's channel holds nothing that is not here.
+    without_news: bool,
 }
 
 impl Uplink {
@@ -83,6 +88,7 @@ impl Uplink {
                 tracing::error!("the hub has no address for the transport asked for; this device stays offline");
                 return told(&mut self.leave).await;
             }
+            let mut without_news = false;
             let retry_after_ms = match self.reach(&targets, &roads).await {
                 Ok(mut reached) => {
                     // A session that ended for a better road goes on there at once.
@@ -98,6 +104,7 @@ impl Uplink {
                     if let Some(target) = failed.refused {
                         self.renew(&target).await;
                     }
+                    without_news = failed.busy && failed.without_news;
                     failed.retry_after_ms
                 }
             };
@@ -105,6 +112,7 @@ impl Uplink {
                 return;
             }
             let wait_ms = backoff.wait_ms(self.clock.monotonic_ms(), random(), retry_after_ms);
+            let wait_ms = if without_news { wait_without_news_ms(wait_ms) } else { wait_ms };
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
@@ -131,17 +139,34 @@ impl Uplink {
                 return Err(Failed { refused: targets.first().cloned(), ..Failed::default() });
             }
         };
-        tokio::select! {
+        let mut reached = tokio::select! {
             biased;
             reached = race(&connector, targets, roads.order()) => reached,
             () = told(&mut self.leave) => Err(Failed::default()),
+        };
+        if let Err(failed) = &mut reached {
+            failed.without_news = self.is_without_news(&connector).await;
         }
+        reached
+    }
+
+    /// Whether what a broker told of the fleet's channel is all here.
+    async fn is_without_news(&self, connector: &Connector) -> bool {
+        let Some(told) = connector.position_heard() else { return false };
+        let heads = self.replica.heads(&PeerIdentity::Hub).await.unwrap_or_default();
+        let own = heads.get(&told.channel).and_then(|logs| logs.get(&told.writer));
+        own.is_some_and(|own| own.seq >= told.seq)
     }
 
     fn connector(&self) -> Result<Connector, IdentityError> {
         let enrolment = &self.identity.enrolment;
         let node = self.identity.node.clone();
-        Connector::new(&enrolment.credentials, &enrolment.authority, &enrolment.root, node, &self.time)
+        let connector =
+            Connector::new(&enrolment.credentials, &enrolment.authority, &enrolment.root, node, &self.time)?;
+        Ok(match NodeName::parse(&enrolment.fleet) {
+            Ok(fleet) => connector.listening_to(fleet),
+            Err(_unusable) => connector,
+        })
     }
 
     /// One session.
@@ -274,6 +299,7 @@ async fn race(connector: &Connector, targets: &[Target], order: &[Road]) -> Resu
             Some(Ok((_, target, Err(error)))) => {
                 tracing::debug!(%target, error = %enrolment::chain(&error), "no connection to the hub");
                 failed.retry_after_ms = error.retry_after_ms().or(failed.retry_after_ms);
+                failed.busy |= matches!(error, ConnectError::Busy { .. });
                 if matches!(error, ConnectError::Refused { .. }) {
                     failed.refused = Some(target);
                 }

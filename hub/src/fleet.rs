@@ -3,6 +3,7 @@
 //! Owns accepting devices from the transports, running sync's driver for each, and turning what devices report into rows.
 //! Refuses decisions about workloads: those are the controllers'. Start reading at [`serve`], then [`door`].
 
+pub(crate) mod announce;
 pub(crate) mod attention;
 pub mod contact;
 pub(crate) mod door;

@@ -6,6 +6,7 @@
 
 mod admission;
 mod backend;
+pub mod broker;
 pub mod bundle;
 pub mod clock;
 pub mod config;
@@ -168,7 +169,12 @@ impl Hub {
             tokio::spawn(mind.clone().think(stop.clone())),
         ];
         if let Some(mqtt) = mqtt {
-            tasks.push(tokio::spawn(fleet::serve(mqtt, doors.reception(), stop)));
+            let reception = doors.reception();
+            if let Some(announcer) = mqtt.announcer() {
+                let door = Arc::clone(&reception.door);
+                tasks.push(tokio::spawn(fleet::announce::announce(door, announcer, stop.clone())));
+            }
+            tasks.push(tokio::spawn(fleet::serve(mqtt, reception, stop)));
         }
         tracing::info!(api = %api_address, quic = %quic_address, incarnation = store.incarnation(), "the hub is ready");
         Ok(Self { api: api_address, quic: quic_address, store, contacts: mind.contacts, shutdown, tasks, lock })

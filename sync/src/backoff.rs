@@ -9,6 +9,8 @@ const EARLY_FOR_MS: u64 = 2 * 60_000;
 const LATE_MS_MAX: u64 = 60_000;
 /// A connection that lasted this long ends the outage; a shorter one does not.
 const STABLE_MS: u64 = 60_000;
+/// A device that a busy hub has nothing new for leaves so much more time to those that are behind.
+const NOTHING_NEW_FACTOR: u64 = 4;
 /// Largest wait that a hub may ask for.
 const RETRY_AFTER_MS_MAX: u64 = 60 * 60_000;
 /// While on a worse road, how long until a better one is tried; doubled with each attempt, and spread upwards by as much.
@@ -62,6 +64,12 @@ impl Backoff {
         let early = now_ms.saturating_sub(since_ms) < EARLY_FOR_MS;
         random % (exponential.min(if early { EARLY_MS_MAX } else { LATE_MS_MAX }) + 1)
     }
+}
+
+/// What a wait for a busy hub becomes at a device that has heard that its fleet's channel has nothing new: those that are behind go
+/// first. Bounded, since what it has heard may be old.
+pub fn wait_without_news_ms(wait_ms: u64) -> u64 {
+    wait_ms.saturating_mul(NOTHING_NEW_FACTOR).min(LATE_MS_MAX.max(wait_ms))
 }
 
 /// Which transports a device may use.

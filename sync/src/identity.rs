@@ -21,9 +21,10 @@ pub mod writer;
 pub(crate) use authority::pin_of;
 pub use authority::{Installation, InstallationId, InstallationMaterial};
 pub use certificate::{
-    CertificateError, Credentials, CredentialsMaterial, SessionRequest, SessionRequestMaterial, Subject, peer_node,
+    CertificateError, Credentials, CredentialsMaterial, HUB_USER, SessionRequest, SessionRequestMaterial, Subject,
+    peer_node,
 };
-pub(crate) use certificate::{validity_ms, verified_request};
+pub(crate) use certificate::{node_of_user, user_of_node, validity_ms, verified_request};
 pub use device::{DeviceCertificate, DeviceKeys, DeviceKeysMaterial};
 pub use keys::{BadSignature, PublicKey, SigningKey};
 pub(crate) use keys::{hex, random_bytes};
@@ -45,6 +46,12 @@ pub enum IdentityError {
         field: &'static str,
         /// What is wrong with it.
         why: String,
+    },
+    /// A broker was to have a fleet door's name.
+    #[error("{name} is a name of fleet doors: a broker that had it could pass for the hub")]
+    DoorName {
+        /// The name asked for.
+        name: String,
     },
     /// A certificate or certificate request.
     #[error(transparent)]

@@ -19,6 +19,7 @@ pub mod list;
 pub mod log;
 pub mod observation;
 pub mod planted;
+pub mod position;
 pub mod record;
 pub mod replica;
 pub mod session;

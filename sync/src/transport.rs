@@ -7,6 +7,7 @@
 //! when to come back. Only then does the device know that its certificate was accepted, since TLS 1.3 tells a client nothing.
 
 mod door;
+mod ear;
 mod memory;
 mod mqtt;
 mod quic;
@@ -27,11 +28,14 @@ use tokio::sync::{mpsc, watch};
 
 pub use door::{AcceptBucket, Door, DoorLimits, Gate, OpenGate, RetryAfter};
 pub use memory::{MemoryDoor, MemoryFault};
-pub use mqtt::{BrokerUrl, BrokerUrlError};
+pub use mqtt::{BrokerUrl, BrokerUrlError, mosquitto};
 
+use crate::channel::ChannelName;
 use crate::identity::{
     Credentials, IdentityError, InstallationId, NodeName, PublicKey, TrustTime, device_client, enrol_client,
 };
+use crate::position::SignedPosition;
+use ear::Ear;
 
 /// How long a connection attempt may take, name resolution to acceptance.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -120,6 +124,17 @@ enum Inner {
     Memory,
 }
 
+/// Keeps signed positions at a broker for devices that come.
+#[derive(Debug, Clone)]
+pub struct Announcer(mqtt::Announcer);
+
+impl Announcer {
+    /// Tells this position, now and whenever the broker has been lost. Never blocks; too many fleets are not told (`false`).
+    pub fn tell(&self, position: &SignedPosition) -> bool {
+        self.0.tell(position)
+    }
+}
+
 /// Where a device finds the fleet door.
 #[derive(Debug, Clone)]
 pub enum Target {
@@ -137,6 +152,10 @@ pub struct Connector {
     tls: Arc<ClientConfig>,
     node: NodeName,
     installation: InstallationId,
+    root: PublicKey,
+    /// Shown to brokers.
+    credentials: Arc<Credentials>,
+    ear: Option<Arc<Ear>>,
 }
 
 /// A device's way to an enrolment.
@@ -257,6 +276,14 @@ impl Listener {
         }
     }
 
+    /// Tells through the broker how far channels of fleets go; `None` for other transports.
+    pub fn announcer(&self) -> Option<Announcer> {
+        match &self.inner {
+            Inner::Mqtt(listening) => Some(Announcer(listening.announcer())),
+            Inner::Quic(_) | Inner::Memory => None,
+        }
+    }
+
     /// Ends every pipe that came from here, telling the devices at once that the hub stops.
     pub async fn close(self) {
         match self.inner {
@@ -280,7 +307,21 @@ impl Connector {
         time: &Arc<dyn TrustTime>,
     ) -> Result<Self, IdentityError> {
         let tls = device_client(credentials, authority, time)?;
-        Ok(Self { tls, node, installation: InstallationId::of(root) })
+        let (installation, credentials) = (InstallationId::of(root), Arc::new(credentials.clone()));
+        Ok(Self { tls, node, installation, root: *root, credentials, ear: None })
+    }
+
+    /// Also listens for how far this fleet's channel goes, while it connects through a broker.
+    #[must_use]
+    pub fn listening_to(self, fleet: NodeName) -> Self {
+        let ear = Ear::new(ChannelName::Fleet(fleet), self.root);
+        Self { ear: Some(Arc::new(ear)), ..self }
+    }
+
+    /// The newest position of the fleet's channel that a hub has signed and a broker has told. A broker may keep an old one back, or
+    /// show one: that the device is behind it is certain, that it is not is a hint.
+    pub fn position_heard(&self) -> Option<SignedPosition> {
+        self.ear.as_ref().and_then(|ear| ear.heard())
     }
 
     /// Opens a session's stream.
@@ -291,7 +332,10 @@ impl Connector {
         let attempt = async {
             match target {
                 Target::Quic(address) => quic::connect(address, &self.tls, &self.installation).await,
-                Target::Mqtt(broker) => mqtt::connect(broker, &self.tls, &self.installation, &self.node).await,
+                Target::Mqtt(broker) => {
+                    let (own, ear) = (&self.credentials, self.ear.as_ref());
+                    mqtt::connect(broker, &self.tls, &self.installation, &self.node, own, ear).await
+                }
                 Target::Memory(door) => door.connect(&self.node).await,
             }
         };

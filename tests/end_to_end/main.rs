@@ -4,6 +4,7 @@
 mod apps;
 mod away;
 mod bad_input;
+mod broker;
 mod damage;
 mod demo;
 mod history;

@@ -43,6 +43,10 @@ pub struct Fleet {
     broker_port: u16,
     hub: Option<Process>,
     broker: Option<Process>,
+    /// What the broker is told beside its listener.
+    broker_settings: String,
+    /// Where the hub finds it.
+    broker_url: String,
     agents: BTreeMap<String, Process>,
     hub_arguments: Vec<String>,
 }
@@ -55,6 +59,7 @@ impl Fleet {
 
     pub fn start_with(binary: &str, road: Road, containers: Containers, hub_arguments: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("flotilla-test-").tempdir().unwrap();
+        let broker_port = free_tcp_port();
         let mut fleet = Self {
             binary: binary.into(),
             folder,
@@ -62,9 +67,11 @@ impl Fleet {
             containers,
             api_port: free_tcp_port(),
             quic_port: UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(),
-            broker_port: free_tcp_port(),
+            broker_port,
             hub: None,
             broker: None,
+            broker_settings: format!("listener {broker_port} 127.0.0.1\nallow_anonymous true\npersistence false\n"),
+            broker_url: format!("mqtt://127.0.0.1:{broker_port}"),
             agents: BTreeMap::new(),
             hub_arguments: hub_arguments.iter().map(|text| (*text).to_owned()).collect(),
         };
@@ -137,13 +144,43 @@ impl Fleet {
 
     pub fn start_broker(&mut self) {
         let configuration = self.folder.path().join("mosquitto.conf");
-        let text = format!("listener {} 127.0.0.1\nallow_anonymous true\npersistence false\n", self.broker_port);
-        std::fs::write(&configuration, text).unwrap();
+        std::fs::write(&configuration, &self.broker_settings).unwrap();
         let arguments = vec!["-c".to_owned(), configuration.to_string_lossy().into_owned()];
         let program = crate::process_path("mosquitto").expect("mosquitto was looked for before this test began");
         self.broker = Some(Process::start(&program, &arguments, &self.folder.path().join("mosquitto.log")));
         let port = self.broker_port;
         wait::until_true("mosquitto listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    }
+
+    /// Starts it anew with more settings.
+    pub fn restart_broker_with(&mut self, settings: &str) {
+        self.kill_broker();
+        self.broker_settings.push_str(settings);
+        self.start_broker();
+    }
+
+    /// Starts it anew as `flotilla hub broker` has it, for devices and hub on its port and for those who enrol on another; the hub
+    /// must be told.
+    pub fn secure_broker(&mut self) {
+        self.kill_broker();
+        let (folder, enrol_port) = (self.folder.path().join("broker"), free_tcp_port());
+        let (data, out) = (self.hub_folder(), folder.to_string_lossy().into_owned());
+        let (port, enrol) = (self.broker_port.to_string(), enrol_port.to_string());
+        let words = ["hub", "broker", "--data", &data.to_string_lossy(), "--name", "localhost", "--name", "127.0.0.1"];
+        let words = [&words[..], &["--port", &port, "--enrol-port", &enrol, &out]].concat();
+        self.broker_url = self.run(&words).unwrap().trim().to_owned();
+        let path = folder.join("flotilla.conf");
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        for port in [port, enrol] {
+            text = text.replace(&format!("listener {port}\n"), &format!("listener {port} 127.0.0.1\n"));
+        }
+        // Started by root it would become a user who cannot read the test's folder.
+        self.broker_settings = format!("{text}user root\n");
+        self.start_broker();
+    }
+
+    pub fn broker_port(&self) -> u16 {
+        self.broker_port
     }
 
     pub fn kill_broker(&mut self) {
@@ -162,7 +199,7 @@ impl Fleet {
         arguments.extend(self.words(&["--listen", &format!("127.0.0.1:{}", self.api_port)]));
         arguments.extend(self.words(&["--quic", &format!("127.0.0.1:{}", self.quic_port)]));
         if self.road != Road::Quic {
-            arguments.extend(self.words(&["--mqtt", &format!("mqtt://127.0.0.1:{}", self.broker_port)]));
+            arguments.extend(self.words(&["--mqtt", &self.broker_url]));
         }
         arguments.extend(self.hub_arguments.clone());
         let log = self.folder.path().join("hub.log");

@@ -12,6 +12,7 @@ pub mod fleet;
 pub mod images;
 pub mod kubectl;
 pub mod leftovers;
+pub mod mqtt;
 pub mod process;
 pub mod relay;
 pub mod wait;

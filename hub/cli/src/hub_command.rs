@@ -24,6 +24,8 @@ pub(crate) enum HubCommand {
     Resume(FolderArguments),
     /// Look for damage in a hub's database, and tell what it learned from its devices
     Check(FolderArguments),
+    /// Write what a mosquitto needs to serve this fleet, and print the URL for `hub run --mqtt`
+    Broker(BrokerArguments),
 }
 
 #[derive(Debug, Args)]
@@ -43,7 +45,7 @@ pub(crate) struct HubArguments {
     /// Name or address written into admin.kubeconfig and the API's certificate. Default: what --listen is bound to
     #[arg(long, value_name = "HOST[:PORT]")]
     advertise_api: Option<flotilla_hub::ApiName>,
-    /// Broker at which devices reach the hub too, `mqtt://host:1883`
+    /// Broker at which devices reach the hub too: `mqtt://host:1883`, or what `flotilla hub broker` prints
     #[arg(long, value_name = "URL")]
     mqtt: Option<String>,
     /// Records kept in one channel's log; a device further behind is caught up by a snapshot
@@ -61,6 +63,30 @@ pub(crate) struct HubArguments {
     /// Age of audit entries
     #[arg(long, value_name = "AGE", default_value = "90d", value_parser = parse_duration)]
     audit_age_max: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BrokerArguments {
+    /// The hub's folder; the hub may run
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Name or address under which hub and devices reach the broker; repeat it for more. The first stands in the URL
+    #[arg(long = "name", value_name = "HOST", required = true)]
+    names: Vec<String>,
+    /// Port for the hub and for devices, which show certificates
+    #[arg(long, default_value_t = 8883, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// Port for devices that join, or whose certificate is over
+    #[arg(long, default_value_t = 8884, value_parser = clap::value_parser!(u16).range(1..))]
+    enrol_port: u16,
+    /// Nobody joins by this broker, and a device that was away for a month does not come back by it
+    #[arg(long, conflicts_with = "enrol_port")]
+    no_enrol: bool,
+    /// Where the files will lie on the broker's machine. Default: OUT
+    #[arg(long, value_name = "DIR")]
+    installed: Option<PathBuf>,
+    /// Folder for the files; those of an earlier call are overwritten, and the broker's key is made anew
+    out: PathBuf,
 }
 
 /// `flotilla token ...`
@@ -96,6 +122,7 @@ pub(crate) fn run(command: HubCommand) -> Result<()> {
         HubCommand::Restore(arguments) => return recovery_command::restore(&arguments),
         HubCommand::Resume(arguments) => return recovery_command::resume(&arguments),
         HubCommand::Check(arguments) => return recovery_command::check(&arguments),
+        HubCommand::Broker(arguments) => return broker(arguments),
     };
     flotilla_agent::init_logging();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -119,6 +146,18 @@ pub(crate) fn token(command: &TokenCommand) -> Result<()> {
     };
     let token = flotilla_hub::tokens::create(&arguments.data, &request).context("no token was made")?;
     say(&token)
+}
+
+fn broker(arguments: BrokerArguments) -> Result<()> {
+    let BrokerArguments { data, names, port, enrol_port, no_enrol, installed, out } = arguments;
+    let request = flotilla_hub::broker::BrokerRequest { names, port, enrol_port: (!no_enrol).then_some(enrol_port) };
+    let installed = match installed {
+        Some(installed) => installed,
+        None => std::path::absolute(&out).with_context(|| format!("{} is no path", out.display()))?,
+    };
+    let url = flotilla_hub::broker::prepare(&data, &out, &installed, &request)
+        .context("the broker's files were not written")?;
+    say(&url)
 }
 
 fn config(arguments: &HubArguments) -> Result<HubConfig> {

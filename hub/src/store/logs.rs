@@ -71,7 +71,14 @@ impl Logs {
         self.heads.read().unwrap_or_else(PoisonError::into_inner).get(channel).cloned().unwrap_or_default()
     }
 
-    /// Rings when a log that may concern this node grew.
+    /// How far this writer's log goes in the channel of each fleet.
+    pub(crate) fn fleets(&self, writer: &WriterId) -> BTreeMap<ChannelName, u64> {
+        let heads = self.heads.read().unwrap_or_else(PoisonError::into_inner);
+        let fleets = heads.iter().filter(|(channel, _)| matches!(channel, ChannelName::Fleet(_)));
+        fleets.filter_map(|(channel, logs)| Some((channel.clone(), logs.get(writer)?.seq))).collect()
+    }
+
+    /// Rings when a log that may concern this node grew; those of fleets concern all.
     pub(crate) fn bell(&self, node: &str) -> watch::Receiver<u64> {
         let mut bells = self.bells.write().unwrap_or_else(PoisonError::into_inner);
         bells.entry(node.to_owned()).or_insert_with(|| watch::channel(0).0).subscribe()

@@ -79,3 +79,11 @@ fn a_worse_road_is_left_when_a_better_one_may_work() {
     roads.connected(Road::Mqtt(0), 400_000, 0);
     assert_eq!(roads.better_at_ms(), Some(420_000), "the best road worked: it is looked for soon");
 }
+
+#[test]
+fn who_has_nothing_new_to_expect_waits_longer_but_not_for_ever() {
+    assert_eq!(wait_without_news_ms(0), 0);
+    assert_eq!(wait_without_news_ms(5_000), 20_000);
+    assert_eq!(wait_without_news_ms(40_000), 60_000);
+    assert_eq!(wait_without_news_ms(3_600_000), 3_600_000, "the hub's own wish is never shortened");
+}

@@ -27,6 +27,8 @@ const AUTHORITY_DAYS: u64 = 30 * 365;
 const SERVER_DAYS: u64 = 10 * 365;
 /// Session certificates are short; renewed after two thirds.
 const SESSION_DAYS: u64 = 30;
+/// What the names of fleet doors end with.
+const DOOR_DOMAIN: &str = ".hub.flotilla.internal";
 /// Certificates are valid from an hour before their issue, for clocks that run a little behind.
 const BACKDATE_MS: u64 = 60 * 60 * 1000;
 /// 9999-12-31T23:59:59Z: a certificate without an end (RFC 5280, 4.1.2.5).
@@ -77,7 +79,7 @@ impl InstallationId {
     /// The host name in the certificate of this installation's fleet door. Devices check this name and not the address they
     /// dialled: hubs move, and a broker has no name of the hub.
     pub fn door_name(&self) -> String {
-        format!("{}.hub.flotilla.internal", self.0)
+        format!("{}{DOOR_DOMAIN}", self.0)
     }
 }
 
@@ -209,6 +211,27 @@ impl Installation {
     /// When signing fails.
     pub fn issue_door(&self, now_ms: u64) -> Result<Credentials, IdentityError> {
         self.issue_server(&[self.id().door_name()], now_ms)
+    }
+
+    /// The certificate by which a broker of this installation's devices is known to them and to the hub, under these host names.
+    ///
+    /// # Errors
+    /// A name that is no host name, or that of a fleet door: who has the broker's key must not pass for a hub.
+    pub fn issue_broker(&self, names: &[String], now_ms: u64) -> Result<Credentials, IdentityError> {
+        if let Some(name) =
+            names.iter().find(|name| name.trim_end_matches('.').to_ascii_lowercase().ends_with(DOOR_DOMAIN))
+        {
+            return Err(IdentityError::DoorName { name: name.clone() });
+        }
+        self.issue_server(names, now_ms)
+    }
+
+    /// The certificate by which the hub is known to a broker.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn issue_hub_user(&self, now_ms: u64) -> Result<Credentials, IdentityError> {
+        self.issue_user(certificate::HUB_USER, None, now_ms, SERVER_DAYS * DAY_MS)
     }
 
     /// A user's client certificate: common name and organization (Kubernetes' user and group). The administrator is

@@ -15,6 +15,8 @@ use super::{IdentityError, NodeName, NodeNameError};
 
 const NODE_PREFIX: &str = "system:node:";
 const NODES_GROUP: &str = "system:nodes";
+/// The name by which a broker knows the hub. No node has it, see [`user_of_node`].
+pub const HUB_USER: &str = "system:hub:1";
 /// Largest certificate or certificate request that is looked at.
 const DER_BYTES_MAX: usize = 8 * 1024;
 
@@ -337,11 +339,21 @@ impl std::fmt::Debug for SessionRequest {
     }
 }
 
+/// The name of a device as a user: the common name of its session certificate.
+pub(crate) fn user_of_node(node: &NodeName) -> String {
+    format!("{NODE_PREFIX}{node}")
+}
+
+/// The device that is this user.
+pub(crate) fn node_of_user(user: &str) -> Option<NodeName> {
+    NodeName::parse(user.strip_prefix(NODE_PREFIX)?).ok()
+}
+
 /// The subject of a node's session certificate.
 pub(crate) fn node_subject(node: &NodeName) -> DistinguishedName {
     let mut subject = DistinguishedName::new();
     subject.push(DnType::OrganizationName, NODES_GROUP);
-    subject.push(DnType::CommonName, format!("{NODE_PREFIX}{node}"));
+    subject.push(DnType::CommonName, user_of_node(node));
     subject
 }
 

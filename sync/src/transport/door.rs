@@ -9,7 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::{PeerIdentity, Reader, Writer};
-use crate::identity::{IdentityError, Installation, InstallationId, NodeName, TrustTime, door_server};
+use crate::identity::{
+    Credentials, IdentityError, Installation, InstallationId, NodeName, TrustTime, door_server, hex,
+};
 
 /// The byte a device begins with: the version of what follows.
 const PREFACE: u8 = 1;
@@ -115,6 +117,8 @@ pub struct Door {
     limits: DoorLimits,
     installation: InstallationId,
     reset_secret: [u8; 64],
+    at_brokers: Credentials,
+    share_group: String,
 }
 
 impl Door {
@@ -130,21 +134,37 @@ impl Door {
     ) -> Result<Arc<Self>, IdentityError> {
         let credentials = installation.issue_door(time.now_ms())?;
         let tls = door_server(&credentials, installation.authority(), &time)?;
-        let reset_secret = reset_secret(installation);
-        Ok(Arc::new(Self { tls, time, gate, limits, installation: installation.id(), reset_secret }))
+        Self::assemble(installation, tls, time, gate, limits)
+    }
+
+    fn assemble(
+        installation: &Installation,
+        tls: Arc<ServerConfig>,
+        time: Arc<dyn TrustTime>,
+        gate: Arc<dyn Gate>,
+        limits: DoorLimits,
+    ) -> Result<Arc<Self>, IdentityError> {
+        Ok(Arc::new(Self {
+            reset_secret: reset_secret(installation),
+            at_brokers: installation.issue_hub_user(time.now_ms())?,
+            share_group: hex(&installation.root().sign("mqtt-share-group/1", b"")[..16]),
+            installation: installation.id(),
+            tls,
+            time,
+            gate,
+            limits,
+        }))
     }
 
     /// A door that presents another certificate than its own.
     #[cfg(test)]
     pub(super) fn with_credentials(
         installation: &Installation,
-        credentials: &crate::identity::Credentials,
+        credentials: &Credentials,
         time: Arc<dyn TrustTime>,
     ) -> Result<Arc<Self>, IdentityError> {
         let tls = door_server(credentials, installation.authority(), &time)?;
-        let (gate, limits) = (Arc::new(OpenGate), DoorLimits::default());
-        let reset_secret = reset_secret(installation);
-        Ok(Arc::new(Self { tls, time, gate, limits, installation: installation.id(), reset_secret }))
+        Self::assemble(installation, tls, time, Arc::new(OpenGate), DoorLimits::default())
     }
 
     pub(super) fn tls(&self) -> &Arc<ServerConfig> {
@@ -167,6 +187,17 @@ impl Door {
     /// knows their connections (RFC 9000, 10.3), instead of leaving them to find out by silence.
     pub(super) fn reset_secret(&self) -> &[u8; 64] {
         &self.reset_secret
+    }
+
+    /// How the hub shows itself to a broker that asks for a certificate.
+    pub(super) fn at_brokers(&self) -> &Credentials {
+        &self.at_brokers
+    }
+
+    /// The group in which hubs of this installation share what a broker may hand to any of them. A secret, made like
+    /// [`Self::reset_secret`]: a device that knew it could join, and take away what is meant for a hub.
+    pub(super) fn share_group(&self) -> &str {
+        &self.share_group
     }
 
     pub(super) fn now_ms(&self) -> u64 {

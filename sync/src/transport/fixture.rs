@@ -32,13 +32,19 @@ pub(crate) fn at(now_ms: u64) -> Arc<dyn TrustTime> {
 pub(crate) struct Site {
     pub(crate) installation: Arc<Installation>,
     pub(crate) door: Arc<Door>,
+    pub(crate) now_ms: u64,
 }
 
 impl Site {
     pub(crate) fn new() -> Self {
-        let installation = Arc::new(Installation::create(NOW_MS).unwrap());
-        let door = Door::new(&installation, at(NOW_MS), Arc::new(OpenGate), DoorLimits::default()).unwrap();
-        Self { installation, door }
+        Self::at(NOW_MS)
+    }
+
+    /// One whose clocks show this, for others that have a clock of their own.
+    pub(crate) fn at(now_ms: u64) -> Self {
+        let installation = Arc::new(Installation::create(now_ms).unwrap());
+        let door = Door::new(&installation, at(now_ms), Arc::new(OpenGate), DoorLimits::default()).unwrap();
+        Self { installation, door, now_ms }
     }
 
     pub(crate) fn credentials(&self, name: &str, issued_ms: u64) -> Credentials {
@@ -50,16 +56,16 @@ impl Site {
     /// A device `name` that presents these credentials.
     pub(crate) fn connector_with(&self, name: &str, credentials: &Credentials) -> Connector {
         let root = self.installation.root().public();
-        Connector::new(credentials, self.installation.authority(), &root, node(name), &at(NOW_MS)).unwrap()
+        Connector::new(credentials, self.installation.authority(), &root, node(name), &at(self.now_ms)).unwrap()
     }
 
     pub(crate) fn connector(&self, name: &str) -> Connector {
-        self.connector_with(name, &self.credentials(name, NOW_MS))
+        self.connector_with(name, &self.credentials(name, self.now_ms))
     }
 
     pub(crate) fn enrol_connector(&self) -> EnrolConnector {
         let root = self.installation.root().public();
-        EnrolConnector::new(self.installation.pin(), &root, &at(NOW_MS)).unwrap()
+        EnrolConnector::new(self.installation.pin(), &root, &at(self.now_ms)).unwrap()
     }
 }
 
@@ -139,6 +145,7 @@ pub(crate) struct Admits {
     pub(crate) installation: Arc<Installation>,
     pub(crate) record: std::sync::Mutex<TokenRecord>,
     pub(crate) decisions: AtomicUsize,
+    pub(crate) now_ms: u64,
 }
 
 impl Admits {
@@ -148,14 +155,15 @@ impl Admits {
         let (token, record) = Token::generate((quic, mqtt), pins, expires_ms, None, 1).unwrap();
         let installation = Arc::clone(&site.installation);
         let decisions = AtomicUsize::new(0);
-        (Arc::new(Self { installation, record: std::sync::Mutex::new(record), decisions }), token)
+        let now_ms = site.now_ms;
+        (Arc::new(Self { installation, record: std::sync::Mutex::new(record), decisions, now_ms }), token)
     }
 
     fn decide(&self, request: &EnrolRequest) -> Result<EnrolResponse, EnrolRefusal> {
         self.decisions.fetch_add(1, Ordering::Relaxed);
         if let EnrolProof::Token(presented) = &request.proof {
             let mut record = self.record.lock().unwrap();
-            let found = TokenRecord::check(Some(&record), presented, NOW_MS, &request.node, &request.device_key)?;
+            let found = TokenRecord::check(Some(&record), presented, self.now_ms, &request.node, &request.device_key)?;
             if found == TokenUse::First {
                 record.used_by.push((request.node.clone(), request.device_key));
             }
@@ -165,11 +173,13 @@ impl Admits {
             message: error.to_string(),
             retry_after_ms: None,
         };
-        let leaf =
-            self.installation.issue_session(&request.csr, &request.node, NOW_MS).map_err(|error| failed(&error))?;
+        let leaf = self
+            .installation
+            .issue_session(&request.csr, &request.node, self.now_ms)
+            .map_err(|error| failed(&error))?;
         let certificate = self
             .installation
-            .certify_device(&request.node, "uid-1", request.device_key, request.sealing, NOW_MS)
+            .certify_device(&request.node, "uid-1", request.device_key, request.sealing, self.now_ms)
             .map_err(|error| failed(&error))?;
         Ok(EnrolResponse {
             chain: vec![leaf.to_vec()],
@@ -179,7 +189,7 @@ impl Admits {
             node_uid: "uid-1".to_owned(),
             fleet: "default".to_owned(),
             incarnation: 7,
-            hub_time_ms: NOW_MS,
+            hub_time_ms: self.now_ms,
             quic: vec!["hub:7443".to_owned()],
             mqtt: Vec::new(),
             hub_sealing: Some(self.installation.sealing().public().unwrap()),

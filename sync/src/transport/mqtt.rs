@@ -5,19 +5,23 @@
 //! broker, on either side, ends the streams over it for the same reason.
 //!
 //! Start at `frame` (the bytes), `stream` (the rules, pure), `link` (the two as a byte stream), then `hub` and `device`. The
-//! client of the broker is ours, over rumqttc's codecs: `packet` (pure) and `client`.
+//! client of the broker is ours, over rumqttc's codecs: `packet` (pure) and `client`. `topic` says who may say what where, `mosquitto` says it
+//! to a broker.
 
+mod announce;
 mod client;
 mod device;
 mod frame;
 mod hub;
 mod link;
+pub mod mosquitto;
 mod packet;
 mod stream;
 mod tls;
 mod topic;
 mod url;
 
+pub(super) use announce::Announcer;
 pub(super) use device::{connect, connect_enrol};
 pub(super) use hub::{Listening, listen};
 pub use url::{BrokerUrl, BrokerUrlError};

@@ -3,7 +3,7 @@
 //! Owns the socket, its keep-alive and the choice of the version. Refuses to come back by itself: a lost connection ends all streams
 //! over it, so whoever lost it begins anew. Start at [`join`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::time::Duration;
 
@@ -13,8 +13,10 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::packet::{self, ALIASES_MAX, Alias, ConnAck, Connect, Malformed, Message, Packet, Version};
+use super::packet::{self, ALIASES_MAX, Alias, ConnAck, Connect, Keep, Malformed, Message, Packet, Publish, Version};
+use super::topic::Filter;
 use super::{BrokerUrl, frame, tls};
+use crate::identity::Credentials;
 
 /// How long a broker may take to let a client in, each step.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,6 +31,8 @@ const PACKET_BYTES_MAX: usize = 1 << 20;
 const PACKET_BYTES_TOLD: u32 = 16 * 1024;
 /// A message that a broker could not deliver within this time is worth nothing: its stream has asked and ended. Seconds.
 const EXPIRY_S: u32 = 60;
+/// Messages kept that come before the subscriptions are granted.
+const EARLY_LEN_MAX: usize = 64;
 /// Bytes gathered for one write.
 const OUTPUT_BYTES: usize = 32 * 1024;
 const INPUT_BYTES: usize = 16 * 1024;
@@ -38,11 +42,13 @@ const INPUT_BYTES: usize = 16 * 1024;
 pub(super) struct Joining<'a> {
     pub(super) broker: &'a BrokerUrl,
     pub(super) client_id: String,
+    /// Shown to a broker that asks for a certificate.
+    pub(super) own: Option<&'a Credentials>,
     /// What the broker says when this client is gone without a word.
-    pub(super) will: (String, Bytes),
+    pub(super) will: Publish,
     /// Said before the subscriptions.
-    pub(super) news: Option<(String, Bytes)>,
-    pub(super) filters: Vec<String>,
+    pub(super) news: Option<Publish>,
+    pub(super) filters: Vec<Filter>,
     /// Messages that may wait to leave.
     pub(super) queue_len: usize,
 }
@@ -56,6 +62,9 @@ pub(super) enum JoinError {
     /// It does not let this client in.
     #[error("the broker refuses this client: {0}")]
     Refused(String),
+    /// The certificate it was shown is over.
+    #[error("{}", Lost::CertificateExpired)]
+    CertificateExpired,
     /// The way to it.
     #[error("{0}")]
     Io(String),
@@ -72,9 +81,31 @@ pub(super) struct Client {
 #[error("the connection to the broker is gone")]
 pub(super) struct Gone;
 
+/// Why a connection to a broker ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Lost {
+    #[error("the broker does not take this certificate: it has expired, says its clock")]
+    CertificateExpired,
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<io::Error> for Lost {
+    fn from(error: io::Error) -> Self {
+        if tls::says_expired(&error) { Self::CertificateExpired } else { Self::Other(error.to_string()) }
+    }
+}
+
+impl From<Malformed> for Lost {
+    fn from(error: Malformed) -> Self {
+        Self::Other(error.to_string())
+    }
+}
+
 #[derive(Debug)]
 enum Request {
-    Publish { topic: String, payload: Bytes },
+    Publish(Publish),
+    Unsubscribe(Filter),
     Leave,
 }
 
@@ -89,6 +120,10 @@ pub(super) struct Connection {
     requests: mpsc::Receiver<Request>,
     aliases: BTreeMap<String, u16>,
     aliases_max: u16,
+    /// The broker shares subscriptions.
+    shares: bool,
+    /// Messages that came before the subscriptions were granted.
+    early: VecDeque<Message>,
     packet_bytes_max: usize,
     keep_alive: Duration,
     ping_at: Instant,
@@ -111,7 +146,7 @@ pub(super) async fn join(joining: &Joining<'_>) -> Result<(Client, Connection), 
 
 async fn join_with(joining: &Joining<'_>, version: Version) -> Result<(Client, Connection), JoinError> {
     let timeout = |what: &str| JoinError::Io(format!("no {what} within {} s", JOIN_TIMEOUT.as_secs()));
-    let stream = tokio::time::timeout(JOIN_TIMEOUT, dial(joining.broker)).await;
+    let stream = tokio::time::timeout(JOIN_TIMEOUT, dial(joining)).await;
     let (reader, writer) = stream.map_err(|_elapsed| timeout("connection"))?.map_err(JoinError::Io)?;
     let (sender, requests) = mpsc::channel(joining.queue_len);
     let mut connection = Connection {
@@ -124,6 +159,8 @@ async fn join_with(joining: &Joining<'_>, version: Version) -> Result<(Client, C
         requests,
         aliases: BTreeMap::new(),
         aliases_max: 0,
+        shares: false,
+        early: VecDeque::new(),
         packet_bytes_max: PACKET_BYTES_MAX,
         keep_alive: Duration::from_secs(KEEP_ALIVE_S.into()),
         ping_at: Instant::now() + Duration::from_secs(KEEP_ALIVE_S.into()),
@@ -137,7 +174,8 @@ async fn join_with(joining: &Joining<'_>, version: Version) -> Result<(Client, C
 
 type Halves = (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>);
 
-async fn dial(broker: &BrokerUrl) -> Result<Halves, String> {
+async fn dial(joining: &Joining<'_>) -> Result<Halves, String> {
+    let broker = joining.broker;
     let cannot = |error: io::Error| format!("cannot connect: {error}");
     let stream = TcpStream::connect((broker.host(), broker.port())).await.map_err(cannot)?;
     stream.set_nodelay(true).map_err(cannot)?;
@@ -147,7 +185,7 @@ async fn dial(broker: &BrokerUrl) -> Result<Halves, String> {
             Ok((Box::new(reader), Box::new(writer)))
         }
         Some(trust) => {
-            let stream = tls::connect(stream, broker.host(), trust).await?;
+            let stream = tls::connect(stream, broker.host(), trust, joining.own).await?;
             let (reader, writer) = tokio::io::split(stream);
             Ok((Box::new(reader), Box::new(writer)))
         }
@@ -156,15 +194,24 @@ async fn dial(broker: &BrokerUrl) -> Result<Halves, String> {
 
 impl Client {
     /// Sends; waits for room in the queue.
-    pub(super) async fn publish(&self, topic: &str, payload: Bytes) -> Result<(), Gone> {
-        let request = Request::Publish { topic: topic.to_owned(), payload };
-        self.requests.send(request).await.map_err(|_gone| Gone)
+    pub(super) async fn publish(&self, topic: String, payload: Bytes) -> Result<(), Gone> {
+        self.send(Publish { topic, payload, keep: Keep::No }).await
+    }
+
+    /// Sends any message; waits for room in the queue.
+    pub(super) async fn send(&self, message: Publish) -> Result<(), Gone> {
+        self.requests.send(Request::Publish(message)).await.map_err(|_gone| Gone)
     }
 
     /// Sends, if there is room.
-    pub(super) fn try_publish(&self, topic: &str, payload: Bytes) -> Result<(), Gone> {
-        let request = Request::Publish { topic: topic.to_owned(), payload };
+    pub(super) fn try_publish(&self, topic: String, payload: Bytes) -> Result<(), Gone> {
+        let request = Request::Publish(Publish { topic, payload, keep: Keep::No });
         self.requests.try_send(request).map_err(|_full_or_gone| Gone)
+    }
+
+    /// Ends a subscription; what is on its way still comes.
+    pub(super) async fn unsubscribe(&self, filter: Filter) -> Result<(), Gone> {
+        self.requests.send(Request::Unsubscribe(filter)).await.map_err(|_gone| Gone)
     }
 
     /// Leaves in order, after all that waits.
@@ -178,13 +225,16 @@ impl Connection {
     ///
     /// # Errors
     /// Why the connection ended.
-    pub(super) async fn next(&mut self) -> Result<Option<Message>, String> {
+    pub(super) async fn next(&mut self) -> Result<Option<Message>, Lost> {
+        if let Some(message) = self.early.pop_front() {
+            return Ok(Some(message));
+        }
         loop {
-            while let Some(packet) = self.decode().map_err(|error| error.to_string())? {
+            while let Some(packet) = self.decode()? {
                 match packet {
                     Packet::Message(message) => return Ok(Some(message)),
                     Packet::PingResp => self.answer_by = None,
-                    Packet::Disconnect { why } => return Err(ended_by_broker(&why)),
+                    Packet::Disconnect { why } => return Err(Lost::Other(ended_by_broker(&why))),
                     Packet::ConnAck(_) | Packet::SubAck { .. } => {}
                 }
             }
@@ -203,21 +253,17 @@ impl Connection {
     }
 
     /// Moves some bytes or takes one request.
-    async fn step(&mut self) -> Result<(), String> {
+    async fn step(&mut self) -> Result<(), Lost> {
         self.input.reserve(INPUT_BYTES);
         let due = self.answer_by.map_or(self.ping_at, |by| by.min(self.ping_at));
         let has_room = self.output.len() < OUTPUT_BYTES && !self.leaving;
         let dirty = !self.output.is_empty() || self.unflushed;
         tokio::select! {
-            read = self.reader.read_buf(&mut self.input) => match read {
-                Ok(0) => return Err("the broker closed the connection".to_owned()),
-                Ok(_) => {}
-                Err(error) => return Err(error.to_string()),
+            read = self.reader.read_buf(&mut self.input) => if read? == 0 {
+                return Err(Lost::Other("the broker closed the connection".to_owned()));
             },
-            written = write(&mut self.writer, &mut self.output, &mut self.unflushed), if dirty => {
-                written.map_err(|error| error.to_string())?;
-            }
-            Some(request) = self.requests.recv(), if has_room => self.take(request).map_err(|error| error.to_string())?,
+            written = write(&mut self.writer, &mut self.output, &mut self.unflushed), if dirty => written?,
+            Some(request) = self.requests.recv(), if has_room => self.take(request)?,
             () = tokio::time::sleep_until(due) => self.wait_is_over(due)?,
         }
         if self.input.is_empty() {
@@ -226,11 +272,11 @@ impl Connection {
         Ok(())
     }
 
-    fn wait_is_over(&mut self, now: Instant) -> Result<(), String> {
+    fn wait_is_over(&mut self, now: Instant) -> Result<(), Lost> {
         if self.answer_by.is_some_and(|by| now >= by) {
-            return Err("the broker does not answer".to_owned());
+            return Err(Lost::Other("the broker does not answer".to_owned()));
         }
-        packet::ping(self.version, &mut self.output).map_err(|error| error.to_string())?;
+        packet::ping(self.version, &mut self.output)?;
         self.ping_at = now + self.keep_alive;
         self.answer_by = Some(now + ANSWER);
         Ok(())
@@ -238,7 +284,10 @@ impl Connection {
 
     fn take(&mut self, request: Request) -> Result<(), Malformed> {
         match request {
-            Request::Publish { topic, payload } => self.publish(&topic, payload),
+            Request::Publish(message) => self.publish(message),
+            Request::Unsubscribe(filter) => {
+                packet::unsubscribe(self.version, filter.said(self.shares), &mut self.output)
+            }
             Request::Leave => {
                 self.leaving = true;
                 packet::disconnect(self.version, &mut self.output)
@@ -246,18 +295,18 @@ impl Connection {
         }
     }
 
-    fn publish(&mut self, topic: &str, payload: Bytes) -> Result<(), Malformed> {
-        let alias = match self.aliases.get(topic) {
+    fn publish(&mut self, message: Publish) -> Result<(), Malformed> {
+        let alias = match self.aliases.get(&message.topic) {
             Some(number) => Some((*number, Alias::Known)),
             None if self.aliases.len() < usize::from(self.aliases_max.min(ALIASES_MAX)) => {
                 let number = u16::try_from(self.aliases.len() + 1).unwrap_or(ALIASES_MAX);
-                self.aliases.insert(topic.to_owned(), number);
+                self.aliases.insert(message.topic.clone(), number);
                 Some((number, Alias::New))
             }
             None => None,
         };
         self.ping_at = Instant::now() + self.keep_alive;
-        packet::publish(self.version, topic, alias, EXPIRY_S, payload, &mut self.output)
+        packet::publish(self.version, message, alias, EXPIRY_S, &mut self.output)
     }
 
     /// Opens the connection and subscribes.
@@ -267,7 +316,7 @@ impl Connection {
             client_id: &joining.client_id,
             keep_alive_s: KEEP_ALIVE_S,
             login: joining.broker.login(),
-            will: (&joining.will.0, &joining.will.1),
+            will: &joining.will,
             packet_bytes_max: PACKET_BYTES_TOLD,
         };
         let unsayable = |error: Malformed| JoinError::Io(error.to_string());
@@ -276,26 +325,29 @@ impl Connection {
             match self.answer().await {
                 Ok(Packet::ConnAck(answer)) => break answer,
                 Ok(_) => {}
-                Err(why) if self.version == Version::V5 => {
+                Err(Lost::Other(why)) if self.version == Version::V5 => {
                     return Err(JoinError::Version { version: self.version, why });
                 }
-                Err(why) => return Err(JoinError::Io(why)),
+                Err(lost) => return Err(lost.into()),
             }
         };
         self.admitted(&answer)?;
-        if let Some((topic, payload)) = &joining.news {
-            self.publish(topic, payload.clone()).map_err(unsayable)?;
+        if let Some(news) = &joining.news {
+            self.publish(news.clone()).map_err(unsayable)?;
         }
-        packet::subscribe(self.version, &joining.filters, &mut self.output).map_err(unsayable)?;
+        let filters: Vec<String> = joining.filters.iter().map(|filter| filter.said(self.shares)).collect();
+        packet::subscribe(self.version, &filters, &mut self.output).map_err(unsayable)?;
         loop {
-            match self.answer().await.map_err(JoinError::Io)? {
+            match self.answer().await? {
                 Packet::SubAck { refused: None } => return Ok(()),
                 Packet::SubAck { refused: Some(why) } => {
                     return Err(JoinError::Refused(format!("it may not subscribe to its topics: {why}")));
                 }
                 Packet::Disconnect { why } => return Err(JoinError::Refused(ended_by_broker(&why))),
-                // What comes before the hub or device can hear it is as good as lost: streams begin later.
-                Packet::Message(_) | Packet::ConnAck(_) | Packet::PingResp => {}
+                // What was kept may come before the answer (MQTT 5, 3.8.4); streams begin later.
+                Packet::Message(message) if self.early.len() < EARLY_LEN_MAX => self.early.push_back(message),
+                Packet::Message(_) => {}
+                Packet::ConnAck(_) | Packet::PingResp => {}
             }
         }
     }
@@ -309,6 +361,7 @@ impl Connection {
             });
         }
         self.aliases_max = answer.aliases_max;
+        self.shares = answer.shares;
         if let Some(seconds) = answer.keep_alive_s.filter(|seconds| *seconds > 0) {
             self.keep_alive = Duration::from_secs(seconds.min(KEEP_ALIVE_S).into());
             self.ping_at = Instant::now() + self.keep_alive;
@@ -323,9 +376,9 @@ impl Connection {
     }
 
     /// The next packet while joining.
-    async fn answer(&mut self) -> Result<Packet, String> {
+    async fn answer(&mut self) -> Result<Packet, Lost> {
         loop {
-            if let Some(packet) = self.decode().map_err(|error| error.to_string())? {
+            if let Some(packet) = self.decode()? {
                 return Ok(packet);
             }
             self.step().await?;
@@ -334,6 +387,15 @@ impl Connection {
 
     fn decode(&mut self) -> Result<Option<Packet>, Malformed> {
         packet::decode(self.version, &mut self.input, self.packet_bytes_max)
+    }
+}
+
+impl From<Lost> for JoinError {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::CertificateExpired => Self::CertificateExpired,
+            Lost::Other(why) => Self::Io(why),
+        }
     }
 }
 

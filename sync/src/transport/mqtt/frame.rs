@@ -109,7 +109,8 @@ fn number(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
-/// What a hub says to all: that it came (every stream of before is void) or went.
+/// What a hub says to all: that it came (every stream to it of before is void) or went. The broker keeps the former; the latter takes
+/// it away again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HubNews {
     Came,
@@ -119,15 +120,15 @@ pub(super) enum HubNews {
 impl HubNews {
     pub(super) fn encode(self) -> Bytes {
         Bytes::from_static(match self {
-            Self::Came => &[VERSION, 1],
-            Self::Went => &[VERSION, 0],
+            Self::Came => &[VERSION],
+            Self::Went => &[],
         })
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes {
-            [VERSION, 1] => Some(Self::Came),
-            [VERSION, 0] => Some(Self::Went),
+            [VERSION] => Some(Self::Came),
+            [] => Some(Self::Went),
             _ => None,
         }
     }

@@ -11,12 +11,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
+use super::announce::{Announcements, Announcer};
 use super::client::{self, Client, Connection, JoinError, Joining};
 use super::frame::{Body, CloseReason, Frame, HubNews, SessionId};
 use super::link::{Link, LinkIo};
-use super::packet::Message;
+use super::packet::{Keep, Message, Publish};
 use super::stream::Role;
-use super::topic::{self, Direction, Party};
+use super::topic::{self, Heard, HubName, Party};
 use super::{BrokerUrl, EXPORTER_LABEL};
 use crate::backoff::Backoff;
 use crate::identity::{ALPN_ENROL, ALPN_SESSION, peer_node, random_bytes};
@@ -27,6 +28,8 @@ use crate::transport::{Door, EnrolStream, Incoming, PeerIdentity, Pipe, Reader, 
 const QUEUE_LEN: usize = 256;
 /// Handshakes of one party at one time: the newest win.
 const STRANGERS_PER_PARTY_MAX: usize = 2;
+/// Of the handshakes, one in so many may be of those who have no certificate: whoever can reach the broker can make them.
+const ENROLLING_SHARE: usize = 4;
 /// How long a hub that stops tries to say so.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -39,6 +42,8 @@ pub(in crate::transport) struct Listening {
 
 struct Shared {
     broker: BrokerUrl,
+    hub: HubName,
+    announcements: Arc<Announcements>,
     door: Arc<Door>,
     sender: mpsc::Sender<Incoming>,
     connected: AtomicBool,
@@ -49,8 +54,20 @@ struct Shared {
 
 /// Begins to serve devices through `broker`.
 pub(in crate::transport) fn listen(broker: BrokerUrl, door: &Arc<Door>, sender: mpsc::Sender<Incoming>) -> Listening {
+    listen_as(HubName::only(), broker, door, sender)
+}
+
+/// The same as one of several hubs.
+pub(super) fn listen_as(
+    hub: HubName,
+    broker: BrokerUrl,
+    door: &Arc<Door>,
+    sender: mpsc::Sender<Incoming>,
+) -> Listening {
     let shared = Arc::new(Shared {
         broker,
+        hub,
+        announcements: Arc::default(),
         door: Arc::clone(door),
         sender,
         connected: AtomicBool::new(false),
@@ -63,6 +80,10 @@ pub(in crate::transport) fn listen(broker: BrokerUrl, door: &Arc<Door>, sender: 
 }
 
 impl Listening {
+    pub(in crate::transport) fn announcer(&self) -> Announcer {
+        Announcer::of(&self.shared.announcements)
+    }
+
     pub(in crate::transport) fn is_connected(&self) -> bool {
         self.shared.connected.load(Ordering::Relaxed)
     }
@@ -70,14 +91,12 @@ impl Listening {
     pub(in crate::transport) async fn close(mut self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
         let client = self.shared.client().clone();
-        let topic = topic::hub(self.shared.door.installation());
         let farewell = async {
-            if let Some(client) = client {
-                let news = HubNews::Went.encode();
-                if client.publish(&topic, news).await.is_ok() {
-                    // A client that is already gone needs no farewell.
-                    client.leave().await.unwrap_or_default();
-                }
+            if let Some(client) = client
+                && client.send(self.shared.news(HubNews::Went)).await.is_ok()
+            {
+                // A client that is already gone needs no farewell.
+                client.leave().await.unwrap_or_default();
             }
             self.shared.stop.notify_one();
             (&mut self.task).await.unwrap_or_default();
@@ -95,6 +114,12 @@ impl Drop for Listening {
 }
 
 impl Shared {
+    /// What all devices are told, and what those find who come later.
+    fn news(&self, news: HubNews) -> Publish {
+        let topic = topic::presence(self.door.installation(), &self.hub);
+        Publish { topic, payload: news.encode(), keep: Keep::Retained }
+    }
+
     fn client(&self) -> MutexGuard<'_, Option<Client>> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -140,6 +165,14 @@ async fn run(shared: Arc<Shared>) {
     }
 }
 
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// One connection to the broker with everything over it.
 struct Visit {
     shared: Arc<Shared>,
@@ -153,10 +186,11 @@ impl Visit {
         let installation = shared.door.installation();
         let joining = Joining {
             broker: &shared.broker,
-            client_id: format!("flotilla-{installation}-hub"),
-            will: (topic::hub(installation), HubNews::Went.encode()),
-            news: Some((topic::hub(installation), HubNews::Came.encode())),
-            filters: topic::up_filters(installation).into(),
+            client_id: topic::hub_client_id(installation, &shared.hub),
+            own: Some(shared.door.at_brokers()),
+            will: shared.news(HubNews::Went),
+            news: Some(shared.news(HubNews::Came)),
+            filters: topic::hub_filters(installation, &shared.hub, shared.door.share_group()),
             queue_len: QUEUE_LEN,
         };
         let (client, connection) = client::join(&joining).await?;
@@ -170,11 +204,31 @@ impl Visit {
         self.shared.connected.store(true, Ordering::Relaxed);
         let (broker, version) = (&self.shared.broker, connection.version().as_str());
         tracing::info!(%broker, version, "serving devices over MQTT");
+        let announcing = AbortOnDrop(tokio::spawn(Arc::clone(self).announce()));
+        let why = self.hear(connection).await;
+        drop(announcing);
+        why
+    }
+
+    /// Tells the broker what it is to keep, for as long as it is there.
+    async fn announce(self: Arc<Self>) {
+        let Shared { announcements, door, .. } = &*self.shared;
+        announcements.tell_all_again();
+        loop {
+            let (channel, payload) = announcements.next().await;
+            let topic = topic::position(door.installation(), &channel);
+            if self.client.send(Publish { topic, payload, keep: Keep::Retained }).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn hear(self: &Arc<Self>, connection: &mut Connection) -> String {
         loop {
             match connection.next().await {
                 Ok(Some(message)) => self.message(&message),
                 Ok(None) => return "the hub stops".to_owned(),
-                Err(error) => return error,
+                Err(lost) => return lost.to_string(),
             }
         }
     }
@@ -183,11 +237,16 @@ impl Visit {
         if message.retain {
             return;
         }
-        let Some(party) = Party::of_up_topic(self.shared.door.installation(), &message.topic) else { return };
+        let Shared { door, hub, .. } = &*self.shared;
+        let Some(heard) = Heard::of(door.installation(), hub, &message.topic) else { return };
+        let Heard { party, outside_stream } = heard;
         let Some(Frame { session, body }) = Frame::decode(&message.payload) else {
             tracing::debug!(%party, bytes = message.payload.len(), "dropped an MQTT message that is no frame");
             return;
         };
+        if outside_stream != matches!(body, Body::Open) && !matches!(body, Body::Close { .. }) {
+            return;
+        }
         let link = match self.table().sessions.get(&session) {
             Some(entry) if entry.party == party => Some(Arc::clone(&entry.link)),
             Some(_) => return,
@@ -204,7 +263,9 @@ impl Visit {
     fn open(self: &Arc<Self>, party: Party, session: SessionId) {
         let limits = self.shared.door.limits();
         let mut table = self.table();
-        let full = table.strangers >= limits.handshakes_max || table.sessions.len() >= limits.connections_max;
+        let full = table.strangers >= limits.handshakes_max
+            || table.sessions.len() >= limits.connections_max
+            || (matches!(party, Party::Enrol(_)) && table.enrolling >= limits.handshakes_max / ENROLLING_SHARE);
         if full || !self.shared.door.gate().handshake() {
             drop(table);
             self.say_close(&party, session, CloseReason::Busy);
@@ -217,8 +278,8 @@ impl Visit {
         tokio::spawn(Arc::clone(self).welcome(party.clone(), session, Arc::clone(&link)));
         let visit = Arc::clone(self);
         tokio::spawn(async move {
-            let topic = party.topic(visit.shared.door.installation(), Direction::Down);
-            link.pump(&visit.client, &topic).await;
+            let topic = party.down(visit.shared.door.installation(), &visit.shared.hub);
+            link.pump(&visit.client, || topic.clone()).await;
             visit.table().remove(&party, &session);
             let why = link.ended().map(|end| end.why).unwrap_or_default();
             tracing::debug!(%party, why, "an MQTT stream ended");
@@ -281,9 +342,9 @@ impl Visit {
 
     /// Best effort: whoever does not hear it finds out by asking.
     fn say_close(&self, party: &Party, session: SessionId, reason: CloseReason) {
-        let topic = party.topic(self.shared.door.installation(), Direction::Down);
+        let topic = party.down(self.shared.door.installation(), &self.shared.hub);
         let frame = Frame { session, body: Body::Close { reason } }.encode();
-        if self.client.try_publish(&topic, frame).is_err() {
+        if self.client.try_publish(topic, frame).is_err() {
             tracing::debug!(%party, "the queue to the broker is full: a close was not said");
         }
     }
@@ -300,6 +361,8 @@ struct Table {
     /// Oldest first.
     parties: BTreeMap<Party, Vec<SessionId>>,
     strangers: usize,
+    /// Streams of enrolments, proven or not: none of them ever shows a certificate.
+    enrolling: usize,
 }
 
 struct Entry {
@@ -319,6 +382,7 @@ impl Table {
         for entry in strangers.iter().take(too_many).filter_map(|id| self.sessions.get(id)) {
             entry.link.end("a newer attempt took its place");
         }
+        self.enrolling += usize::from(matches!(party, Party::Enrol(_)));
         self.sessions.insert(session, Entry { party, link, stranger: true });
         self.strangers += 1;
     }
@@ -337,8 +401,9 @@ impl Table {
     }
 
     fn remove(&mut self, party: &Party, session: &SessionId) {
-        if self.sessions.remove(session).is_some_and(|entry| entry.stranger) {
-            self.strangers -= 1;
+        if let Some(entry) = self.sessions.remove(session) {
+            self.strangers -= usize::from(entry.stranger);
+            self.enrolling -= usize::from(matches!(entry.party, Party::Enrol(_)));
         }
         if let Some(theirs) = self.parties.get_mut(party) {
             theirs.retain(|id| id != session);

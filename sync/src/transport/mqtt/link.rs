@@ -116,13 +116,13 @@ impl Link {
     }
 
     /// Publishes what is due on `topic` until the stream ends, and then says so to the peer.
-    pub(super) async fn pump(&self, client: &Client, topic: &str) {
+    pub(super) async fn pump(&self, client: &Client, topic: impl Fn() -> String) {
         loop {
             let (due, deadline) = self.due();
             for body in due {
                 let closing = matches!(body, Body::Close { .. });
                 let frame = Frame { session: self.session, body }.encode();
-                if client.publish(topic, frame).await.is_err() {
+                if client.publish(topic(), frame).await.is_err() {
                     self.end("the connection to the broker is gone");
                     return;
                 }

@@ -28,9 +28,24 @@ pub(super) struct Connect<'a> {
     pub(super) client_id: &'a str,
     pub(super) keep_alive_s: u16,
     pub(super) login: Option<(&'a str, &'a str)>,
-    pub(super) will: (&'a str, &'a Bytes),
+    pub(super) will: &'a Publish,
     /// Largest packet the broker may send; told to a broker of version 5.
     pub(super) packet_bytes_max: u32,
+}
+
+/// What is published, with QoS 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Publish {
+    pub(super) topic: String,
+    pub(super) payload: Bytes,
+    pub(super) keep: Keep,
+}
+
+/// Whether the broker keeps a message for those who subscribe later ("retain"). An empty one takes away what is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    No,
+    Retained,
 }
 
 /// A packet of the broker's.
@@ -58,6 +73,8 @@ pub(super) struct ConnAck {
     pub(super) keep_alive_s: Option<u16>,
     pub(super) aliases_max: u16,
     pub(super) packet_bytes_max: Option<u32>,
+    /// Subscriptions can be shared.
+    pub(super) shares: bool,
 }
 
 /// A message of a subscription.
@@ -114,12 +131,13 @@ impl Outgoing {
 
 impl Connect<'_> {
     pub(super) fn encode(&self, out: &mut BytesMut) -> Result<(), Malformed> {
-        let (topic, payload) = self.will;
+        let Publish { topic, payload, keep } = self.will;
+        let (topic, retain) = (topic.as_str(), *keep == Keep::Retained);
         let packet = match self.version {
             Version::V311 => {
                 let mut connect = v4::Connect::new(self.client_id);
                 connect.keep_alive = self.keep_alive_s;
-                connect.last_will = Some(v4::LastWill::new(topic, payload.to_vec(), QoS::AtMostOnce, false));
+                connect.last_will = Some(v4::LastWill::new(topic, payload.to_vec(), QoS::AtMostOnce, retain));
                 connect.login = self.login.map(|(user, password)| v4::Login::new(user, password));
                 Outgoing::V4(v4::Packet::Connect(connect))
             }
@@ -134,7 +152,7 @@ impl Connect<'_> {
                     clean_start: true,
                     properties: Some(properties),
                 };
-                let will = v5::LastWill::new(topic, payload.to_vec(), QoS5::AtMostOnce, false, None);
+                let will = v5::LastWill::new(topic, payload.to_vec(), QoS5::AtMostOnce, retain, None);
                 let login = self.login.map(|(user, password)| v5::Login::new(user, password));
                 Outgoing::V5(Box::new(v5::Packet::Connect(connect, Some(will), login)))
             }
@@ -160,27 +178,46 @@ pub(super) fn subscribe(version: Version, filters: &[String], out: &mut BytesMut
     packet.encode(out)
 }
 
-/// A message with QoS 0. `alias`: the number of the topic, and whether the broker is told it with this message. `expiry_s`: how long
-/// the message is worth delivering. Both are of version 5.
+/// Ends a subscription.
+pub(super) fn unsubscribe(version: Version, filter: String, out: &mut BytesMut) -> Result<(), Malformed> {
+    // The broker's answer is of no interest, so the number may be that of the subscription.
+    match version {
+        Version::V311 => {
+            Outgoing::V4(v4::Packet::Unsubscribe(v4::Unsubscribe { pkid: 1, ..v4::Unsubscribe::new(filter) }))
+        }
+        Version::V5 => {
+            let unsubscribe = v5::Unsubscribe { pkid: 1, ..v5::Unsubscribe::new(filter, None) };
+            Outgoing::V5(Box::new(v5::Packet::Unsubscribe(unsubscribe)))
+        }
+    }
+    .encode(out)
+}
+
+/// `alias`: the number of the topic, and whether the broker is told it with this message. `expiry_s`: how long a message that is not kept is
+/// worth delivering. Both are of version 5.
 pub(super) fn publish(
     version: Version,
-    topic: &str,
+    message: Publish,
     alias: Option<(u16, Alias)>,
     expiry_s: u32,
-    payload: Bytes,
     out: &mut BytesMut,
 ) -> Result<(), Malformed> {
+    let Publish { topic, payload, keep } = message;
+    let retain = keep == Keep::Retained;
     let packet = match version {
-        Version::V311 => Outgoing::V4(v4::Packet::Publish(v4::Publish::from_bytes(topic, QoS::AtMostOnce, payload))),
+        Version::V311 => {
+            let publish = v4::Publish::from_bytes(topic, QoS::AtMostOnce, payload);
+            Outgoing::V4(v4::Packet::Publish(v4::Publish { retain, ..publish }))
+        }
         Version::V5 => {
-            let topic = if matches!(alias, Some((_, Alias::Known))) { "" } else { topic };
+            let topic = if matches!(alias, Some((_, Alias::Known))) { String::new() } else { topic };
             let properties = v5::PublishProperties {
-                message_expiry_interval: Some(expiry_s),
+                message_expiry_interval: (!retain).then_some(expiry_s),
                 topic_alias: alias.map(|(number, _)| number),
                 ..v5::PublishProperties::default()
             };
             let publish = v5::Publish::new(topic, QoS5::AtMostOnce, payload, Some(properties));
-            Outgoing::V5(Box::new(v5::Packet::Publish(publish)))
+            Outgoing::V5(Box::new(v5::Packet::Publish(v5::Publish { retain, ..publish })))
         }
     };
     packet.encode(out)
@@ -296,6 +333,8 @@ fn packet_of_5(packet: v5::Packet) -> Result<Option<Packet>, Malformed> {
                 keep_alive_s: told.and_then(|told| told.server_keep_alive),
                 aliases_max: told.and_then(|told| told.topic_alias_max).unwrap_or(0).min(ALIASES_MAX),
                 packet_bytes_max: told.and_then(|told| told.max_packet_size),
+                // Silence means yes (MQTT 5, 3.2.2.3.13).
+                shares: told.and_then(|told| told.shared_subscription_available) != Some(0),
             })
         }
         v5::Packet::SubAck(answer) => {

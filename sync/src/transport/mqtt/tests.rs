@@ -7,8 +7,8 @@ use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Packet, QoS};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::frame::{Body, CloseReason, Frame};
-use super::packet::Version;
-use super::topic::{Direction, Party};
+use super::packet::{Keep, Publish, Version};
+use super::topic::{Filter, Heard, HubName, Party};
 use super::url::Trust;
 use super::*;
 use crate::enrol::{Introduction, Proof, enrol};
@@ -50,6 +50,14 @@ with_both_versions! {
     many_devices_share_one_broker
 }
 
+mod access;
+mod hubs;
+mod positions;
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A real broker, killed when dropped.
 struct Broker {
     child: Child,
@@ -61,6 +69,10 @@ struct Broker {
 impl Broker {
     /// `None`, said aloud, when there is no mosquitto here.
     fn start(version: Version) -> Option<Self> {
+        Self::is_here().then(|| Self::start_on(free_port(), version))
+    }
+
+    fn is_here() -> bool {
         if !std::path::Path::new(MOSQUITTO).exists() {
             assert!(std::env::var("FLOTILLA_REQUIRE_ALL").as_deref() != Ok("1"), "{MOSQUITTO} is required and absent");
             #[allow(clippy::print_stderr, reason = "a skipped test says so")]
@@ -72,10 +84,9 @@ impl Broker {
                 )
                 .unwrap();
             }
-            return None;
+            return false;
         }
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self::start_on(port, version))
+        true
     }
 
     fn start_on(port: u16, version: Version) -> Self {
@@ -84,9 +95,13 @@ impl Broker {
 
     /// On a listener with settings of its own.
     fn start_with(port: u16, version: Version, settings: &str) -> Self {
+        let listener = format!("listener {port} 127.0.0.1\n{settings}message_size_limit 65536\n");
+        Self::configured(port, version, &listener)
+    }
+
+    fn configured(port: u16, version: Version, text: &str) -> Self {
         let mut config = tempfile::NamedTempFile::new().unwrap();
-        writeln!(config, "listener {port} 127.0.0.1\n{settings}user root\nlog_dest stderr").unwrap();
-        writeln!(config, "connection_messages false\nmessage_size_limit 65536").unwrap();
+        writeln!(config, "{text}user root\nlog_dest stderr\nconnection_messages false").unwrap();
         let mut child = Command::new(MOSQUITTO)
             .arg("-c")
             .arg(config.path())
@@ -264,7 +279,7 @@ async fn duplicates_do_nothing_and_a_gap_restarts_the_session(version: Version) 
     let serving = serve(listener, &site, admits);
     let connector = site.connector("edge-1");
     let target = broker.target();
-    let up = Party::Device(node("edge-1")).topic(&site.installation.id(), Direction::Up);
+    let up = Party::Device(node("edge-1")).up(&site.installation.id(), &HubName::only());
     let mut stranger = broker.stranger(&up).await;
     let mut pipe = connect_when_open(&connector, &target).await;
     check_echo(&mut pipe, "edge-1", 1_000).await;
@@ -310,13 +325,14 @@ async fn hostile_messages_leave_others_alone(version: Version) {
     check_echo(&mut pipe, "edge-1", 10).await;
 
     let installation = site.installation.id();
-    let mut stranger = broker.stranger(&Party::Device(node("edge-9")).topic(&installation, Direction::Down)).await;
-    let up = Party::Device(node("edge-9")).topic(&installation, Direction::Up);
+    let (party, hub) = (Party::Device(node("edge-9")), HubName::only());
+    let mut stranger = broker.stranger(&party.down(&installation, &hub)).await;
+    let (up, opening) = (party.up(&installation, &hub), party.open(&installation));
     for payload in [&b""[..], b"\x01", b"nonsense", &[1; 18], &[0xff; 60_000]] {
         stranger.say(&up, Bytes::copy_from_slice(payload)).await;
     }
-    for topic in ["d/../up", "d/EDGE/up", "e/short/up", "d/edge-9/up/more", "x"] {
-        stranger.say(&format!("flotilla/v1/{installation}/{topic}"), Bytes::from_static(b"x")).await;
+    for topic in ["d/../open", "d/system:node:EDGE/open", "e/short/open", "d/system:node:edge-9/up/1/more", "x"] {
+        stranger.say(&format!("flotilla/v2/{installation}/{topic}"), Bytes::from_static(b"x")).await;
     }
     // Data out of nothing is answered with a reset.
     let data = Body::Data { offset: 0, consumed: 0, data: Bytes::from_static(b"x") };
@@ -328,7 +344,7 @@ async fn hostile_messages_leave_others_alone(version: Version) {
     // Many openings by one party leave it two; an opening followed by what is no TLS is thrown out.
     for number in 0..20_u8 {
         let open = Frame { session: [number; 16], body: Body::Open };
-        stranger.client.publish_bytes(&up, QoS::AtMostOnce, false, open.encode()).await.unwrap();
+        stranger.client.publish_bytes(&opening, QoS::AtMostOnce, false, open.encode()).await.unwrap();
     }
     let mut thrown_out = 0;
     while thrown_out < 18 {
@@ -431,14 +447,35 @@ fn golden_frame_version_1() {
 #[test]
 fn topics_are_read_back_strictly() {
     let installation = InstallationId::of(&Site::new().installation.root().public());
+    let hub = HubName::only();
+    let heard = |topic: &str| Heard::of(&installation, &hub, topic);
     for party in [Party::Device(node("edge-1.site")), Party::enrolling([0xab; 16])] {
-        let up = party.topic(&installation, Direction::Up);
-        assert_eq!(Party::of_up_topic(&installation, &up), Some(party.clone()));
-        assert_eq!(Party::of_up_topic(&installation, &party.topic(&installation, Direction::Down)), None);
-        assert_eq!(Party::of_up_topic(&installation, &format!("{up}/x")), None);
-        assert_eq!(Party::of_up_topic(&installation, &format!("/{up}")), None);
+        let (open, up, gone) = (party.open(&installation), party.up(&installation, &hub), party.gone(&installation));
+        for (topic, outside_stream) in [(&open, true), (&up, false), (&gone, true)] {
+            assert_eq!(heard(topic), Some(Heard { party: party.clone(), outside_stream }), "{topic}");
+            assert_eq!(heard(&format!("{topic}/x")), None);
+            assert_eq!(heard(&format!("/{topic}")), None);
+        }
+        let down = party.down(&installation, &hub);
+        assert_eq!(heard(&down), None);
+        assert_eq!(party.hub_of_down(&installation, &down), Some(hub.clone()));
+        assert_eq!(party.hub_of_down(&installation, &up), None);
+        assert_eq!(party.hub_of_down(&installation, &format!("{down}/x")), None);
+        assert_eq!(Party::Device(node("edge-2")).hub_of_down(&installation, &down), None);
+        // A stream of another hub is not heard.
+        assert_eq!(heard(&up.replace("/up/1", "/up/2")), None);
+        assert!(party.client_id(&installation).starts_with("flotilla-"));
     }
-    assert_eq!(Party::of_up_topic(&installation, "flotilla/v1/other/d/edge-1/up"), None);
+    for topic in [
+        format!("flotilla/v2/{installation}/d/edge-1/open"),
+        format!("flotilla/v2/{installation}/d/system:hub:1/open"),
+        format!("flotilla/v2/{installation}/e/{}/open", "ab".repeat(16)),
+        format!("flotilla/v2/{installation}/e/flotilla-{}/open", "AB".repeat(16)),
+        format!("flotilla/v1/{installation}/d/system:node:edge-1/open"),
+        "flotilla/v2/other/d/system:node:edge-1/open".to_owned(),
+    ] {
+        assert_eq!(heard(&topic), None, "{topic}");
+    }
 }
 
 #[test]
@@ -455,7 +492,10 @@ fn broker_addresses_are_parsed_and_hide_their_password() {
         (file.port(), file.version(), file.trust()),
         (9, None, Some(&Trust::File("/etc/broker.pem".to_owned())))
     );
+    let split = BrokerUrl::parse("mqtts://broker?ca=/x&enrol=8884").unwrap();
+    assert_eq!((split.port(), split.for_strangers().port(), file.for_strangers().port()), (8883, 8884, 9));
     for (text, part) in [
+        ("mqtts://broker?enrol=0", "behind enrol is not valid"),
         ("broker:1883", "the scheme is not mqtt"),
         ("mqtt://broker?version=6", "the version is neither 5 nor 3.1.1"),
         ("mqtt://broker?pin=00", "the pin is no SHA-256"),
@@ -527,9 +567,10 @@ async fn the_newest_version_that_both_speak_is_chosen() {
         let joining = client::Joining {
             broker: &url,
             client_id: "one".to_owned(),
-            will: ("gone".to_owned(), Bytes::new()),
+            own: None,
+            will: Publish { topic: "gone".to_owned(), payload: Bytes::new(), keep: Keep::No },
             news: None,
-            filters: vec!["x".to_owned()],
+            filters: vec![Filter::plain("x".to_owned())],
             queue_len: 1,
         };
         client::join(&joining).await.map(|(_, connection)| connection.version())
@@ -565,13 +606,14 @@ async fn a_broker_of_version_5_says_why_it_ends_a_connection() {
     let joining = client::Joining {
         broker: &url,
         client_id: "one".to_owned(),
-        will: ("gone".to_owned(), Bytes::new()),
+        own: None,
+        will: Publish { topic: "gone".to_owned(), payload: Bytes::new(), keep: Keep::No },
         news: None,
-        filters: vec!["x".to_owned()],
+        filters: vec![Filter::plain("x".to_owned())],
         queue_len: 1,
     };
     let (_client, mut connection) = client::join(&joining).await.unwrap();
-    let error = connection.next().await.unwrap_err();
+    let error = connection.next().await.unwrap_err().to_string();
     assert!(error.contains("two devices with one identity?"), "{error}");
     drop(connection);
     serving.await.unwrap();
@@ -579,8 +621,7 @@ async fn a_broker_of_version_5_says_why_it_ends_a_connection() {
 
 #[tokio::test]
 async fn brokers_are_reached_with_tls_and_a_login() {
-    if !std::path::Path::new(MOSQUITTO).exists() {
-        drop(Broker::start(Version::V5));
+    if !Broker::is_here() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -601,7 +642,7 @@ async fn brokers_are_reached_with_tls_and_a_login() {
         _ => ("", "allow_anonymous true\n".to_owned()),
     };
     let settings = format!("{settings}certfile {}\nkeyfile {}\n", path("leaf.pem"), path("key.pem"));
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let _broker = Broker::start_with(port, Version::V5, &settings);
     let pin = crate::identity::hex(&crate::identity::pin_of(leaf.der()));
     let url = |rest: &str| BrokerUrl::parse(&format!("mqtts://{login}localhost:{port}{rest}")).unwrap();

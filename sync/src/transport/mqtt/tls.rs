@@ -2,7 +2,11 @@
 //!
 //! A broker's certificate is judged by the system's authorities, by a file of them, or by the hash of its own or its authority's
 //! certificate in the address. A clock that is behind keeps no device from its broker; one that is ahead may.
+//!
+//! A broker that asks for a certificate is shown the device's session certificate, or the hub's own one for brokers: the names in them
+//! stand in the topics anyway.
 
+use std::io;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -10,31 +14,47 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::url::Trust;
-use crate::identity::{pin_of, validity_ms};
+use crate::identity::{Credentials, pin_of, validity_ms};
 
 /// Where systems keep the authorities they trust.
 const SYSTEM_FILES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-/// Encrypts a connection to `host`.
-pub(super) async fn connect(stream: TcpStream, host: &str, trust: &Trust) -> Result<TlsStream<TcpStream>, String> {
+/// Encrypts a connection to `host`; `own` is shown to a broker that asks for it.
+pub(super) async fn connect(
+    stream: TcpStream,
+    host: &str,
+    trust: &Trust,
+    own: Option<&Credentials>,
+) -> Result<TlsStream<TcpStream>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Verifier::of(trust, Arc::clone(&provider))?;
-    let config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let config = match own {
+        Some(own) => builder
+            .with_client_auth_cert(own.chain.clone(), own.key.clone_key())
+            .map_err(|error| format!("the certificate for the broker cannot be used: {error}"))?,
+        None => builder.with_no_client_auth(),
+    };
     let name = ServerName::try_from(host.to_owned()).map_err(|_name| format!("{host:?} is no name of a server"))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     connected.map_err(|error| format!("no TLS connection to the broker: {error}"))
+}
+
+/// Whether a broker ended a connection because the certificate it was shown is over. TLS 1.3 says so after the handshake.
+pub(super) fn says_expired(error: &io::Error) -> bool {
+    let alert = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(alert, Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)))
 }
 
 #[derive(Debug)]

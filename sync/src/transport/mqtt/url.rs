@@ -10,7 +10,8 @@ const TLS_PORT: u16 = 8883;
 /// `mqtt://[user[:password]@]host[:port][?version=5]`, or `mqtts://...[?ca=FILE|?pin=SHA256]` for TLS to the broker. Shown without
 /// the password.
 ///
-/// Without `version` the broker is spoken to in MQTT 5, and in 3.1.1 if it does not understand that.
+/// Without `version` the broker is spoken to in MQTT 5, and in 3.1.1 if it does not understand that. `enrol=PORT` is where it lets in
+/// those who have no certificate, if it asks all others for one.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct BrokerUrl {
     host: String,
@@ -18,6 +19,7 @@ pub struct BrokerUrl {
     login: Option<(String, String)>,
     version: Option<Version>,
     trust: Option<Trust>,
+    enrol_port: Option<u16>,
 }
 
 /// Whom TLS to a broker believes.
@@ -63,8 +65,8 @@ impl BrokerUrl {
             "mqtts" | "ssl" => true,
             _ => return Err(fail("the scheme is not mqtt or mqtts")),
         };
-        let (version, named) = options(query).map_err(fail)?;
-        let trust = match (encrypted, named) {
+        let options = Options::of(query).map_err(fail)?;
+        let trust = match (encrypted, options.trust) {
             (true, named) => Some(named.unwrap_or(Trust::System)),
             (false, None) => None,
             (false, Some(_)) => return Err(fail("ca and pin belong to mqtts")),
@@ -86,7 +88,7 @@ impl BrokerUrl {
             return Err(fail("the host is missing or not valid"));
         }
         let port = match port {
-            Some(text) => text.parse().ok().filter(|port| *port != 0).ok_or_else(|| fail("the port is not valid"))?,
+            Some(text) => port_in(text).ok_or_else(|| fail("the port is not valid"))?,
             None if encrypted => TLS_PORT,
             None => PORT,
         };
@@ -94,7 +96,13 @@ impl BrokerUrl {
             let (user, password) = login.split_once(':').unwrap_or((login, ""));
             (user.to_owned(), password.to_owned())
         });
-        Ok(Self { host: host.to_owned(), port, login, version, trust })
+        let Options { version, enrol_port, .. } = options;
+        Ok(Self { host: host.to_owned(), port, login, version, trust, enrol_port })
+    }
+
+    /// The same broker, where it lets in those who have no certificate.
+    pub(super) fn for_strangers(&self) -> Self {
+        Self { port: self.enrol_port.unwrap_or(self.port), ..self.clone() }
     }
 
     pub(super) fn host(&self) -> &str {
@@ -121,22 +129,40 @@ impl BrokerUrl {
 }
 
 /// What stands behind the question mark.
-fn options(query: &str) -> Result<(Option<Version>, Option<Trust>), &'static str> {
-    let (mut version, mut trust) = (None, None);
-    for option in query.split('&').filter(|option| !option.is_empty()) {
-        match option.split_once('=') {
-            Some(("version", "5" | "5.0")) => version = Some(Version::V5),
-            Some(("version", "3" | "3.1.1" | "4")) => version = Some(Version::V311),
-            Some(("version", _)) => return Err("the version is neither 5 nor 3.1.1"),
-            Some(("ca", file)) if !file.is_empty() && trust.is_none() => trust = Some(Trust::File(file.to_owned())),
-            Some(("pin", digest)) if trust.is_none() => {
-                let pin = digest_in(digest).ok_or("the pin is no SHA-256 in hexadecimal")?;
-                trust = Some(Trust::Pin(pin));
+#[derive(Default)]
+struct Options {
+    version: Option<Version>,
+    trust: Option<Trust>,
+    enrol_port: Option<u16>,
+}
+
+impl Options {
+    fn of(query: &str) -> Result<Self, &'static str> {
+        let mut options = Self::default();
+        for option in query.split('&').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some(("version", "5" | "5.0")) => options.version = Some(Version::V5),
+                Some(("version", "3" | "3.1.1" | "4")) => options.version = Some(Version::V311),
+                Some(("version", _)) => return Err("the version is neither 5 nor 3.1.1"),
+                Some(("ca", file)) if !file.is_empty() && options.trust.is_none() => {
+                    options.trust = Some(Trust::File(file.to_owned()));
+                }
+                Some(("pin", digest)) if options.trust.is_none() => {
+                    let pin = digest_in(digest).ok_or("the pin is no SHA-256 in hexadecimal")?;
+                    options.trust = Some(Trust::Pin(pin));
+                }
+                Some(("enrol", port)) => {
+                    options.enrol_port = Some(port_in(port).ok_or("the port behind enrol is not valid")?);
+                }
+                _ => return Err("after the question mark may stand version, enrol, and either ca or pin"),
             }
-            _ => return Err("after the question mark may stand version, and either ca or pin"),
         }
+        Ok(options)
     }
-    Ok((version, trust))
+}
+
+fn port_in(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|port| *port != 0)
 }
 
 /// As `openssl x509 -fingerprint -sha256` shows it, with colons or without.

@@ -2,6 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn message(topic: &str, payload: &'static [u8], keep: Keep) -> Publish {
+    Publish { topic: topic.to_owned(), payload: Bytes::from_static(payload), keep }
+}
+
 fn decoded(version: Version, bytes: &[u8]) -> Result<Option<Packet>, Malformed> {
     decode(version, &mut BytesMut::from(bytes), 1 << 16)
 }
@@ -15,7 +19,7 @@ fn packets_are_those_of_the_specification() {
         client_id: "a",
         keep_alive_s: 120,
         login: Some(("u", "p")),
-        will: ("w", &Bytes::from_static(b"x")),
+        will: &message("w", b"x", Keep::No),
         packet_bytes_max: 16_384,
     };
     connect.encode(&mut out).unwrap();
@@ -31,19 +35,37 @@ fn packets_are_those_of_the_specification() {
     subscribe(Version::V5, &["t".to_owned()], &mut out).unwrap();
     assert_eq!(&out[..], b"\x82\x07\0\x01\0\0\x01t\0");
     out.clear();
-    publish(Version::V311, "t", None, 60, Bytes::from_static(b"hi"), &mut out).unwrap();
-    publish(Version::V5, "t", Some((1, Alias::New)), 60, Bytes::from_static(b"hi"), &mut out).unwrap();
-    publish(Version::V5, "t", Some((1, Alias::Known)), 60, Bytes::from_static(b"hi"), &mut out).unwrap();
+    let hi = message("t", b"hi", Keep::No);
+    publish(Version::V311, hi.clone(), None, 60, &mut out).unwrap();
+    publish(Version::V5, hi.clone(), Some((1, Alias::New)), 60, &mut out).unwrap();
+    publish(Version::V5, hi, Some((1, Alias::Known)), 60, &mut out).unwrap();
     let with = b"\x30\x0e\0\x01t\x08\x02\0\0\0\x3c\x23\0\x01hi";
     let without = b"\x30\x0d\0\0\x08\x02\0\0\0\x3c\x23\0\x01hi";
     assert_eq!(&out[..], &[&b"\x30\x05\0\x01thi"[..], with, without].concat()[..]);
+    out.clear();
+    // What is kept does not expire; an empty message takes it away.
+    publish(Version::V5, message("t", b"hi", Keep::Retained), None, 60, &mut out).unwrap();
+    publish(Version::V311, message("t", b"", Keep::Retained), None, 60, &mut out).unwrap();
+    assert_eq!(&out[..], b"\x31\x06\0\x01t\0hi\x31\x03\0\x01t");
+    out.clear();
+    unsubscribe(Version::V5, "t".to_owned(), &mut out).unwrap();
+    unsubscribe(Version::V311, "t".to_owned(), &mut out).unwrap();
+    assert_eq!(&out[..], b"\xa2\x06\0\x01\0\0\x01t\xa2\x05\0\x01\0\x01t");
+    out.clear();
+    connect.version = Version::V311;
+    let kept = message("w", b"", Keep::Retained);
+    connect.will = &kept;
+    connect.encode(&mut out).unwrap();
+    assert_eq!(out[9] & 0b0010_0100, 0b0010_0100, "the will is kept too");
 }
 
 #[test]
 fn answers_are_read_in_both_versions() {
     let accepted = decoded(Version::V5, b"\x20\x0b\0\0\x08\x22\0\x0a\x13\0\x1e\x24\x01").unwrap();
-    let expected = ConnAck { aliases_max: 10, keep_alive_s: Some(30), ..ConnAck::default() };
+    let expected = ConnAck { aliases_max: 10, keep_alive_s: Some(30), shares: true, ..ConnAck::default() };
     assert_eq!(accepted, Some(Packet::ConnAck(expected)));
+    let Some(Packet::ConnAck(alone)) = decoded(Version::V5, b"\x20\x05\0\0\x02\x2a\0").unwrap() else { panic!() };
+    assert!(!alone.shares && alone.refused.is_none());
     for (version, bytes) in [(Version::V5, &b"\x20\x02\0\x01"[..]), (Version::V311, b"\x20\x02\0\x01")] {
         let Some(Packet::ConnAck(other)) = decoded(version, bytes).unwrap() else { panic!("{bytes:?}") };
         assert!(other.is_other_version && other.refused.is_some(), "{other:?}");
@@ -86,7 +108,8 @@ proptest! {
             decode(version, &mut framed, 100).map(drop).unwrap_or_default();
         }
         let mut whole = BytesMut::new();
-        publish(version, "topic", None, 60, Bytes::from(bytes.clone()), &mut whole).unwrap();
+        let sent = Publish { topic: "topic".to_owned(), payload: Bytes::from(bytes.clone()), keep: Keep::No };
+        publish(version, sent, None, 60, &mut whole).unwrap();
         for length in 0..whole.len() {
             prop_assert_eq!(decoded(version, &whole[..length]), Ok(None));
         }
