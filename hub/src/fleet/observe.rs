@@ -126,17 +126,19 @@ fn pod(batch: &mut Batch<'_>, node: &NodeName, report: &PodReport) -> Result<(),
     }
     let Some(number) = report.number else { return Ok(()) };
     let key = ObjectKey::of(&kind::POD, report.namespace.as_str(), report.name.as_str());
-    if let Some(other) = batch.get(&key) {
-        if other.text("/spec/nodeName") != node.as_str()
-            || other.controller().is_none_or(|owner| owner.uid != report.workload)
-            || stands(batch, node, &other, report, number)?
-        {
-            return Ok(());
-        }
-        // Also when what runs now cannot be shown: its template may be long gone.
-        batch.remove(&key)?;
+    let other = batch.get(&key);
+    if let Some(other) = &other
+        && (other.text("/spec/nodeName") != node.as_str() || stands(batch, node, other, report, number)?)
+    {
+        return Ok(());
     }
-    let Some(mut object) = daemon_pod(batch, node, &report.workload, number, report.attempt)? else { return Ok(()) };
+    let Some(mut object) = daemon_pod(batch, node, &report.workload, number, report.attempt)? else {
+        // What runs now cannot be shown, its template is long gone; what does not run any more need not be.
+        if other.is_some_and(|other| other.controller().is_some_and(|owner| owner.uid == report.workload)) {
+            batch.remove(&key)?;
+        }
+        return Ok(());
+    };
     if object.uid() != report.uid || object.name() != report.name || object.namespace() != report.namespace {
         tracing::warn!(%node, pod = report.uid, "a device reports a pod that is not one of this node");
         return Ok(());
@@ -144,6 +146,9 @@ fn pod(batch: &mut Batch<'_>, node: &NodeName, report: &PodReport) -> Result<(),
     object.value_mut()["status"] = report.status.clone();
     if !readable(node, &mut object) {
         return Ok(());
+    }
+    if other.is_some() {
+        batch.remove(&key)?;
     }
     if let Some(started) = report.status.get("startTime").and_then(Value::as_str) {
         object.metadata_mut().insert("creationTimestamp".into(), started.into());

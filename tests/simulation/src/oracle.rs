@@ -290,7 +290,11 @@ impl Oracles {
         });
         if running.len() != wanted + placed || pods.len() != running.len() {
             let what = (running.len(), wanted, placed, pods.len());
-            return Err(format!("{name}: (running, daemons, placed, pods at the hub) = {what:?}"));
+            let shown: Vec<&String> = pods.keys().collect();
+            let unknown = running.iter().find(|((uid, _), _)| !pods.contains_key(uid));
+            return Err(format!(
+                "{name}: (running, daemons, placed, pods at the hub) = {what:?}; not shown {unknown:?} of {shown:?}"
+            ));
         }
         if let Some((uid, phase)) = pods.iter().find(|(_, phase)| *phase != "Running") {
             return Err(format!("{name}: the hub shows pod {uid} as {phase:?}"));
