@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use flotilla_manifests::api_error::ApiError;
 use flotilla_manifests::derive::NodeRef;
-use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::overrides;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::LogRequest;
@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::backend::{LocalBackend, Shared, WriteCommand};
 use crate::clock::Clock;
-use crate::effective::{Effective, Memory, effective};
+use crate::effective::{Effective, Manifest, Memory, effective};
 use crate::events::Events;
 use crate::executor::{Done, Executor};
 use crate::host::Host;
@@ -95,7 +95,7 @@ pub(crate) struct Inbox {
 #[derive(Debug, Default)]
 pub(crate) struct LoopState {
     pub(crate) effective: Effective,
-    pub(crate) bases: BTreeMap<ObjectKey, Object>,
+    pub(crate) bases: BTreeMap<ObjectKey, Arc<Manifest>>,
     pub(crate) records: Vec<overrides::OverrideRecord>,
     pub(crate) reports: Reports,
     pub(crate) events: Events,
@@ -252,7 +252,7 @@ impl<R: Runtime> Agent<R> {
         self.note(&plan.notices);
         self.show(&read, &plan.statuses);
         self.report(&read, &observed, &plan.statuses).await?;
-        self.state.bases = read.known.manifests.into_values().map(|one| (one.object.key(), one.object)).collect();
+        self.state.bases = read.known.manifests.into_values().map(|one| (one.object.key(), one)).collect();
         self.state.records = read.known.overrides;
         for pod in &plan.ended {
             self.executor.forget(pod);

@@ -33,7 +33,7 @@ pub struct Manifest {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Known {
     /// By object uid.
-    pub manifests: BTreeMap<String, Manifest>,
+    pub manifests: BTreeMap<String, Arc<Manifest>>,
     /// By pod uid.
     pub placements: BTreeMap<String, Placement>,
     /// Workload uid -> number this device may move to.
@@ -124,7 +124,7 @@ pub fn effective(node: &NodeRef, known: &Known, memory: &Memory, now: Timestamp)
 }
 
 /// Workloads whose documents cannot be read, as they are remembered.
-fn recalled(node: &NodeRef, known: &Known, memory: &Memory, result: &mut Effective) -> BTreeMap<String, Manifest> {
+fn recalled(node: &NodeRef, known: &Known, memory: &Memory, result: &mut Effective) -> BTreeMap<String, Arc<Manifest>> {
     let mut manifests = BTreeMap::new();
     for uid in &known.unreadable {
         let placed = known.placements.values().find(|placement| placement.workload == *uid);
@@ -133,7 +133,7 @@ fn recalled(node: &NodeRef, known: &Known, memory: &Memory, result: &mut Effecti
         match object.filter(|object| object.uid() == uid) {
             Some(object) => {
                 let manifest = Manifest { object, thresholds: BTreeMap::new(), at_number: BTreeMap::new() };
-                manifests.insert(uid.clone(), manifest);
+                manifests.insert(uid.clone(), Arc::new(manifest));
             }
             None => leave_alone(uid, node, memory, result),
         }

@@ -4,6 +4,7 @@
 //! Refuses to stop at a bad item: it keeps the last good meaning, warns once, and goes on. Start reading at [`Knowledge::read`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use flotilla_manifests::api_error::Violation;
 use flotilla_manifests::object::Object;
@@ -24,7 +25,7 @@ use crate::replica::DeviceReplica;
 pub struct Knowledge {
     sealing: SealingKey,
     /// By item id: version read and what it said.
-    manifests: BTreeMap<String, (Version, Option<Manifest>)>,
+    manifests: BTreeMap<String, (Version, Option<Arc<Manifest>>)>,
     secrets: BTreeMap<String, (Version, Option<Object>)>,
     /// Documents whose newest state says nothing valid, and why.
     refused: BTreeMap<String, String>,
@@ -42,7 +43,7 @@ enum Meaning {
     Eviction(String),
     Revert(String),
     Override(Box<OverrideRecord>),
-    Manifest(String, Box<Manifest>, CaughtUp),
+    Manifest(String, Arc<Manifest>, CaughtUp),
     Secret(String, Box<Object>),
 }
 
@@ -110,7 +111,7 @@ impl Knowledge {
                     if caught_up {
                         known.caught_up.insert(uid.clone());
                     }
-                    known.manifests.insert(uid, *manifest);
+                    known.manifests.insert(uid, manifest);
                 }
                 Meaning::Secret(uid, secret) => drop(known.secrets.insert(uid, *secret)),
             }
@@ -130,7 +131,7 @@ impl Knowledge {
                         let manifest = match unpack(&document.saved, blobs) {
                             Ok(manifest) => {
                                 self.refused.remove(id);
-                                Some(manifest)
+                                Some(Arc::new(manifest))
                             }
                             Err(why) => {
                                 warn(id, &why);
@@ -146,7 +147,7 @@ impl Knowledge {
                     self.unreadable.insert(id.to_owned());
                 }
                 let caught_up = document.time_ms < session_ms;
-                Some(Meaning::Manifest(id.to_owned(), Box::new(manifest?), caught_up))
+                Some(Meaning::Manifest(id.to_owned(), manifest?, caught_up))
             }
             ItemKind::Register(register) => {
                 let read = self.register(id, &register.value, register.version);

@@ -62,14 +62,14 @@ impl<R: Runtime> Agent<R> {
     /// The hub's manifest behind a key; a Pod's is what it is derived as here.
     fn base_of(&self, key: &ObjectKey, shown: Option<&Object>) -> Option<Object> {
         match key.kind.name {
-            "Pod" => self.state.bases.get(key).cloned().or_else(|| {
+            "Pod" => self.state.bases.get(key).map(|base| base.object.clone()).or_else(|| {
                 let mut pod = shown?.clone();
                 if let Some(map) = pod.value_mut().as_object_mut() {
                     map.remove("status");
                 }
                 Some(pod)
             }),
-            _ => self.state.bases.get(key).cloned(),
+            _ => self.state.bases.get(key).map(|base| base.object.clone()),
         }
     }
 
@@ -110,7 +110,7 @@ impl<R: Runtime> Agent<R> {
     async fn keep(&mut self, outcome: &Outcome, kept: &Kept) -> Result<(), ApiError> {
         let (Outcome::Created(object) | Outcome::Updated(object)) = outcome else { return Ok(()) };
         let next = |mut all: BTreeMap<String, String>, text: &Option<String>| {
-            all.retain(|uid, _| self.state.bases.values().any(|base| base.uid() == uid));
+            all.retain(|uid, _| self.state.bases.values().any(|base| base.object.uid() == uid));
             match text {
                 Some(text) => drop(all.insert(object.uid().to_owned(), text.clone())),
                 None => drop(all.remove(object.uid())),

@@ -49,7 +49,8 @@ fn daemon_set(versions: &[(u64, u64)]) -> Manifest {
 }
 
 fn known(manifest: Manifest) -> Known {
-    let manifests = BTreeMap::from([("node-uid".to_owned(), node_manifest(json!({}))), ("w".to_owned(), manifest)]);
+    let manifests = [("node-uid", node_manifest(json!({}))), ("w", manifest)];
+    let manifests = manifests.into_iter().map(|(uid, one)| (uid.to_owned(), Arc::new(one))).collect();
     Known { manifests, ..Known::default() }
 }
 
@@ -182,7 +183,7 @@ fn a_placement_runs_its_number_and_ends_with_it() {
     assert_eq!(result.pods.pods.keys().collect::<Vec<_>>(), ["p1", "p2"]);
     assert_eq!(versions(&result), ["v1", "v2"]);
 
-    all.manifests.get_mut("w").unwrap().at_number.clear();
+    Arc::make_mut(all.manifests.get_mut("w").unwrap()).at_number.clear();
     assert_eq!(versions(&run(&all, &result.memory)), ["v1", "v2"], "a forgotten number runs from memory");
     all.placements.remove("p1");
     assert_eq!(versions(&run(&all, &result.memory)), ["v2"]);
@@ -231,7 +232,7 @@ fn what_cannot_be_read_is_not_taken_for_deleted() {
 #[test]
 fn a_placed_pod_outlives_its_unreadable_placement_and_workload() {
     let mut all = known(Manifest { object: workload("Deployment", json!({}), "v1", 1), ..daemon_set(&[(1, 0)]) });
-    all.manifests.get_mut("w").unwrap().at_number.clear();
+    Arc::make_mut(all.manifests.get_mut("w").unwrap()).at_number.clear();
     let placement = json!({"namespace": "default", "name": "web-1", "uid": "p", "workload": "w", "number": number(1)});
     all.placements.insert("p".into(), serde_json::from_value(placement).unwrap());
     let before = run(&all, &Memory::default());
