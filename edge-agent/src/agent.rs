@@ -330,8 +330,7 @@ impl<R: Runtime> Agent<R> {
             if planted::is(Bug::EndNotTold) && *self.inbox.link.borrow() == Link::Down {
                 ends.clear();
             }
-            let rows = if planted::is(Bug::HistoryAfterAction) { Vec::new() } else { rows.collect() };
-            match self.store.set_histories(rows, ends.clone()).await {
+            match self.store.set_histories(rows.collect(), ends.clone()).await {
                 Ok(()) => {
                     let unsaved = std::mem::take(&mut self.state.unsaved);
                     for uid in unsaved.ended {

@@ -33,8 +33,6 @@ pub enum Bug {
     EndNotTold,
     /// What runs is compared with what it was started from only while there is a session.
     RestartWhileOffline,
-    /// What was done to a pod is not remembered on the disk.
-    HistoryAfterAction,
     /// A DaemonSet runs on devices that it does not select.
     SelectorIgnored,
     /// A watch begins one change too late.
@@ -71,7 +69,6 @@ impl Bug {
         Self::OldObservationTaken,
         Self::EndNotTold,
         Self::RestartWhileOffline,
-        Self::HistoryAfterAction,
         Self::SelectorIgnored,
         Self::WatchGap,
         Self::WatchRepeats,

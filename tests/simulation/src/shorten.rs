@@ -50,6 +50,6 @@ mod tests {
         let both = |steps: &[u32]| steps.contains(&17) && steps.contains(&83);
         assert_eq!(shortened(&steps, || false, both), [17, 83]);
         assert_eq!(shortened(&steps, || true, both).len(), 100);
-        assert_eq!(shortened(&steps, || false, |_| true), []);
+        assert!(shortened(&steps, || false, |_| true).is_empty());
     }
 }

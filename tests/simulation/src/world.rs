@@ -405,7 +405,7 @@ impl World {
             let cell = model.object(&wish.key);
             if !cell.maybe.is_empty()
                 && cell.maybe.iter().any(|mark| *mark != cell.sure)
-                && self.trace.now_ms() % 3 != 0
+                && !self.trace.now_ms().is_multiple_of(3)
             {
                 // Mostly one write of an object at a time.
                 return;
