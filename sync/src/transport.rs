@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, watch};
 pub use door::{AcceptBucket, Door, DoorLimits, Gate, OpenGate, RetryAfter};
 pub use memory::{MemoryDoor, MemoryFault};
 pub use mqtt::{BrokerUrl, BrokerUrlError};
+pub use quic::SharedSocket;
 
 use crate::identity::{
     Credentials, IdentityError, InstallationId, NodeName, PublicKey, TrustTime, device_client, enrol_client,
@@ -137,6 +138,7 @@ pub struct Connector {
     tls: Arc<ClientConfig>,
     node: NodeName,
     installation: InstallationId,
+    socket: Option<SharedSocket>,
 }
 
 /// A device's way to an enrolment.
@@ -280,7 +282,14 @@ impl Connector {
         time: &Arc<dyn TrustTime>,
     ) -> Result<Self, IdentityError> {
         let tls = device_client(credentials, authority, time)?;
-        Ok(Self { tls, node, installation: InstallationId::of(root) })
+        Ok(Self { tls, node, installation: InstallationId::of(root), socket: None })
+    }
+
+    /// Over a socket that many devices share, instead of a fresh one for each connection.
+    #[must_use]
+    pub fn through(mut self, socket: SharedSocket) -> Self {
+        self.socket = Some(socket);
+        self
     }
 
     /// Opens a session's stream.
@@ -290,7 +299,9 @@ impl Connector {
     pub async fn connect(&self, target: &Target) -> Result<Pipe, ConnectError> {
         let attempt = async {
             match target {
-                Target::Quic(address) => quic::connect(address, &self.tls, &self.installation).await,
+                Target::Quic(address) => {
+                    quic::connect(address, &self.tls, &self.installation, self.socket.as_ref()).await
+                }
                 Target::Mqtt(broker) => mqtt::connect(broker, &self.tls, &self.installation, &self.node).await,
                 Target::Memory(door) => door.connect(&self.node).await,
             }
