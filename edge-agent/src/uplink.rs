@@ -9,7 +9,7 @@ use std::time::Duration;
 use flotilla_sync::backoff::{Backoff, HEAD_START_MS, Preference, Road, Roads};
 use flotilla_sync::chance;
 use flotilla_sync::driver;
-use flotilla_sync::identity::{FlooredClock, IdentityError, TrustTime};
+use flotilla_sync::identity::{FlooredClock, TrustTime};
 use flotilla_sync::session::{SessionConfig, SessionEnd};
 use flotilla_sync::transport::{ConnectError, Connector, Pipe, Target};
 use tokio::sync::watch;
@@ -124,7 +124,7 @@ impl Uplink {
                 }
             }
         }
-        let connector = match self.connector() {
+        let connector = match self.identity.connector(&self.time) {
             Ok(connector) => connector,
             Err(error) => {
                 tracing::error!(error = %enrolment::chain(&error), "the session certificate cannot be used");
@@ -136,12 +136,6 @@ impl Uplink {
             reached = race(&connector, targets, roads.order()) => reached,
             () = told(&mut self.leave) => Err(Failed::default()),
         }
-    }
-
-    fn connector(&self) -> Result<Connector, IdentityError> {
-        let enrolment = &self.identity.enrolment;
-        let node = self.identity.node.clone();
-        Connector::new(&enrolment.credentials, &enrolment.authority, &enrolment.root, node, &self.time)
     }
 
     /// One session.
@@ -159,7 +153,7 @@ impl Uplink {
         };
         let (handle, commands) = driver::commands();
         let renew_in_ms = self.identity.renew_at().0.saturating_sub(self.clock.proven().0).max(60_000);
-        let connector = self.connector();
+        let connector = self.identity.connector(&self.time);
         let clock = Arc::clone(&self.clock);
         let stalled = pipe.stalled.clone();
         self.link.send_replace(Link::Up);
