@@ -27,6 +27,7 @@ const PURE: &[&str] = &[
     "sync/src/document",
     "sync/src/record.rs",
     "sync/src/log.rs",
+    "sync/src/log",
     "sync/src/channel.rs",
     "sync/src/list.rs",
     "sync/src/session.rs",

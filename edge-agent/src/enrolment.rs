@@ -15,7 +15,7 @@ use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::identity::{
     CredentialsMaterial, DeviceKeys, DeviceKeysMaterial, Installation, InstallationMaterial, NodeName, TrustTime,
 };
-use flotilla_sync::transport::{BrokerUrl, EnrolConnector, Target};
+use flotilla_sync::transport::{BrokerUrl, Connector, EnrolConnector, Target};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -32,6 +32,8 @@ pub struct Identity {
     pub keys: DeviceKeys,
     pub enrolment: Enrolment,
     pub writer: WriterMaterial,
+    /// Kept as long as the certificate it shows: it resumes TLS sessions.
+    connector: Option<Connector>,
 }
 
 /// Why there is no identity.
@@ -102,7 +104,23 @@ impl Identity {
         let node = enrolment.certificate.node.clone();
         let writer = open_writer(store, loaded, &keys, &enrolment).await?;
         let node_uid = enrolment.certificate.node_uid.clone();
-        Ok(Self { node, node_uid, keys, enrolment, writer })
+        Ok(Self { node, node_uid, keys, enrolment, writer, connector: None })
+    }
+
+    /// The way to sessions with the present certificate.
+    ///
+    /// # Errors
+    /// When key and certificate do not fit.
+    pub fn connector(
+        &mut self,
+        time: &Arc<dyn TrustTime>,
+    ) -> Result<Connector, flotilla_sync::identity::IdentityError> {
+        if let Some(connector) = &self.connector {
+            return Ok(connector.clone());
+        }
+        let Enrolment { credentials, authority, root, .. } = &self.enrolment;
+        let made = Connector::new(credentials, authority, root, self.node.clone(), time)?;
+        Ok(self.connector.insert(made).clone())
     }
 
     /// When the session certificate should be replaced by a younger one.
@@ -133,6 +151,7 @@ impl Identity {
         let renewed = exchange(&introduction, &self.keys, target, time).await?;
         put(store, "enrolment", &renewed.to_material()).await?;
         self.enrolment = renewed;
+        self.connector = None;
         Ok(())
     }
 }

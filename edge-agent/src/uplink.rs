@@ -158,12 +158,10 @@ impl Uplink {
         own.is_some_and(|own| own.seq >= told.seq)
     }
 
-    fn connector(&self) -> Result<Connector, IdentityError> {
-        let enrolment = &self.identity.enrolment;
-        let node = self.identity.node.clone();
-        let connector =
-            Connector::new(&enrolment.credentials, &enrolment.authority, &enrolment.root, node, &self.time)?;
-        Ok(match NodeName::parse(&enrolment.fleet) {
+    /// The way to sessions, kept as long as its certificate, with a fresh ear for what brokers tell meanwhile.
+    fn connector(&mut self) -> Result<Connector, IdentityError> {
+        let connector = self.identity.connector(&self.time)?;
+        Ok(match NodeName::parse(&self.identity.enrolment.fleet) {
             Ok(fleet) => connector.listening_to(fleet),
             Err(_unusable) => connector,
         })

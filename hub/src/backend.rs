@@ -54,17 +54,14 @@ impl HubBackend {
         Arc::new(leases::of_node(node, self.door.contact(node.name()), self.store.now()))
     }
 
-    /// A list with what is said of Nodes at the moment of the question.
-    fn with_shown_facts(
+    /// A list with the Leases of Nodes, which are made at the moment of the question.
+    fn with_leases(
         &self,
         mut listing: Listing,
         kind: KindRef,
         namespace: Option<&str>,
         nodes: impl FnOnce() -> Result<Listing, ApiError>,
     ) -> Result<Listing, ApiError> {
-        if kind == &kind::NODE {
-            listing.items = listing.items.into_iter().map(|node| self.in_contact(node)).collect();
-        }
         if kind == &kind::LEASE && namespace.is_none_or(|namespace| namespace == NODE_LEASES) {
             listing.items.extend(nodes()?.items.iter().map(|node| self.lease_of(node)));
             listing.items.sort_by_key(|lease| lease.key());
@@ -84,17 +81,21 @@ impl Backend for HubBackend {
             return node.map(|node| self.lease_of(&node)).ok_or_else(|| ApiError::not_found(key));
         }
         let object = self.store.read(key).ok_or_else(|| ApiError::not_found(key))?;
-        Ok(if key.kind == &kind::NODE { self.in_contact(object) } else { object })
+        Ok(self.shown(object))
     }
 
     async fn list(&self, kind: KindRef, namespace: Option<&str>) -> Result<Listing, ApiError> {
         let nodes = || Ok(self.store.list(&kind::NODE, None));
-        self.with_shown_facts(self.store.list(kind, namespace), kind, namespace, nodes)
+        self.with_leases(self.store.list(kind, namespace), kind, namespace, nodes)
     }
 
     async fn list_at(&self, kind: KindRef, namespace: Option<&str>, version: u64) -> Result<Listing, ApiError> {
         let nodes = || self.store.list_at(&kind::NODE, None, version);
-        self.with_shown_facts(self.store.list_at(kind, namespace, version)?, kind, namespace, nodes)
+        self.with_leases(self.store.list_at(kind, namespace, version)?, kind, namespace, nodes)
+    }
+
+    fn shown(&self, object: Arc<Object>) -> Arc<Object> {
+        if object.kind() == &kind::NODE { self.in_contact(object) } else { object }
     }
 
     async fn watch(
@@ -120,7 +121,7 @@ impl Backend for HubBackend {
                     .view(|index| drawn(&request, now, |context| decide(index, incarnation, &request, context)));
                 Ok(without_version(decided?.written))
             }
-            DryRun::No => self.store.write(move |batch| write(batch, &request, audit_count_max)).await,
+            DryRun::No => self.store.write_soon(move |batch| write(batch, &request, audit_count_max)).await,
         }
     }
 

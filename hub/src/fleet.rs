@@ -173,3 +173,33 @@ pub(crate) enum Welcome {
     Unknown,
     Failed,
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use flotilla_sync::identity::NodeName;
+    use flotilla_sync::transport::Transport;
+
+    use super::*;
+    use crate::Retention;
+    use crate::tests::Bench;
+
+    #[tokio::test]
+    async fn the_task_of_a_device_in_contact_is_small() {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = Bench::open(folder.path(), Retention::default()).await;
+        let (near, _far) = tokio::io::duplex(64);
+        let (reader, writer) = tokio::io::split(near);
+        let pipe = Pipe {
+            reader: Box::new(reader),
+            writer: Box::new(writer),
+            peer: PeerIdentity::Device { node: NodeName::parse("a").unwrap() },
+            transport: Transport::Memory,
+            remote: "memory".to_owned(),
+            stalled: None,
+        };
+        let reception = Reception { door: bench.door, registrar: bench.registrar, boot: 1 };
+        let bytes = size_of_val(&session(pipe, reception));
+        assert!(bytes <= 8 * 1024, "there is one of {bytes} bytes for each device");
+    }
+}

@@ -22,10 +22,10 @@ use tokio::task::JoinSet;
 use crate::controllers::{self, Plan, View};
 use crate::fleet::contact::{Contact, Contacts};
 use crate::scheduler;
-use crate::store::Store;
+use crate::store::{Index, Store};
 use queue::{Queue, Task};
 
-/// Plans made from one view of the state.
+/// Plans made before they are written.
 const PLANS_MAX: usize = 64;
 /// Longest sleep: a plan is never older than this, whatever was missed.
 const SLEEP_MS_MAX: u64 = 60_000;
@@ -164,13 +164,20 @@ impl Runner {
                 self.compare_contacts();
             }
             due.retain(|task| !matches!(task, Task::Everything | Task::Contacts));
-            let started = self.contacts.started();
-            let contacts = &self.known;
-            let plans: Vec<(Task, Plan)> = self.store.view(|index| {
-                let view = View { index, contacts, started, now };
-                due.into_iter().map(|task| (task.clone(), plan(&view, &task))).collect()
-            });
+            let plans: Vec<(Task, Plan)> = due.into_iter().map(|task| (task.clone(), self.plan(&task, now))).collect();
             self.write(plans, now).await;
+        }
+    }
+
+    /// A plan over all Nodes is made from what it looks at, taken out at once: commits, and all who read after them, would wait for it.
+    fn plan(&self, task: &Task, now: Timestamp) -> Plan {
+        let over = |index: &Index| {
+            let view = View { index, contacts: &self.known, started: self.contacts.started(), now };
+            plan(&view, task)
+        };
+        match task {
+            Task::DaemonSet(key) => over(&Index::of(self.store.view(|index| index.around(key)))),
+            _ => self.store.view(over),
         }
     }
 

@@ -53,6 +53,9 @@ const QUEUE_LEN_MAX: usize = 1024;
 /// Events a watcher may have unread in its channel; beyond that it falls behind in the history.
 const WATCH_LEN_MAX: usize = 256;
 
+/// How long somebody at the API waits for room in the queue, and when to ask again after that.
+const ROOM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+const BUSY_RETRY_SECONDS: u32 = 1;
 /// Whoever is refused because the disk is full asks again after this.
 const FULL_RETRY_SECONDS: u32 = 2;
 
@@ -111,6 +114,19 @@ impl From<StoreError> for ApiError {
             other => Self::of(Reason::InternalError, other.to_string()),
         }
     }
+}
+
+fn stopped() -> ApiError {
+    ApiError::of(Reason::ServiceUnavailable, "the hub's store has stopped")
+}
+
+fn too_busy() -> ApiError {
+    let mut error = ApiError::of(
+        Reason::TooManyRequests,
+        "the hub writes as fast as it can and more is waiting: nothing was written",
+    );
+    error.retry_after_seconds = Some(BUSY_RETRY_SECONDS);
+    error
 }
 
 fn disk_is_full() -> ApiError {
@@ -213,9 +229,25 @@ impl Store {
         F: FnOnce(&mut Batch<'_>) -> Result<T, ApiError> + Send + 'static,
     {
         let (call, answer) = Call::of(work);
-        let stopped = || ApiError::of(Reason::ServiceUnavailable, "the hub's store has stopped");
         let queue = self.handle.queue.as_ref().ok_or_else(stopped)?;
         queue.send(Box::new(call)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// As [`write`](Self::write), for somebody who can ask again: 429 when the writer has had no room for a while. Sessions wait
+    /// instead, which holds their devices back.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write); nothing was written after a 429.
+    pub async fn write_soon<T, F>(&self, work: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Batch<'_>) -> Result<T, ApiError> + Send + 'static,
+    {
+        let (call, answer) = Call::of(work);
+        let queue = self.handle.queue.as_ref().ok_or_else(stopped)?;
+        let room = tokio::time::timeout(ROOM_TIMEOUT, queue.reserve()).await.map_err(|_elapsed| too_busy())?;
+        room.map_err(|_| stopped())?.send(Box::new(call));
         answer.await.map_err(|_| stopped())?
     }
 

@@ -4,6 +4,8 @@
 //! `[1, channel, writer, seq, head]`, the hash at its end, under the domain `log-head/1`; sizes and signature are verified
 //! before any body is read by anything else.
 
+pub(crate) mod difference;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -22,7 +24,7 @@ pub const BATCH_BYTES_MAX: usize = 1000 * 1024;
 const HEAD_DOMAIN: &str = "log-head/1";
 
 /// Consecutive records of one log and the signature over their end. As stored and as sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Batch {
     /// The audience.
     pub channel: ChannelName,
@@ -36,7 +38,19 @@ pub struct Batch {
     pub prev: Hash,
     /// `[records]` and signature, encoded. Shared between the sessions that send it.
     pub payload: Bytes,
+    /// The payload as a difference to that of the batch before it, where somebody has worked it out ([`Batch::follows`]). Says nothing
+    /// of its own.
+    pub difference: Option<Bytes>,
 }
+
+impl PartialEq for Batch {
+    fn eq(&self, other: &Self) -> bool {
+        let place = |batch: &Self| (batch.first_seq, batch.last_seq, batch.prev, batch.writer);
+        place(self) == place(other) && self.channel == other.channel && self.payload == other.payload
+    }
+}
+
+impl Eq for Batch {}
 
 /// A batch whose chain and signature hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,6 +194,7 @@ impl LogWriter {
             last_seq: head.seq,
             prev: start.hash,
             payload,
+            difference: None,
         };
         Ok(VerifiedBatch { batch, records, head, incarnation: self.identity.chain().incarnation })
     }
@@ -210,7 +225,14 @@ impl Batch {
         let prev = decoder.hash()?;
         let payload = decoder.bytes(BATCH_BYTES_MAX)?;
         decoder.end()?;
-        Ok(Self { channel, writer, first_seq, last_seq, prev, payload: encoded.slice_ref(payload) })
+        Ok(Self { channel, writer, first_seq, last_seq, prev, payload: encoded.slice_ref(payload), difference: None })
+    }
+
+    /// Works out how to tell it, once, to all who have `before`, if that is the batch before it in the log.
+    pub fn follows(&mut self, before: &Self) {
+        if before.last_seq + 1 == self.first_seq && (&before.channel, before.writer) == (&self.channel, self.writer) {
+            self.difference = difference::between(&before.payload, &self.payload);
+        }
     }
 
     /// The bytes to store.

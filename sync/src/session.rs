@@ -33,8 +33,10 @@ use streams::Streams;
 
 pub use greeting::{GREETING_BYTES_MAX, Greeting, GreetingError};
 
-/// Version of the protocol spoken.
+/// Version of the protocol that every peer speaks.
 pub const PROTOCOL_VERSION: u64 = 1;
+/// From this version on a device takes batches that are told by what differs from the one before.
+pub const PROTOCOL_WITH_DIFFERENCES: u64 = 2;
 /// A side that has heard nothing for this long asks. Milliseconds.
 pub const KEEPALIVE_MS: u64 = 60_000;
 /// A side that has heard nothing for this long gives up. Milliseconds.
@@ -204,7 +206,7 @@ impl<T: std::fmt::Display> From<T> for Violation {
 impl Session {
     pub(crate) fn new(config: SessionConfig, own: Heads, greeting: Option<&Greeting>, now_ms: u64) -> Self {
         let hello = Frame::Hello {
-            versions: vec![PROTOCOL_VERSION],
+            versions: vec![PROTOCOL_VERSION, PROTOCOL_WITH_DIFFERENCES],
             incarnation: config.incarnation,
             boot: config.boot,
             positions: positions_of(&own),
@@ -263,6 +265,7 @@ impl Session {
                     let reason = format!("no common version of the protocol: {versions:?} and {PROTOCOL_VERSION}");
                     return Err(Violation(reason));
                 }
+                self.sending.tell_differences(versions.contains(&PROTOCOL_WITH_DIFFERENCES));
                 self.hello(PeerHello { incarnation, boot }, positions, &digests, greeting.as_ref())?;
             }
             Frame::Channels { positions } if !self.is_hub() => {
@@ -336,6 +339,9 @@ impl Session {
                 self.events.push_back(Event::StreamClosed { id, reason });
             }
             Frame::StreamCredit { .. } | Frame::StreamClose { .. } => {}
+            Frame::Difference { channel, writer, difference } if !self.is_hub() => {
+                self.receive_difference(channel, writer, &difference)?;
+            }
             Frame::WantBlob { hash, offset, len } => self.range_is_wanted(hash, offset, len)?,
             Frame::BlobPiece { hash, offset, bytes } => self.receive_blob_piece(&hash, offset, &bytes, now_ms)?,
             Frame::NoBlob { hash } => self.blob_is_refused(hash, now_ms),

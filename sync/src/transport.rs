@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, watch};
 pub use door::{AcceptBucket, Door, DoorLimits, Gate, OpenGate, RetryAfter};
 pub use memory::{MemoryDoor, MemoryFault};
 pub use mqtt::{BrokerUrl, BrokerUrlError, mosquitto};
+pub use quic::SharedSocket;
 
 use crate::channel::ChannelName;
 use crate::identity::{
@@ -156,6 +157,7 @@ pub struct Connector {
     /// Shown to brokers.
     credentials: Arc<Credentials>,
     ear: Option<Arc<Ear>>,
+    socket: Option<SharedSocket>,
 }
 
 /// A device's way to an enrolment.
@@ -308,7 +310,13 @@ impl Connector {
     ) -> Result<Self, IdentityError> {
         let tls = device_client(credentials, authority, time)?;
         let (installation, credentials) = (InstallationId::of(root), Arc::new(credentials.clone()));
-        Ok(Self { tls, node, installation, root: *root, credentials, ear: None })
+        Ok(Self { tls, node, installation, root: *root, credentials, ear: None, socket: None })
+    }
+
+    /// Over a socket that many devices share, instead of a fresh one for each connection.
+    #[must_use]
+    pub fn through(self, socket: SharedSocket) -> Self {
+        Self { socket: Some(socket), ..self }
     }
 
     /// Also listens for how far this fleet's channel goes, while it connects through a broker.
@@ -331,7 +339,9 @@ impl Connector {
     pub async fn connect(&self, target: &Target) -> Result<Pipe, ConnectError> {
         let attempt = async {
             match target {
-                Target::Quic(address) => quic::connect(address, &self.tls, &self.installation).await,
+                Target::Quic(address) => {
+                    quic::connect(address, &self.tls, &self.installation, self.socket.as_ref()).await
+                }
                 Target::Mqtt(broker) => {
                     let (own, ear) = (&self.credentials, self.ear.as_ref());
                     mqtt::connect(broker, &self.tls, &self.installation, &self.node, own, ear).await

@@ -37,7 +37,7 @@ impl Report {
         self.rows.push((what.to_owned(), value, unit, aim));
     }
 
-    pub(crate) fn write(&self, folder: &Path) {
+    pub(crate) fn write(&self, folder: &Path, name: &str) {
         let row = |(what, value, unit, aim): &(String, f64, &'static str, Option<f64>)| {
             let mut one = Map::new();
             one.insert("value".into(), json!(value));
@@ -55,7 +55,7 @@ impl Report {
         let memory_kib = memory.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok());
         let all = json!({"time": time, "cores": cores, "memoryKiB": memory_kib, "figures": figures});
         std::fs::create_dir_all(folder).unwrap();
-        std::fs::write(folder.join("walk.json"), format!("{all:#}\n")).unwrap();
+        std::fs::write(folder.join(name), format!("{all:#}\n")).unwrap();
     }
 }
 

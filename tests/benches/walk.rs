@@ -40,7 +40,7 @@ fn main() {
     say("containers: beside a bare crun, and a reboot without a hub ...");
     containers::measure(BINARY, &mut report);
     let folder = Path::new(BINARY).ancestors().nth(2).unwrap().join("bench");
-    report.write(&folder);
+    report.write(&folder, "walk.json");
     say(&format!("written: {}", folder.join("walk.json").display()));
 }
 

@@ -125,7 +125,7 @@ pub fn sweep(view: &View<'_>) -> Plan {
             (last.or_else(|| event.creation_timestamp()).unwrap_or_default(), event.as_ref())
         })
         .collect();
-    seen.sort_by_key(|(last, event)| (*last, event.resource_version()));
+    seen.sort_by_cached_key(|(last, event)| (*last, event.resource_version()));
     let surplus = seen.len().saturating_sub(COUNT_MAX);
     for (index, (last, event)) in seen.into_iter().enumerate() {
         if index < surplus || last.0.saturating_add(AGE_MS_MAX) <= view.now.0 {

@@ -22,6 +22,7 @@ use super::batch::Batch;
 use super::documents::Edited;
 use super::history::Event;
 use super::learned::DELETED;
+use super::writer::Grown;
 use super::{StoreError, devices};
 use crate::mint;
 use crate::publish::content::{self, Content};
@@ -310,7 +311,7 @@ pub(super) fn seal_logs(
     log: &mut LogWriter,
     drafts: BTreeMap<ChannelName, Vec<Draft>>,
     now: Timestamp,
-) -> Result<Vec<ChannelName>, StoreError> {
+) -> Result<Vec<Grown>, StoreError> {
     let mut grown = Vec::new();
     for (channel, drafts) in drafts {
         let mut chunk = Vec::new();
@@ -318,14 +319,13 @@ pub(super) fn seal_logs(
         for draft in drafts {
             let more = draft.body.inline().map_or(0, Bytes::len) + RECORD_OVERHEAD_BYTES;
             if !chunk.is_empty() && (bytes + more > BATCH_BYTES_MAX || chunk.len() == BATCH_RECORDS_MAX) {
-                append(transaction, log, &channel, std::mem::take(&mut chunk), now)?;
+                grown.push(append(transaction, log, &channel, std::mem::take(&mut chunk), now)?);
                 bytes = 0;
             }
             bytes += more;
             chunk.push(draft);
         }
-        append(transaction, log, &channel, chunk, now)?;
-        grown.push(channel);
+        grown.push(append(transaction, log, &channel, chunk, now)?);
     }
     Ok(grown)
 }
@@ -336,12 +336,14 @@ fn append(
     channel: &ChannelName,
     drafts: Vec<Draft>,
     now: Timestamp,
-) -> Result<(), StoreError> {
+) -> Result<Grown, StoreError> {
     let count = drafts.len() as u64;
     let verified = log
         .append(channel, drafts)
         .map_err(|error| StoreError::Publish { what: channel.to_string(), why: error.to_string() })?;
-    store_batch(transaction, verified.batch(), verified.head(), count, now)
+    let (batch, head) = (verified.batch(), verified.head());
+    store_batch(transaction, batch, head, count, now)?;
+    Ok(Grown { channel: channel.clone(), writer: batch.writer, head, batch: Some(batch.clone()) })
 }
 
 /// Stores one batch at the end of its log.

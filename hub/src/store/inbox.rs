@@ -75,7 +75,7 @@ impl Batch<'_> {
         self.transaction
             .prepare_cached("DELETE FROM batch WHERE channel = ?1 AND writer = ?2")?
             .execute(params![channel.to_string(), writer.0])?;
-        self.grown.push(Grown { channel: channel.clone(), writer, head });
+        self.grown.push(Grown { channel: channel.clone(), writer, head, batch: None });
         Ok(())
     }
 
@@ -88,7 +88,7 @@ impl Batch<'_> {
         super::channels::store_batch(self.transaction, batch, head, count, self.now)?;
         let grown = [batch.channel.clone()];
         super::channels::truncate(self.transaction, &batch.writer, &grown, DEVICE_RECORDS_MAX, DEVICE_LOG_BYTES_MAX)?;
-        self.grown.push(Grown { channel: batch.channel.clone(), writer: batch.writer, head });
+        self.grown.push(Grown { channel: batch.channel.clone(), writer: batch.writer, head, batch: None });
         Ok(())
     }
 

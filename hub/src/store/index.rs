@@ -30,7 +30,35 @@ pub struct RolloutState {
     pub grants: BTreeMap<String, String>,
 }
 
+/// A workload with all it owns, its rollout, and every Node. Objects are shared with the index it was taken from.
+#[derive(Debug, Default)]
+pub(crate) struct Surroundings {
+    objects: Vec<Arc<Object>>,
+    rollout: Option<(String, RolloutState)>,
+}
+
 impl Index {
+    /// What a plan of a DaemonSet looks at, taken out in little time: whoever makes the plan from [`Index::of`] it holds up no commit.
+    pub(crate) fn around(&self, workload: &ObjectKey) -> Surroundings {
+        let Some(found) = self.get(workload) else { return Surroundings::default() };
+        let uid = found.uid();
+        let nodes = self.list(&kind::NODE, None);
+        let objects = [found].into_iter().chain(self.owned_by(uid)).chain(nodes).cloned().collect();
+        Surroundings { objects, rollout: Some((uid.to_owned(), self.rollout(uid))) }
+    }
+
+    /// These alone.
+    pub(crate) fn of(surroundings: Surroundings) -> Self {
+        let mut index = Self::default();
+        for object in surroundings.objects {
+            index.set(&object.key(), Some(object));
+        }
+        if let Some((workload, state)) = surroundings.rollout {
+            index.set_rollout(&workload, state);
+        }
+        index
+    }
+
     pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
         self.objects.get(key)
     }

@@ -192,7 +192,12 @@ impl Batch<'_> {
         let batch = verified.batch();
         let count = verified.records().len() as u64;
         super::channels::store_batch(self.transaction, batch, verified.head(), count, self.now)?;
-        self.grown.push(Grown { channel: batch.channel.clone(), writer: batch.writer, head: verified.head() });
+        self.grown.push(Grown {
+            channel: batch.channel.clone(),
+            writer: batch.writer,
+            head: verified.head(),
+            batch: None,
+        });
         Ok(())
     }
 

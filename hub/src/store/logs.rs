@@ -1,4 +1,6 @@
-//! Reading the channels' logs: heads from memory, batches and snapshots from connections that only read.
+//! Reading the channels' logs: heads, newest batches and lists from memory, the rest from a connection that only reads.
+
+mod tail;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -18,9 +20,16 @@ use super::damage::DamagedRow;
 use super::writer::Grown;
 use super::{StoreError, schema};
 
-/// Signed lists kept for the next reader that is behind.
-const SNAPSHOTS_KEPT_MAX: usize = 8;
+use tail::{Rest, Tails};
 
+/// Signed lists of fleets kept for the next reader that is behind, and their bytes.
+const SNAPSHOTS_KEPT_MAX: usize = 8;
+/// A reader that lacks more records than this reads the list instead, if that is shorter. Each record costs a device an edit of a
+/// document; a list costs it one signature and one state per item.
+const LIST_FROM_RECORDS: u64 = 32;
+
+/// What a list adds to an item's id and state.
+const LISTED_ITEM_BYTES: i64 = 64;
 /// Batches remembered as verified.
 const VERIFIED_MAX: usize = 64;
 /// Deleted objects that a list names, the newest.
@@ -35,6 +44,7 @@ pub(crate) struct Logs {
     /// Rung when a log of interest grew, by node.
     bells: RwLock<BTreeMap<String, watch::Sender<u64>>>,
     snapshots: Mutex<Vec<(ChannelName, Head, ChannelSnapshot)>>,
+    tails: RwLock<Tails>,
     /// Batches read lately, which are what was signed.
     verified: Mutex<VecDeque<Batch>>,
 }
@@ -62,6 +72,7 @@ impl Logs {
             reader: Mutex::new(reader),
             bells: RwLock::default(),
             snapshots: Mutex::default(),
+            tails: RwLock::default(),
             verified: Mutex::default(),
         })
     }
@@ -88,6 +99,14 @@ impl Logs {
         if grown.is_empty() {
             return;
         }
+        let mut tails = self.tails.write().unwrap_or_else(PoisonError::into_inner);
+        for log in grown {
+            match &log.batch {
+                Some(batch) => tails.grew(batch.clone()),
+                None => tails.forget(&(log.channel.clone(), log.writer)),
+            }
+        }
+        drop(tails);
         let mut heads = self.heads.write().unwrap_or_else(PoisonError::into_inner);
         for log in grown {
             heads.entry(log.channel.clone()).or_default().insert(log.writer, log.head);
@@ -108,6 +127,39 @@ impl Logs {
         }
     }
 
+    /// Records have gone because they are old: memory keeps none that the disk does not.
+    pub(super) fn forget_newest(&self) {
+        *self.tails.write().unwrap_or_else(PoisonError::into_inner) = Tails::default();
+    }
+
+    /// What the hub's own log of a channel has after a position, where memory knows it all. Never waits for the disk.
+    pub(crate) fn at_hand(
+        &self,
+        identity: &WriterIdentity,
+        channel: &ChannelName,
+        writer: &WriterId,
+        after: u64,
+        bytes_max: usize,
+    ) -> Option<Reading> {
+        if *writer != identity.id() {
+            return None;
+        }
+        let head = self.heads.read().unwrap_or_else(PoisonError::into_inner).get(channel)?.get(writer)?.seq;
+        let tails = self.tails.read().unwrap_or_else(PoisonError::into_inner);
+        if head.saturating_sub(after) > LIST_FROM_RECORDS {
+            let kept = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+            let listed = kept.iter().find(|(name, _, kept)| name == channel && kept.list.writer == *writer);
+            // Without one, or with one that is too old, whoever reads the disk decides.
+            let (_, at, snapshot) = listed.filter(|(_, at, _)| at.seq > after && head - at.seq <= LIST_FROM_RECORDS)?;
+            let goes_on = tails.after(channel, writer, head, at.seq, 1) != Rest::Elsewhere;
+            return goes_on.then(|| Reading::Snapshot(snapshot.clone()));
+        }
+        match tails.after(channel, writer, head, after, bytes_max) {
+            Rest::Batches(batches) => Some(Reading::Batches(batches)),
+            Rest::Elsewhere => None,
+        }
+    }
+
     /// What the hub's own log of a channel has after a position. Blocks on the disk.
     pub(crate) fn read(
         &self,
@@ -123,12 +175,14 @@ impl Logs {
         let Some((floor, head)) = floor_and_head(&transaction, channel, writer)? else {
             return Ok(Reading::Batches(Vec::new()));
         };
-        if after < floor {
+        let own = *writer == identity.id();
+        let listed = own && is_longer_than_its_list(&transaction, channel, writer, head.seq, after)?;
+        if after < floor || listed {
             if !is_hub(&transaction, writer)? {
                 return Ok(Reading::NotKept);
             }
             // Whatever an earlier writer of this hub said is in the present one's list.
-            let head = if *writer == identity.id() { head } else { own_head(&transaction, identity, channel)? };
+            let head = if own { head } else { own_head(&transaction, identity, channel)? };
             return Ok(Reading::Snapshot(self.snapshot(&transaction, identity, channel, head)?));
         }
         let mut statement = transaction.prepare_cached(
@@ -147,6 +201,9 @@ impl Logs {
                 StoreError::Row(DamagedRow::Batch { channel: channel.clone(), writer: *writer, last_seq })
             })?;
             batches.push(batch);
+        }
+        if own && batches.last().is_some_and(|last| last.last_seq == head.seq) {
+            self.tails.write().unwrap_or_else(PoisonError::into_inner).learn(&batches);
         }
         Ok(Reading::Batches(batches))
     }
@@ -229,6 +286,10 @@ impl Logs {
         let list =
             SignedList::sign(identity, channel, head, entries, covers).map_err(|error| refused(error.to_string()))?;
         let snapshot = ChannelSnapshot { list, states };
+        if matches!(channel, ChannelName::Device(_)) {
+            // Nobody else reads it.
+            return Ok(snapshot);
+        }
         kept.retain(|(name, _, _)| name != channel);
         if kept.len() == SNAPSHOTS_KEPT_MAX {
             kept.remove(0);
@@ -240,6 +301,32 @@ impl Logs {
     pub(super) fn reader(&self) -> MutexGuard<'_, Connection> {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a reader after `after` lacks many records, and more bytes than the channel's states have.
+fn is_longer_than_its_list(
+    connection: &Connection,
+    channel: &ChannelName,
+    writer: &WriterId,
+    head: u64,
+    after: u64,
+) -> Result<bool, StoreError> {
+    if head.saturating_sub(after) <= LIST_FROM_RECORDS {
+        return Ok(false);
+    }
+    let name = channel.to_string();
+    let log: i64 = connection
+        .prepare_cached(
+            "SELECT coalesce(sum(length(body)), 0) FROM batch WHERE channel = ?1 AND writer = ?2 AND first_seq > ?3",
+        )?
+        .query_row(params![name, writer.0, after.cast_signed()], |row| row.get(0))?;
+    let list: i64 = connection
+        .prepare_cached(
+            "SELECT coalesce(sum(length(item.id) + ?2 + coalesce(length(item.value), length(document.state), 0)), 0)
+             FROM item LEFT JOIN document ON document.uid = item.id WHERE item.channel = ?1",
+        )?
+        .query_row(params![name, LISTED_ITEM_BYTES], |row| row.get(0))?;
+    Ok(list < log)
 }
 
 fn damaged(channel: &ChannelName, id: &str) -> StoreError {

@@ -262,6 +262,36 @@ async fn many_writes_share_a_commit() {
     assert_eq!(commits.load(Ordering::SeqCst), before + 1);
 }
 
+#[tokio::test]
+async fn a_writer_without_room_asks_people_to_come_back_and_lets_sessions_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder.path().join("hub.sqlite"), Retention::default());
+    let (open_gate, gate) = std::sync::mpsc::sync_channel::<()>(1);
+    let (tell_begun, begun) = tokio::sync::oneshot::channel();
+    let blocking = store.clone();
+    let blocked = tokio::spawn(async move {
+        let hold = move |_: &mut crate::store::Batch<'_>| Ok(tell_begun.send(()).is_ok() && gate.recv().is_ok());
+        blocking.write(hold).await
+    });
+    begun.await.unwrap();
+    let mut waiting = tokio::task::JoinSet::new();
+    for number in 0..=crate::store::QUEUE_LEN_MAX {
+        let store = store.clone();
+        waiting.spawn(async move { store.write(move |_| Ok(number)).await });
+    }
+    while store.queued() < crate::store::QUEUE_LEN_MAX {
+        tokio::task::yield_now().await;
+    }
+    let refused = store.write_soon(|_| Ok(())).await.unwrap_err();
+    assert_eq!((refused.reason, refused.retry_after_seconds), (Reason::TooManyRequests, Some(1)));
+    open_gate.send(()).unwrap();
+    assert!(blocked.await.unwrap().unwrap());
+    while let Some(written) = waiting.join_next().await {
+        written.unwrap().unwrap();
+    }
+    store.write_soon(|_| Ok(())).await.unwrap();
+}
+
 /// Run as a child by the test below: writes until it is killed, saying each write that was answered.
 #[test]
 fn writes_until_killed() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use flotilla_manifests::api_error::{ApiError, Reason};
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{ChannelName, Head, WriterId};
-use flotilla_sync::log::LogWriter;
+use flotilla_sync::log::{Batch as LogBatch, LogWriter};
 use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::record::Draft;
 use rusqlite::{Connection, Transaction};
@@ -68,6 +68,8 @@ pub(crate) struct Grown {
     pub(crate) channel: ChannelName,
     pub(crate) writer: WriterId,
     pub(crate) head: Head,
+    /// What was added, where sessions are to find it in memory: it follows what was there.
+    pub(crate) batch: Option<LogBatch>,
 }
 
 /// One write waiting for its turn.
@@ -227,11 +229,14 @@ fn attempt(
     if let Some(log) = &mut working.log {
         let own = channels::seal_logs(&transaction, log, std::mem::take(&mut working.drafts), now)?;
         let writer = log.identity().id();
-        channels::truncate(&transaction, &writer, &own, retention.log_records_max, retention.log_bytes_max)?;
-        grown.extend(own.into_iter().map(|channel| Grown { head: log.head(&channel), writer, channel }));
+        let channels: Vec<ChannelName> = own.iter().map(|log| log.channel.clone()).collect();
+        channels::truncate(&transaction, &writer, &channels, retention.log_records_max, retention.log_bytes_max)?;
+        grown.extend(own);
     }
     if now.0.abs_diff(working.swept.0) >= retention::SWEEP_MS {
-        retention::sweep(&transaction, retention, now)?;
+        if retention::sweep(&transaction, retention, now)? > 0 {
+            shared.logs.forget_newest();
+        }
         working.swept = now;
     }
     if !events.is_empty() {

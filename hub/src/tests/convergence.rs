@@ -205,6 +205,66 @@ async fn a_fleet_push_is_one_change_and_one_batch_however_many_devices() {
 }
 
 #[tokio::test]
+async fn a_device_that_lacks_a_day_of_changes_reads_one_list_and_the_rest_from_memory() {
+    use flotilla_sync::replica::Reading;
+    const BYTES_MAX: usize = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::open(folder.path(), Retention::default()).await;
+    let mut device = bench.enrolled(folder.path(), "a", "north").await;
+    bench.create(daemon_set("web", 1, None)).await.unwrap();
+    device.pull(&bench.door).await;
+    assert_eq!(device.snapshots, 0);
+    let fleet = flotilla_sync::channel::ChannelName::parse("fleet/north").unwrap();
+    let (identity, logs) = (bench.door.identity(), bench.store.logs());
+    let writer = identity.id();
+    let head = || logs.heads(&fleet)[&writer].seq;
+    let key = ObjectKey::of(&kind::DAEMON_SET, "default", "web");
+    let label = |value: usize| json!({"metadata": {"labels": {"x": value.to_string()}}});
+    let before = head();
+    for edit in 0..100 {
+        bench.merge(&key, label(edit)).await.unwrap();
+    }
+    assert!(
+        logs.at_hand(&identity, &fleet, &writer, before, BYTES_MAX).is_none(),
+        "no list is made while nobody needs it"
+    );
+    device.pull(&bench.door).await;
+    assert_eq!(device.snapshots, 1, "a hundred edits of one document are longer than the document");
+    check(&bench, &device, 0, 0);
+    let listed = head();
+    for edit in 100..103 {
+        bench.merge(&key, label(edit)).await.unwrap();
+    }
+    // The next one finds the list that was made, and what came after it.
+    let Some(Reading::Snapshot(kept)) = logs.at_hand(&identity, &fleet, &writer, before, BYTES_MAX) else {
+        panic!("the list is not kept")
+    };
+    assert_eq!(kept.list.head.seq, listed);
+    let Some(Reading::Batches(rest)) = logs.at_hand(&identity, &fleet, &writer, listed, BYTES_MAX) else {
+        panic!("the newest batches are not kept")
+    };
+    assert_eq!((rest.len(), rest.last().unwrap().last_seq), (3, head()));
+    let Reading::Batches(stored) = logs.read(&identity, &fleet, &writer, listed, BYTES_MAX).unwrap() else {
+        panic!("a list for three records")
+    };
+    assert_eq!(stored, rest, "memory and disk say the same");
+    device.pull(&bench.door).await;
+    assert_eq!(device.snapshots, 1);
+    check(&bench, &device, 0, 1);
+    // A hub that starts has nothing in memory, and finds it on the disk.
+    drop(bench);
+    let bench = Bench::open(folder.path(), Retention::default()).await;
+    assert!(bench.store.logs().at_hand(&identity, &fleet, &writer, listed, BYTES_MAX).is_none());
+    let Reading::Batches(again) = bench.store.logs().read(&identity, &fleet, &writer, listed, BYTES_MAX).unwrap()
+    else {
+        panic!("a list for three records")
+    };
+    assert_eq!(again, rest);
+    let learned = bench.store.logs().at_hand(&identity, &fleet, &writer, listed, BYTES_MAX);
+    assert!(matches!(learned, Some(Reading::Batches(batches)) if batches == rest), "and keeps it for the next");
+}
+
+#[tokio::test]
 async fn a_forked_log_is_followed_by_a_new_writer_that_says_everything_again() {
     use flotilla_sync::replica::Replica;
     let folder = tempfile::tempdir().unwrap();

@@ -337,7 +337,9 @@ async fn a_connected_device_is_shown_with_how_far_it_is() {
     assert!(shown.annotation("flotilla.dev/sync").unwrap().starts_with("behind "));
     let heads = world.bench.door.heads(&peer).await.unwrap();
     world.bench.door.acknowledged(&peer, positions_of(&heads)).await.unwrap();
-    let shown = world.bench.backend.list(&kind::NODE, None).await.unwrap().items.remove(0);
+    let listed = world.bench.backend.list(&kind::NODE, None).await.unwrap().items.remove(0);
+    assert_eq!(listed.annotation("flotilla.dev/sync"), None, "what a page leaves out is not looked at");
+    let shown = world.bench.backend.shown(listed);
     assert_eq!(shown.annotation("flotilla.dev/sync"), Some("synced")); // Written back as it was shown, it is not stored.
     let edited = flotilla_manifests::admission::Mutation::Replace {
         part: flotilla_manifests::admission::Part::Main,

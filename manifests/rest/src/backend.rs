@@ -33,6 +33,12 @@ pub trait Backend: Send + Sync + 'static {
         version: u64,
     ) -> impl Future<Output = Result<Listing, ApiError>> + Send;
 
+    /// An object as a list shows it: with what is true at this moment and stored nowhere. Asked for what is answered alone, page by
+    /// page; selectors do not see it.
+    fn shown(&self, object: Arc<Object>) -> Arc<Object> {
+        object
+    }
+
     /// Changes after `from`, in order. `Err` with [`Reason::Expired`](flotilla_manifests::api_error::Reason) when history
     /// no longer reaches back that far or `from` is another server's. The channel is bounded; a watcher that does not read
     /// is ended by the backend with [`WatchEvent::Expired`], never waited for.

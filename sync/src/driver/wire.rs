@@ -9,10 +9,11 @@ use crate::transport::{Pipe, Reader, Writer};
 
 /// Frames are gathered up to this much before a write.
 const OUTPUT_BYTES: usize = 64 * 1024;
-/// Room offered to a read.
+/// Room offered to a read in the middle of a frame, and to the first of a frame: an idle session holds that much.
 const INPUT_BYTES: usize = 16 * 1024;
+const FIRST_INPUT_BYTES: usize = 512;
 /// An idle session gives larger buffers back.
-const IDLE_BYTES: usize = 4 * 1024;
+const IDLE_BYTES: usize = 512;
 
 pub(super) struct Wire {
     pub(super) reader: Reader,
@@ -80,7 +81,7 @@ impl Wire {
 impl Input {
     /// Reads once; 0 at the end of the stream.
     pub(super) async fn read(&mut self, reader: &mut Reader) -> std::io::Result<usize> {
-        self.buffer.reserve(INPUT_BYTES);
+        self.buffer.reserve(if self.buffer.is_empty() { FIRST_INPUT_BYTES } else { INPUT_BYTES });
         reader.read_buf(&mut self.buffer).await
     }
 

@@ -4,15 +4,17 @@
 //! another. A domain is a constant that names purpose and version, such as `record/1`.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
 use super::IdentityError;
 
-/// An Ed25519 private key with its seed.
+/// An Ed25519 private key with its seed. Clones share what was computed from it: a hub hands its writer's key to every session.
+#[derive(Clone)]
 pub struct SigningKey {
     seed: [u8; 32],
-    pair: Ed25519KeyPair,
+    pair: Arc<Ed25519KeyPair>,
 }
 
 /// An Ed25519 public key.
@@ -41,7 +43,7 @@ impl SigningKey {
     pub fn from_seed(seed: [u8; 32]) -> Result<Self, IdentityError> {
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed)
             .map_err(|error| IdentityError::Damaged { field: "Ed25519 seed", why: error.to_string() })?;
-        Ok(Self { seed, pair })
+        Ok(Self { seed, pair: Arc::new(pair) })
     }
 
     /// The seed: secret.
@@ -67,16 +69,6 @@ impl SigningKey {
 impl fmt::Debug for SigningKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "SigningKey({})", self.public())
-    }
-}
-
-impl Clone for SigningKey {
-    fn clone(&self) -> Self {
-        // The seed made a key once, so it does again; a failure would be a fault of ring itself.
-        match Self::from_seed(self.seed) {
-            Ok(key) => key,
-            Err(error) => unreachable!("a seed that made a key no longer does: {error}"),
-        }
     }
 }
 

@@ -118,6 +118,12 @@ pub(super) enum Frame {
     NoBlob {
         hash: Hash,
     },
+    /// A batch that follows the one before it, told by what differs from its payload. From version 2 of the protocol on.
+    Difference {
+        channel: u64,
+        writer: u64,
+        difference: Bytes,
+    },
 }
 
 impl Frame {
@@ -231,6 +237,9 @@ impl Frame {
             Self::NoBlob { hash } => {
                 e.array(2).uint(23).bytes(hash);
             }
+            Self::Difference { channel, writer, difference } => {
+                e.array(4).uint(24).uint(*channel).uint(*writer).bytes(difference);
+            }
             // The others are encoded by `encode`.
             _ => {}
         }
@@ -267,7 +276,7 @@ impl Frame {
             (7, 3) => Self::Snapshot { writer: d.uint()?, list: encoded.slice_ref(d.bytes(LIST_BYTES_MAX)?) },
             (8, 3) => Self::State { ends: d.uint()? == 1, piece: encoded.slice_ref(d.bytes(STATE_PIECE_BYTES_MAX)?) },
             (9, 4) => Self::Forked { channel: decode_channel(d)?, writer: WriterId(d.hash()?), seq: d.uint()? },
-            (10..=23, len) => Self::decode_rest(kind, len, d, encoded, &start)?,
+            (10..=24, len) => Self::decode_rest(kind, len, d, encoded, &start)?,
             _ => return Err(start.error("it is no frame of this version")),
         };
         d.end()?;
@@ -311,6 +320,11 @@ impl Frame {
                 bytes: encoded.slice_ref(d.bytes(BLOB_PIECE_BYTES_MAX)?),
             },
             (23, 2) => Self::NoBlob { hash: d.hash()? },
+            (24, 4) => Self::Difference {
+                channel: d.uint()?,
+                writer: d.uint()?,
+                difference: encoded.slice_ref(d.bytes(BATCH_BYTES_MAX)?),
+            },
             _ => return Err(start.error("it is no frame of this version")),
         })
     }

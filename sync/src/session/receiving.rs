@@ -9,7 +9,7 @@ use super::{Event, Session, Violation};
 use crate::channel::{CHANNELS_MAX, ChannelName, Hash, Head, Positions, WRITERS_MAX, WriterId};
 use crate::identity::writer::WriterChain;
 use crate::list::{ChannelSnapshot, SNAPSHOT_BYTES_MAX, STATE_BYTES_MAX, SignedList};
-use crate::log::{Batch, Placement, place};
+use crate::log::{Batch, Placement, VerifiedBatch, difference, place};
 use crate::record::cbor::Decoder;
 use crate::replica::Input;
 
@@ -22,8 +22,8 @@ pub(super) struct Receiving {
     writers: BTreeMap<u64, WriterChain>,
     /// Device: the channels the hub announced.
     subscribed: BTreeSet<ChannelName>,
-    /// Heads received in this session: what a batch without a start follows.
-    chained: BTreeMap<LogKey, Head>,
+    /// What a batch without a start follows.
+    chained: BTreeMap<LogKey, Chained>,
     /// Logs with a gap that was asked for: batches are ignored until one fits.
     asked: BTreeMap<LogKey, u64>,
     /// Logs of which the peer has another branch: all their batches are branches.
@@ -31,6 +31,22 @@ pub(super) struct Receiving {
     /// Logs to acknowledge once all inputs are durable.
     unacknowledged: BTreeMap<(u64, u64), u64>,
     snapshot: Option<Coming>,
+}
+
+/// The end of the last batch received of a log in this session.
+#[derive(Debug)]
+struct Chained {
+    head: Head,
+    /// Its payload, where the next one may be told by what differs from it.
+    payload: Option<Bytes>,
+}
+
+impl Chained {
+    fn of(verified: &VerifiedBatch) -> Self {
+        let payload = &verified.batch().payload;
+        let kept = payload.len() <= difference::KNOWN_BYTES_MAX;
+        Self { head: verified.head(), payload: kept.then(|| payload.clone()) }
+    }
 }
 
 #[derive(Debug)]
@@ -75,6 +91,24 @@ impl Session {
         if self.is_hub() { self.own.contains_key(channel) } else { self.receiving.subscribed.contains(channel) }
     }
 
+    /// A batch that is told by what differs from the one before it.
+    pub(super) fn receive_difference(
+        &mut self,
+        channel_index: u64,
+        writer_index: u64,
+        difference: &[u8],
+    ) -> Result<(), Violation> {
+        let channel = self.receiving.channels.get(&channel_index).ok_or("a batch in an unknown channel")?;
+        let chain = self.receiving.writers.get(&writer_index).ok_or("a batch of an unknown writer")?;
+        let payload = match self.receiving.chained.get(&(channel.clone(), chain.id)) {
+            Some(Chained { payload: Some(before), .. }) => difference::whole(before, difference)?,
+            Some(Chained { payload: None, .. }) => return Err("a difference to a batch too large to be kept".into()),
+            // It follows a batch that was not taken: what is missing is asked for, as without it.
+            None => Bytes::new(),
+        };
+        self.receive_batch(channel_index, writer_index, None, payload)
+    }
+
     pub(super) fn receive_batch(
         &mut self,
         channel_index: u64,
@@ -98,7 +132,7 @@ impl Session {
         let key = (channel.clone(), chain.id);
         let (first_seq, prev) = match (start, self.receiving.chained.get(&key)) {
             (Some(start), _) => start,
-            (None, Some(head)) => (head.seq + 1, head.hash),
+            (None, Some(Chained { head, .. })) => (head.seq + 1, head.hash),
             // It follows a batch that was not taken: what is missing is asked for, once.
             (None, None) => {
                 let after = self.own.get(&channel).and_then(|logs| logs.get(&chain.id)).map_or(0, |head| head.seq);
@@ -112,10 +146,11 @@ impl Session {
         let last_seq =
             first_seq.checked_add(count).and_then(|end| end.checked_sub(1)).ok_or("a batch without records")?;
         let have = self.own.get(&channel).and_then(|logs| logs.get(&chain.id)).copied();
-        let batch = Batch { channel: channel.clone(), writer: chain.id, first_seq, last_seq, prev, payload };
+        let batch =
+            Batch { channel: channel.clone(), writer: chain.id, first_seq, last_seq, prev, payload, difference: None };
         if self.receiving.branching.contains(&key) {
             let verified = batch.verify(&chain)?;
-            self.receiving.chained.insert(key, verified.head());
+            self.receiving.chained.insert(key, Chained::of(&verified));
             self.receiving.unacknowledged.insert((channel_index, writer_index), last_seq);
             self.events.push_back(Event::Ingest(Input::Branch(verified)));
             return Ok(());
@@ -124,7 +159,7 @@ impl Session {
             Placement::Next => {
                 let verified = batch.verify(&chain)?;
                 let head = verified.head();
-                self.receiving.chained.insert(key.clone(), head);
+                self.receiving.chained.insert(key.clone(), Chained::of(&verified));
                 self.receiving.asked.remove(&key);
                 self.sending.peer_holds(&channel, &chain.id, head.seq);
                 self.own.entry(channel).or_default().insert(chain.id, head);
@@ -137,7 +172,7 @@ impl Session {
                     self.find_fork(channel, chain.id, seq);
                     return Ok(());
                 }
-                self.receiving.chained.insert(key, verified.head());
+                self.receiving.chained.insert(key, Chained::of(&verified));
                 self.sending.peer_holds(&channel, &chain.id, last_seq);
                 self.receiving.unacknowledged.insert((channel_index, writer_index), last_seq);
                 if !self.events.iter().any(|event| matches!(event, Event::Ingest(_))) {
@@ -153,7 +188,7 @@ impl Session {
             // Only a signed batch is evidence of a fork.
             Placement::Fork { seq } => {
                 let verified = batch.verify(&chain)?;
-                self.receiving.chained.insert(key, verified.head());
+                self.receiving.chained.insert(key, Chained::of(&verified));
                 self.find_fork(channel, chain.id, seq);
             }
         }

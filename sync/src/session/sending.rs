@@ -27,6 +27,8 @@ pub(super) struct Sending {
     peer: Positions,
     /// Device: only channels the hub reads are sent in.
     restricted: bool,
+    /// The peer is a device that takes [`Frame::Difference`].
+    differences: bool,
     logs: BTreeMap<LogKey, SendingLog>,
     channels: BTreeMap<ChannelName, u64>,
     writers: BTreeMap<WriterId, u64>,
@@ -67,6 +69,11 @@ impl Sending {
     pub(super) fn peer_stands_at(&mut self, positions: &Positions, restricted: bool) {
         self.peer = positions.clone();
         self.restricted = restricted;
+    }
+
+    /// The peer takes batches told by what differs.
+    pub(super) fn tell_differences(&mut self, differences: bool) {
+        self.differences = differences;
     }
 
     /// Device: the hub reads these channels from now on.
@@ -170,7 +177,12 @@ impl Sending {
         let bytes = batch.payload.len();
         self.flight_bytes += bytes;
         self.flight.push_back(Flying { log: key.clone(), seq: batch.last_seq, bytes });
-        Frame::Batch { channel, writer, start, payload: batch.payload.clone() }
+        match &batch.difference {
+            Some(difference) if follows && self.differences => {
+                Frame::Difference { channel, writer, difference: difference.clone() }
+            }
+            _ => Frame::Batch { channel, writer, start, payload: batch.payload.clone() },
+        }
     }
 
     fn snapshot(&mut self, key: &LogKey, writer: u64, snapshot: ChannelSnapshot) {

@@ -159,13 +159,33 @@ async fn arrive(incoming: quinn::Incoming, door: &Door) -> Result<Incoming, Stri
     })
 }
 
+/// One UDP socket for the connections of many devices: a process that stands for a fleet, not for a device, cannot have a socket
+/// and a task of it for each.
+#[derive(Debug, Clone)]
+pub struct SharedSocket {
+    endpoint: Endpoint,
+}
+
+impl SharedSocket {
+    /// Binds a socket of the family of `hub`. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the system gives none.
+    pub fn towards(hub: SocketAddr) -> io::Result<Self> {
+        let socket = socket(unspecified(hub), SOCKET_BUFFER_BYTES)?;
+        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
+        Ok(Self { endpoint })
+    }
+}
+
 /// Opens a session's pipe.
 pub(super) async fn connect(
     address: &str,
     tls: &Arc<ClientConfig>,
     installation: &InstallationId,
+    shared: Option<&SharedSocket>,
 ) -> Result<Pipe, ConnectError> {
-    let (connection, reader, writer, remote) = dial(address, tls, installation).await?;
+    let (connection, reader, writer, remote) = dial(address, tls, installation, shared).await?;
     let (sender, stalled) = watch::channel(false);
     let mut watching = JoinSet::new();
     watching.spawn(watch_path(connection, sender));
@@ -217,7 +237,7 @@ pub(super) async fn connect_enrol(
     tls: &Arc<ClientConfig>,
     installation: &InstallationId,
 ) -> Result<EnrolStream, ConnectError> {
-    let (connection, reader, writer, remote) = dial(address, tls, installation).await?;
+    let (connection, reader, writer, remote) = dial(address, tls, installation, None).await?;
     let binding =
         binding(&connection).map_err(|why| ConnectError::Unreachable { target: format!("quic {address}"), why })?;
     Ok(EnrolStream { reader, writer, binding, transport: Transport::Quic, remote })
@@ -227,6 +247,7 @@ async fn dial(
     address: &str,
     tls: &Arc<ClientConfig>,
     installation: &InstallationId,
+    shared: Option<&SharedSocket>,
 ) -> Result<(quinn::Connection, Reader, Writer, String), ConnectError> {
     let target = || format!("quic {address}");
     let resolve = |why: String| ConnectError::Resolve { target: target(), why };
@@ -234,7 +255,7 @@ async fn dial(
     let mut failure = resolve("it has no address".to_owned());
     // A name may stand for several addresses, of both families.
     for resolved in addresses.take(4) {
-        match dial_one(resolved, tls, installation, &target()).await {
+        match dial_one(resolved, tls, installation, shared, &target()).await {
             Ok((connection, reader, writer)) => {
                 return Ok((connection, reader, writer, format!("udp {resolved}")));
             }
@@ -249,16 +270,16 @@ async fn dial_one(
     address: SocketAddr,
     tls: &Arc<ClientConfig>,
     installation: &InstallationId,
+    shared: Option<&SharedSocket>,
     target: &str,
 ) -> Result<(quinn::Connection, Reader, Writer), ConnectError> {
     let unreachable = |why: String| ConnectError::Unreachable { target: target.to_owned(), why };
     let crypto = QuicClientConfig::try_from(Arc::clone(tls)).map_err(|error| unreachable(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport(Some(KEEP_ALIVE))));
-    let local: SocketAddr =
-        if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     // A fresh socket each time: a device's addresses change beneath it.
-    let endpoint = Endpoint::client(local).map_err(|error| unreachable(error.to_string()))?;
+    let fresh = || Endpoint::client(unspecified(address)).map_err(|error| unreachable(error.to_string()));
+    let endpoint = shared.map_or_else(fresh, |shared| Ok(shared.endpoint.clone()))?;
     let connection = endpoint
         .connect_with(config, address, &installation.door_name())
         .map_err(|error| unreachable(error.to_string()))?
@@ -276,6 +297,11 @@ async fn dial_one(
             None => unreachable(error.to_string()),
         }),
     }
+}
+
+/// Any address of the same family, any port.
+fn unspecified(peer: SocketAddr) -> SocketAddr {
+    if peer.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() }
 }
 
 /// What a failed connection means to the device.
@@ -330,6 +356,8 @@ fn transport(keep_alive: Option<Duration>) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .send_window(u64::from(STREAM_WINDOW_BYTES))
+        // Looking for larger datagrams costs both sides some 5 kB in each session, more than most sessions carry.
+        .mtu_discovery_config(None)
         .keep_alive_interval(keep_alive)
         .max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
     transport

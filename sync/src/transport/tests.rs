@@ -49,6 +49,55 @@ async fn quic_pipes_carry_bytes_both_ways_and_resume() {
     serving.abort();
 }
 
+/// Counts how often a certificate of the hub is judged.
+#[derive(Debug, Default)]
+struct Judged(std::sync::atomic::AtomicUsize);
+
+impl TrustTime for Judged {
+    fn now_ms(&self) -> u64 {
+        NOW_MS
+    }
+
+    fn floor_ms(&self) -> u64 {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        NOW_MS
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_comes_back_resumes_and_is_known_for_who_it_is() {
+    let site = Site::new();
+    let (target, serving) = quic_site(&site);
+    let judged = Arc::new(Judged::default());
+    let time: Arc<dyn TrustTime> = judged.clone();
+    let (root, authority) = (site.installation.root().public(), site.installation.authority());
+    let connector =
+        Connector::new(&site.credentials("edge-1", NOW_MS), authority, &root, node("edge-1"), &time).unwrap();
+    for _ in 0..3 {
+        let mut pipe = connector.connect(&target).await.unwrap();
+        check_echo(&mut pipe, "edge-1", 1_000).await;
+    }
+    let handshakes = judged.0.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(handshakes, 1, "only the first of three connections shows certificates");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn devices_that_share_a_socket_are_told_apart() {
+    let site = Site::new();
+    let (target, serving) = quic_site(&site);
+    let Target::Quic(address) = &target else { panic!("quic") };
+    let socket = SharedSocket::towards(address.parse().unwrap()).unwrap();
+    let mut pipes = Vec::new();
+    for name in ["edge-1", "edge-2", "edge-3"] {
+        pipes.push((name, site.connector(name).through(socket.clone()).connect(&target).await.unwrap()));
+    }
+    for (name, pipe) in &mut pipes {
+        check_echo(pipe, name, 100_000).await;
+    }
+    serving.abort();
+}
+
 #[tokio::test]
 async fn a_quic_hub_that_stops_says_so() {
     let site = Site::new();

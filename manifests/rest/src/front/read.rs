@@ -43,13 +43,14 @@ impl<B: Backend> Front<B> {
         };
         let listing = self.listing_of(request, token.as_ref()).await?;
         let page = page::cut(listing.items, token.as_ref(), &filter, limit);
+        let items: Vec<_> = page.items.into_iter().map(|object| self.backend.shown(object)).collect();
         let next = |after| Token { version: Some(listing.resource_version), after }.text(request);
         let metadata = ListMeta {
             resource_version: listing.resource_version.to_string(),
             token: page.more_after.map(next),
             remaining_item_count: page.remaining,
         };
-        Ok(object::many(request.kind, form, options.include_object, &metadata, &page.items, (self.clock)()))
+        Ok(object::many(request.kind, form, options.include_object, &metadata, &items, (self.clock)()))
     }
 
     /// What a deletion of a collection is about.
@@ -100,8 +101,9 @@ impl<B: Backend> Front<B> {
                 if let Start::Listed { not_older_than } = start {
                     check_not_too_new(not_older_than, listing.resource_version)?;
                 }
-                let items = matches!(start, Start::Listed { .. }).then_some(listing.items);
-                (listing.resource_version, items)
+                let listed = matches!(start, Start::Listed { .. }).then_some(listing.items);
+                let items = listed.into_iter().flatten().map(|object| self.backend.shown(object)).collect();
+                (listing.resource_version, Some(items))
             }
         };
         let events = self.backend.watch(kind, namespace, from).await?;

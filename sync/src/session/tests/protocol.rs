@@ -9,7 +9,7 @@ use crate::document::{Document, DocumentError};
 use crate::record::Draft;
 
 #[test]
-fn a_one_field_change_costs_at_most_300_bytes() {
+fn a_one_field_change_costs_at_most_170_bytes_in_a_session_that_goes_on() {
     let (mut world, mut hub, mut devices) = trio();
     hub.edit(1, 1, 1);
     hub.edit(1, 2, 2);
@@ -44,7 +44,88 @@ fn a_one_field_change_costs_at_most_300_bytes() {
     down.handle_local(Local::Heads(hub.heads(Some(&channels))), 0);
     let bytes = exchange(&mut down, &mut up, &mut hub, device);
     assert_eq!(device.seen(&fleet())[&item(1)]["f1"], 42);
-    assert!((100..=300).contains(&bytes), "{bytes} bytes");
+    assert!((100..=170).contains(&bytes), "{bytes} bytes");
+}
+
+#[test]
+fn only_a_device_that_takes_differences_is_told_by_them() {
+    for (versions, expected) in [(vec![1], 0), (vec![1, 2], 2), (vec![1, 2, 3], 2)] {
+        let (world, mut hub, mut devices) = trio();
+        let channels = [fleet(), own_channel("a")];
+        let root = world.installation.root().public();
+        let device = &mut devices[0];
+        let mut up = Session::new(config(root, Some("a")), device.heads(None), None, 0);
+        let mut down = Session::new(config(root, None), hub.heads(Some(&channels)), None, 0);
+        let (mut unused, mut differences) = (false, 0);
+        for value in 1..=3 {
+            hub.edit(1, 1, value);
+            down.handle_local(Local::Heads(hub.heads(Some(&channels))), 0);
+            for _ in 0..10 {
+                hub.answer(&mut down, 0, &mut unused);
+                while let Some(frame) = next_of(&mut down) {
+                    differences += usize::from(matches!(Frame::decode(&frame), Ok(Frame::Difference { .. })));
+                    up.handle_frame(&frame, 0);
+                }
+                device.answer(&mut up, 0, &mut unused);
+                while let Some(frame) = next_of(&mut up) {
+                    let frame = match Frame::decode(&frame).unwrap() {
+                        Frame::Hello { incarnation, boot, positions, digests, greeting, .. } => {
+                            let versions = versions.clone();
+                            Frame::Hello { versions, incarnation, boot, positions, digests, greeting }.encode()
+                        }
+                        _ => frame,
+                    };
+                    down.handle_frame(&frame, 0);
+                }
+            }
+            assert_eq!(device.seen(&fleet())[&item(1)]["f1"], value);
+        }
+        assert_eq!(differences, expected, "{versions:?}");
+    }
+}
+
+#[test]
+fn a_difference_to_what_was_not_taken_is_asked_for_and_a_wrong_one_ends_the_session() {
+    let (world, mut hub, mut devices) = trio();
+    let channels = [fleet(), own_channel("a")];
+    let root = world.installation.root().public();
+    let device = &mut devices[0];
+    let mut up = Session::new(config(root, Some("a")), device.heads(None), None, 0);
+    let mut down = Session::new(config(root, None), hub.heads(Some(&channels)), None, 0);
+    let mut unused = false;
+    let mut exchange = |up: &mut Session, hub: &mut Store, device: &mut Store, lost: bool| {
+        down.handle_local(Local::Heads(hub.heads(Some(&channels))), 0);
+        let mut wants = 0;
+        for _ in 0..10 {
+            hub.answer(&mut down, 0, &mut unused);
+            while let Some(frame) = next_of(&mut down) {
+                if !(lost && matches!(Frame::decode(&frame), Ok(Frame::Batch { .. } | Frame::Difference { .. }))) {
+                    up.handle_frame(&frame, 0);
+                }
+            }
+            device.answer(up, 0, &mut unused);
+            while let Some(frame) = next_of(up) {
+                wants += usize::from(matches!(Frame::decode(&frame), Ok(Frame::Want { .. })));
+                down.handle_frame(&frame, 0);
+            }
+        }
+        wants
+    };
+    // As when the device was not subscribed for a moment.
+    hub.edit(1, 1, 1);
+    assert_eq!(exchange(&mut up, &mut hub, device, true), 0);
+    hub.edit(1, 1, 2);
+    assert_eq!(exchange(&mut up, &mut hub, device, false), 1, "what it does not follow is asked for, once");
+    assert_eq!(device.seen(&fleet())[&item(1)]["f1"], 2);
+    let wrong = Frame::Difference { channel: 0, writer: 0, difference: Bytes::from_static(&[3, 1, 2, 3]) };
+    up.handle_frame(&wrong.encode(), 0);
+    assert!(matches!(up.end(), Some(SessionEnd::Protocol(_))), "{:?}", up.end());
+    // A hub is told nothing by differences.
+    let mut down = Session::new(config(root, None), hub.heads(Some(&channels)), None, 0);
+    let hello = Session::new(config(root, Some("a")), device.heads(None), None, 0).poll_frame().unwrap();
+    down.handle_frame(&hello, 0);
+    down.handle_frame(&wrong.encode(), 0);
+    assert!(matches!(down.end(), Some(SessionEnd::Protocol(_))), "{:?}", down.end());
 }
 
 #[test]

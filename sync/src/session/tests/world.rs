@@ -129,7 +129,12 @@ impl Store {
         let channel = batch.batch().channel.clone();
         let state = self.channels.entry(channel.clone()).or_insert_with(|| ChannelState::new(channel.clone()));
         let folded = state.apply_batch(batch).unwrap();
-        self.logs.entry((channel, batch.batch().writer)).or_default().push(batch.batch().clone());
+        let log = self.logs.entry((channel, batch.batch().writer)).or_default();
+        let mut batch = batch.batch().clone();
+        if let Some(last) = log.last().filter(|_| self.node.is_none()) {
+            batch.follows(last);
+        }
+        log.push(batch);
         folded
     }
 
