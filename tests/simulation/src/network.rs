@@ -24,8 +24,6 @@ use crate::trace::Trace;
 const BUFFER_BYTES: usize = 64 * 1024;
 /// A connection in which nothing can flow breaks after this, as QUIC's does.
 const BROKEN_AFTER: Duration = Duration::from_secs(90);
-/// Kind of the frames that carry signed records.
-const BATCH_KIND: u8 = 4;
 /// Frames in flight one way; beyond that the sender waits.
 const FLYING_MAX: usize = 256;
 
@@ -231,8 +229,7 @@ impl Network {
             let latest = flying.back().map(|(at, _)| *at);
             let arrives = Instant::now() + Duration::from_millis(link.dice.between(low, high));
             let at = latest.map_or(arrives, |latest| latest.max(arrives));
-            // An array of at most 23 items, then the kind.
-            if frame.get(5) == Some(&BATCH_KIND) {
+            if carries_records(&frame) {
                 let Weather { lost, doubled, moved, damaged, .. } = link.weather;
                 let fate = if lost + doubled + moved + damaged == 0 { 1000 } else { link.dice.below(1000) };
                 if fate < lost {
@@ -255,6 +252,12 @@ impl Network {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a frame carries signed records, whole or as a difference: after four bytes of length an array of at most 23 items, and in it
+/// the kind, 4 or 24 (RFC 8949, 3).
+fn carries_records(frame: &[u8]) -> bool {
+    frame.get(5) == Some(&4) || frame.get(5..7) == Some(&[0x18, 24])
 }
 
 fn blocks(cut: Cut, way: Way) -> bool {
