@@ -13,6 +13,22 @@ const SEEDS: &[u64] = &[1, 2, 3, 5, 12, 14, 19, 22];
 /// Drawn anew each time.
 const RANDOM: u64 = 2;
 
+/// Planted mistakes, each with a seed at which it was found when this was written; others are tried if it no longer is.
+const FOUND: &[(Bug, u64)] = &[
+    (Bug::LostSync, 1),
+    (Bug::FailedCommitAnswered, 3),
+    (Bug::CommitLeftInMemory, 7),
+    (Bug::OverrideDropped, 1),
+    (Bug::AbsenceIgnored, 10),
+    (Bug::ListNotApplied, 2),
+    (Bug::RestartWhileOffline, 1),
+    (Bug::SelectorIgnored, 1),
+    (Bug::WatchGap, 1),
+    (Bug::WatchRepeats, 1),
+];
+/// Seeds that are tried for one mistake.
+const TRIED: u64 = 12;
+
 fn setup(seed: u64, minutes: u64, bug: Option<Bug>) -> Setup {
     Setup {
         seed,
@@ -81,4 +97,21 @@ fn a_seed_is_the_same_run_in_any_process() {
     assert_eq!(first, hash());
     let here = run(&Setup { devices: 3, ..setup(4, 10, None) });
     assert_eq!(first, format!("{:016x}", here.hash));
+}
+
+/// The simulation can fail: each mistake that was planted is found.
+#[test]
+fn planted_mistakes_are_found() {
+    let missed = side_by_side(FOUND, |(bug, hint)| {
+        let mut seeds = std::iter::once(*hint).chain(1..=TRIED);
+        let found = seeds.find_map(|seed| Some((seed, run(&setup(seed, 20, Some(*bug))).failure?)));
+        match found {
+            Some((seed, failure)) => {
+                println!("{bug:?} at seed {seed}: {}: {}", failure.oracle, failure.what);
+                None
+            }
+            None => Some(format!("{bug:?}")),
+        }
+    });
+    assert!(missed.is_empty(), "not found: {}", missed.join(", "));
 }
