@@ -19,7 +19,7 @@ const FOUND: &[(Bug, u64)] = &[
     (Bug::FailedCommitAnswered, 3),
     (Bug::CommitLeftInMemory, 7),
     (Bug::OverrideDropped, 1),
-    (Bug::AbsenceIgnored, 10),
+    (Bug::SilentAfterList, 10),
     (Bug::ListNotApplied, 2),
     (Bug::RestartWhileOffline, 1),
     (Bug::SelectorIgnored, 1),
