@@ -381,5 +381,5 @@ fn target_of(targets: &[Target], road: Road) -> Target {
 
 /// Uniform over all of `u64`; a failing source costs spread, nothing else.
 pub(crate) fn random() -> u64 {
-    chance::bytes().map_or(0, u64::from_le_bytes)
+    chance::bytes().map_or(u64::MAX / 2, u64::from_le_bytes)
 }

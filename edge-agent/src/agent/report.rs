@@ -180,7 +180,7 @@ impl<R: Runtime> Agent<R> {
         for mut pods in by_name.into_values() {
             pods.sort_by_key(|pod| pod.place);
             let told = &mut self.state.reports.told;
-            let mut earlier_spoke = false;
+            let (mut earlier_spoke, mut earlier_urgent) = (false, false);
             for PodFact { subject, told: now, .. } in pods {
                 let known = told.get(&subject);
                 let unchanged = known.is_some_and(|known| known.body == now.body);
@@ -188,7 +188,9 @@ impl<R: Runtime> Agent<R> {
                     continue;
                 }
                 earlier_spoke = true;
-                let urgent = known.is_none_or(|known| known.transition != now.transition);
+                // The repetition leaves with what it answers: in between, the hub would show the earlier one.
+                let urgent = earlier_urgent || known.is_none_or(|known| known.transition != now.transition);
+                earlier_urgent = urgent;
                 facts.push((subject.clone(), urgent, Some(serde_json::to_vec(&now.body)?)));
                 told.insert(subject, now);
             }

@@ -100,7 +100,8 @@ impl Evidence {
     /// Takes a list with its states in; the batches it speaks for are no longer needed.
     pub(super) fn list(&mut self, verified: &VerifiedSnapshot, rows: &mut EvidenceRows) {
         let ChannelSnapshot { list, states } = verified.snapshot();
-        for (writer, head) in &list.covers {
+        let covers = verified.covers();
+        for (writer, head) in &covers {
             let span = self.logs.entry((list.channel.clone(), *writer)).or_default();
             span.covered = span.covered.max(head.seq);
             if span.last <= span.covered {
@@ -108,7 +109,7 @@ impl Evidence {
             }
         }
         rows.batches.retain(|row| {
-            let covered = list.covers.iter().find(|(writer, _)| writer.0 == *row.writer);
+            let covered = covers.iter().find(|(writer, _)| writer.0 == *row.writer);
             row.channel != list.channel.to_string() || covered.is_none_or(|(_, head)| row.last > head.seq)
         });
         rows.lists.push(ListRow {
@@ -116,7 +117,7 @@ impl Evidence {
             writer: list.writer.0.to_vec(),
             list: list.encoded().to_vec(),
             states: states.iter().map(|state| state.to_vec()).collect(),
-            covers: list.covers.iter().map(|(writer, head)| (writer.0.to_vec(), head.seq)).collect(),
+            covers: covers.iter().map(|(writer, head)| (writer.0.to_vec(), head.seq)).collect(),
         });
     }
 

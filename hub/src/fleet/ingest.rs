@@ -214,10 +214,11 @@ fn take_snapshot(
             Err(error) => ingested.set_aside.push(error.to_string()),
         }
     }
+    let covers = verified.covers();
     for (id, mut item) in batch.device_items(&own)? {
         let listed = snapshot.list.items.iter().any(|entry| entry.item == id);
         let ItemKind::Register(register) = &item.kind else { continue };
-        if !listed && item.is_covered(&snapshot.list.covers) {
+        if !listed && item.is_covered(&covers) {
             item.kind = ItemKind::Removed(register.version);
             batch.put_device_item(&own, &id, &item)?;
             shown |= show(batch, node, &id, &item)?;
@@ -225,7 +226,7 @@ fn take_snapshot(
         }
     }
     batch.prune_removed_items(&own)?;
-    for (writer, head) in &snapshot.list.covers {
+    for (writer, head) in &covers {
         if batch.device_head(&own, writer)?.seq < head.seq {
             batch.put_device_head(&own, *writer, *head)?;
         }

@@ -92,6 +92,7 @@ impl Batch<'_> {
                 Err(why) => set_aside.push(why),
             }
         }
+        let covers = verified.covers();
         let named: BTreeSet<&str> = list.items.iter().map(|entry| entry.item.as_str()).collect();
         for id in self.known_in(channel)? {
             let Ok(id) = ItemId::parse(&id) else { continue };
@@ -99,14 +100,14 @@ impl Batch<'_> {
                 continue;
             }
             let mut row = self.learned_row(channel, &id)?;
-            let covered = row.state.as_ref().is_some_and(|item| item.is_covered(&list.covers));
+            let covered = row.state.as_ref().is_some_and(|item| item.is_covered(&covers));
             if row.removed.is_none() && covered {
                 row.removed = removal(channel, list.writer, list.head.seq, &id, verified.incarnation());
                 row.listed = true;
                 self.put_learned(channel, &id, &row)?;
             }
         }
-        for (writer, head) in &list.covers {
+        for (writer, head) in &covers {
             if self.device_head(channel, writer)?.seq < head.seq {
                 self.put_hub_head(channel, *writer, *head)?;
             }

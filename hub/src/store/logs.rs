@@ -27,6 +27,8 @@ const SNAPSHOTS_KEPT_MAX: usize = 8;
 /// A reader that lacks more records than this reads the list instead, if that is shorter. Each record costs a device an edit of a
 /// document; a list costs it one signature and one state per item.
 const LIST_FROM_RECORDS: u64 = 32;
+/// Or, of a log that memory has whole, beyond so many bytes: a burst of small changes needs no list.
+const LIST_FROM_BYTES: usize = 16 * 1024;
 
 /// What a list adds to an item's id and state.
 const LISTED_ITEM_BYTES: i64 = 64;
@@ -145,19 +147,38 @@ impl Logs {
             return None;
         }
         let head = self.heads.read().unwrap_or_else(PoisonError::into_inner).get(channel)?.get(writer)?.seq;
+        let far = head.saturating_sub(after) > LIST_FROM_RECORDS;
+        let listed = if far { self.list_at_hand(channel, writer, head, after) } else { None };
         let tails = self.tails.read().unwrap_or_else(PoisonError::into_inner);
-        if head.saturating_sub(after) > LIST_FROM_RECORDS {
-            let kept = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
-            let listed = kept.iter().find(|(name, _, kept)| name == channel && kept.list.writer == *writer);
-            // Without one, or with one that is too old, whoever reads the disk decides.
-            let (_, at, snapshot) = listed.filter(|(_, at, _)| at.seq > after && head - at.seq <= LIST_FROM_RECORDS)?;
-            let goes_on = tails.after(channel, writer, head, at.seq, 1) != Rest::Elsewhere;
-            return goes_on.then(|| Reading::Snapshot(snapshot.clone()));
+        if far {
+            let log_bytes = tails.bytes_after(channel, writer, head, after);
+            match listed {
+                Some((at, snapshot)) if log_bytes.is_none_or(|bytes| snapshot_bytes(&snapshot) < bytes) => {
+                    let goes_on = tails.after(channel, writer, head, at.seq, 1) != Rest::Elsewhere;
+                    return goes_on.then_some(Reading::Snapshot(snapshot));
+                }
+                // A list may be shorter: whoever reads the disk decides, and makes one.
+                None if log_bytes.is_none_or(|bytes| bytes > LIST_FROM_BYTES) => return None,
+                _ => {}
+            }
         }
         match tails.after(channel, writer, head, after, bytes_max) {
             Rest::Batches(batches) => Some(Reading::Batches(batches)),
             Rest::Elsewhere => None,
         }
+    }
+
+    /// A signed list that is not much older than the head. One that is being kept this moment is not waited for.
+    fn list_at_hand(
+        &self,
+        channel: &ChannelName,
+        writer: &WriterId,
+        head: u64,
+        after: u64,
+    ) -> Option<(Head, ChannelSnapshot)> {
+        let kept = self.snapshots.try_lock().ok()?;
+        let (_, at, snapshot) = kept.iter().find(|(name, _, kept)| name == channel && kept.list.writer == *writer)?;
+        (at.seq > after && head.saturating_sub(at.seq) <= LIST_FROM_RECORDS).then(|| (*at, snapshot.clone()))
     }
 
     /// What the hub's own log of a channel has after a position. Blocks on the disk.
@@ -253,10 +274,12 @@ impl Logs {
         channel: &ChannelName,
         head: Head,
     ) -> Result<ChannelSnapshot, StoreError> {
-        let mut kept = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, _, snapshot)) =
-            kept.iter().find(|(name, at, kept)| name == channel && *at == head && kept.list.writer == identity.id())
-        {
+        // Not held while a list is made: whoever makes one holds the connection, and the next one finds it here.
+        let kept = || self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |(name, at, kept): &&(ChannelName, Head, ChannelSnapshot)| {
+            name == channel && *at == head && kept.list.writer == identity.id()
+        };
+        if let Some((_, _, snapshot)) = kept().iter().find(is_it) {
             return Ok(snapshot.clone());
         }
         let refused = |why: String| StoreError::Publish { what: format!("the list of {channel}"), why };
@@ -290,6 +313,7 @@ impl Logs {
             // Nobody else reads it.
             return Ok(snapshot);
         }
+        let mut kept = kept();
         kept.retain(|(name, _, _)| name != channel);
         if kept.len() == SNAPSHOTS_KEPT_MAX {
             kept.remove(0);
@@ -301,6 +325,10 @@ impl Logs {
     pub(super) fn reader(&self) -> MutexGuard<'_, Connection> {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn snapshot_bytes(snapshot: &ChannelSnapshot) -> usize {
+    snapshot.list.encoded().len() + snapshot.states.iter().map(Bytes::len).sum::<usize>()
 }
 
 /// Whether a reader after `after` lacks many records, and more bytes than the channel's states have.

@@ -42,10 +42,11 @@ struct Chained {
 }
 
 impl Chained {
-    fn of(verified: &VerifiedBatch) -> Self {
+    /// A copy: the payload itself would hold the buffer that it was read into. A hub is told no differences and keeps none.
+    fn of(verified: &VerifiedBatch, keeps: bool) -> Self {
         let payload = &verified.batch().payload;
-        let kept = payload.len() <= difference::KNOWN_BYTES_MAX;
-        Self { head: verified.head(), payload: kept.then(|| payload.clone()) }
+        let kept = keeps && payload.len() <= difference::KNOWN_BYTES_MAX;
+        Self { head: verified.head(), payload: kept.then(|| Bytes::copy_from_slice(payload)) }
     }
 }
 
@@ -150,7 +151,7 @@ impl Session {
             Batch { channel: channel.clone(), writer: chain.id, first_seq, last_seq, prev, payload, difference: None };
         if self.receiving.branching.contains(&key) {
             let verified = batch.verify(&chain)?;
-            self.receiving.chained.insert(key, Chained::of(&verified));
+            self.receiving.chained.insert(key, Chained::of(&verified, !self.is_hub()));
             self.receiving.unacknowledged.insert((channel_index, writer_index), last_seq);
             self.events.push_back(Event::Ingest(Input::Branch(verified)));
             return Ok(());
@@ -159,7 +160,7 @@ impl Session {
             Placement::Next => {
                 let verified = batch.verify(&chain)?;
                 let head = verified.head();
-                self.receiving.chained.insert(key.clone(), Chained::of(&verified));
+                self.receiving.chained.insert(key.clone(), Chained::of(&verified, !self.is_hub()));
                 self.receiving.asked.remove(&key);
                 self.sending.peer_holds(&channel, &chain.id, head.seq);
                 self.own.entry(channel).or_default().insert(chain.id, head);
@@ -172,7 +173,7 @@ impl Session {
                     self.find_fork(channel, chain.id, seq);
                     return Ok(());
                 }
-                self.receiving.chained.insert(key, Chained::of(&verified));
+                self.receiving.chained.insert(key, Chained::of(&verified, !self.is_hub()));
                 self.sending.peer_holds(&channel, &chain.id, last_seq);
                 self.receiving.unacknowledged.insert((channel_index, writer_index), last_seq);
                 if !self.events.iter().any(|event| matches!(event, Event::Ingest(_))) {
@@ -188,7 +189,7 @@ impl Session {
             // Only a signed batch is evidence of a fork.
             Placement::Fork { seq } => {
                 let verified = batch.verify(&chain)?;
-                self.receiving.chained.insert(key, Chained::of(&verified));
+                self.receiving.chained.insert(key, Chained::of(&verified, !self.is_hub()));
                 self.find_fork(channel, chain.id, seq);
             }
         }

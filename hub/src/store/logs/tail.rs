@@ -100,6 +100,14 @@ impl Tails {
         }
     }
 
+    /// Payload bytes of all that the log has after `after`; `None` when not all of it is here.
+    pub(super) fn bytes_after(&self, channel: &ChannelName, writer: &WriterId, head: u64, after: u64) -> Option<usize> {
+        match self.after(channel, writer, head, after, usize::MAX) {
+            Rest::Batches(batches) => Some(batches.iter().map(|batch| batch.payload.len()).sum()),
+            Rest::Elsewhere => None,
+        }
+    }
+
     /// What the log, which stands at `head`, has after `after`.
     pub(super) fn after(
         &self,
