@@ -21,6 +21,7 @@ const FOUND: &[(Bug, u64)] = &[
     (Bug::OverrideDropped, 1),
     (Bug::SilentAfterList, 10),
     (Bug::ListNotApplied, 2),
+    (Bug::RestoreIgnored, 2),
     (Bug::RestartWhileOffline, 1),
     (Bug::SelectorIgnored, 1),
     (Bug::WatchGap, 1),
