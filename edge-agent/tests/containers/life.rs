@@ -129,7 +129,8 @@ async fn a_launch_outlives_the_agent_that_asked_for_it() {
         let exe = Path::new(env!("CARGO_BIN_EXE_flotilla-agent"));
         device.runtime = ShimRuntime::open_with(device.folder.path(), exe, Some(&script)).await.unwrap();
         device.sandbox(0).await;
-        let config = device.shell("app", "echo up; sleep 6537");
+        // One process: a shell that waits for another would be two, seen a moment later.
+        let config = device.shell("app", "echo up; exec sleep 6537");
         // Asked, and given up: its connection ends with it.
         let asked = timeout(Duration::from_millis(300), device.runtime.start_container(&device.uid, &config));
         assert!(asked.await.is_err(), "it could not be made yet");
