@@ -129,7 +129,7 @@ async fn a_launch_outlives_the_agent_that_asked_for_it() {
         let exe = Path::new(env!("CARGO_BIN_EXE_flotilla-agent"));
         device.runtime = ShimRuntime::open_with(device.folder.path(), exe, Some(&script)).await.unwrap();
         device.sandbox(0).await;
-        // One process: a shell that waits for another would be two, seen a moment later.
+        // One process in the end: a shell that waits for another would be two.
         let config = device.shell("app", "echo up; exec sleep 6537");
         // Asked, and given up: its connection ends with it.
         let asked = timeout(Duration::from_millis(300), device.runtime.start_container(&device.uid, &config));
@@ -145,6 +145,14 @@ async fn a_launch_outlives_the_agent_that_asked_for_it() {
         let (started, ()) = tokio::join!(start, open);
         started.unwrap();
         device.printed("app", "up").await;
+        // While the shell becomes what it runs, it has no environment by which it could be known.
+        let sleeps = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"));
+        let has_become = timeout(LIMIT, async {
+            while !marked(&device.uid).iter().any(sleeps) {
+                tokio::task::yield_now().await;
+            }
+        });
+        has_become.await.unwrap();
         assert_eq!(marked(&device.uid).iter().filter(|&&pid| alive(pid)).count(), 1, "{oci}: it was made twice");
         device.remove_and_search().await;
     }
