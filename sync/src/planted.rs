@@ -1,8 +1,8 @@
 //! Mistakes planted on purpose, to prove that the simulation can fail: each is a line that somebody could have written.
 //!
 //! They exist only with the feature `planted-bugs`, which the simulator's crate alone asks for; in every program that is shipped
-//! [`is`] is `false` to the compiler. Which one is planted is said once per simulated run, for its thread. The list with what finds each
-//! is in `docs/testing.md`.
+//! [`is`] is `false` to the compiler. Which one is planted is said once per simulated run, for its thread. Which are
+//! found, and at which seed, is in `tests/simulation/seeds.rs`.
 
 /// One mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
