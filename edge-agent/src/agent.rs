@@ -5,6 +5,8 @@
 
 mod images;
 mod local;
+mod meant;
+mod quiet;
 mod report;
 mod salvaged;
 mod write;
@@ -27,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::backend::{LocalBackend, Shared, WriteCommand};
 use crate::clock::Clock;
-use crate::effective::{Effective, Manifest, Memory, effective};
+use crate::effective::Memory;
 use crate::events::Events;
 use crate::executor::{Done, Executor};
 use crate::host::Host;
@@ -42,7 +44,7 @@ use crate::uplink::Link;
 
 use report::Reports;
 
-/// The plan is made again at least this often, whatever happens: level, not edge.
+/// Everything is looked at again at least this often, whatever happens: level, not edge. What has changed is planned anew.
 const PERIOD: Duration = Duration::from_secs(30);
 /// How long ending all pods may take.
 const DRAIN: Duration = Duration::from_secs(300);
@@ -94,9 +96,9 @@ pub(crate) struct Inbox {
 /// What the loop carries from one pass to the next; all of it can be lost.
 #[derive(Debug, Default)]
 pub(crate) struct LoopState {
-    pub(crate) effective: Effective,
-    pub(crate) bases: BTreeMap<ObjectKey, Arc<Manifest>>,
-    pub(crate) records: Vec<overrides::OverrideRecord>,
+    pub(crate) meant: meant::Meant,
+    /// `None`: the last pass was not completed.
+    pub(crate) said: Option<meant::Said>,
     pub(crate) reports: Reports,
     pub(crate) events: Events,
     /// Evictions already confirmed in this life of the agent.
@@ -108,8 +110,8 @@ pub(crate) struct LoopState {
     pub(crate) unsaved: Unsaved,
     /// What was wanted at the first pass over a database that was damaged; see `agent/salvaged.rs`.
     pub(crate) salvaged: Option<reconcile::DesiredPods>,
-    /// See [`Read::refused`].
-    pub(crate) refused: BTreeMap<String, String>,
+    /// `None`: the last pass was not completed.
+    pub(crate) quiet: Option<quiet::Quiet>,
 }
 
 /// What the disk did not take, and has to.
@@ -129,8 +131,10 @@ impl Unsaved {
 /// All that can happen.
 #[derive(Debug)]
 enum Event {
-    /// Items, containers or the link changed, or time passed.
+    /// Items, containers or the link changed.
     Something,
+    /// Time passed.
+    Time,
     Done(Done),
     Probe(ProbeReport),
     Write(Box<WriteCommand>),
@@ -154,21 +158,35 @@ pub(crate) enum PassError {
 impl<R: Runtime> Agent<R> {
     /// Runs until told to end. Pods go on running afterwards.
     pub async fn run(mut self) -> Self {
+        let mut quiet = false;
         loop {
-            if let Err(error) = self.pass().await {
+            if !quiet && let Err(error) = self.pass().await {
                 tracing::error!(error = %crate::enrolment::chain(&error), "a pass failed; what runs goes on running");
+                self.state.meant.forget();
                 self.state.wake_at =
                     Some(Timestamp(self.clock.now().0 + u64::try_from(RETRY.as_millis()).unwrap_or(0)));
             }
-            match self.select().await {
-                Event::Something => {}
-                Event::Done(done) => self.executor.finished(done, self.clock.now()),
+            let event = self.select().await;
+            quiet = matches!(event, Event::Time) && self.is_quiet().await;
+            match event {
+                Event::Something | Event::Time => {}
+                Event::Done(done) => self.finished(done),
                 Event::Probe(report) => self.probes.record(report),
                 Event::Write(command) => self.answer(*command).await,
                 Event::Stream(opened) => self.serve_stream(opened),
                 Event::End => return self,
             }
         }
+    }
+
+    /// Takes in what is done, and with it all else that is: what came together is planned for together.
+    fn finished(&mut self, done: Done) {
+        let now = self.clock.now();
+        self.executor.finished(done, now);
+        while let Ok(done) = self.inbox.done.try_recv() {
+            self.executor.finished(done, now);
+        }
+        while self.inbox.runtime.try_recv().is_ok() {}
     }
 
     /// Ends every pod in an orderly way, within [`DRAIN`]; used with `--drain`. What is remembered of the pods stays, so that the
@@ -217,46 +235,44 @@ impl<R: Runtime> Agent<R> {
             Ok(()) = inbox.link.changed() => Event::Something,
             Ok(()) = inbox.images.changed() => Event::Something,
             Some(opened) = inbox.streams.recv() => Event::Stream(opened),
-            () = pause => Event::Something,
+            () = pause => Event::Time,
         }
     }
 
     /// Observe, plan, persist, apply, report.
     async fn pass(&mut self) -> Result<(), PassError> {
         let now = self.clock.now();
-        let read = self.knowledge.read(&self.replica);
-        let mut read = self.end_overrides(read, now).await?;
-        self.expect_remembered(&mut read.known);
-        // By proven time: an override never ends early because a clock runs ahead.
-        let next = effective(&self.node, &read.known, &self.memory, self.clock.proven());
-        if next.memory != self.memory {
-            self.store.set_meta("memory", serde_json::to_vec(&next.memory)?).await?;
-            self.memory = next.memory.clone();
-        }
-        let sandboxes = self.runtime.list().await?;
-        let observed = self.observed(sandboxes);
+        self.state.quiet = None;
+        let said = self.state.said.take();
+        let ground = self.ground();
+        let anew = self.understand(&ground, now).await?;
+        let (read, next) = (self.state.meant.read.clone(), self.state.meant.effective.clone());
+        let observed = self.observed(self.runtime.list().await?);
         let mut plan = reconcile::plan(&next.pods, &observed, &self.history(), &self.place());
         plan.leave_alone(&next.left_alone);
         let unexplained = self.unexplained(&next, &observed, &plan);
         plan.leave_alone(&unexplained);
         self.keep_histories(&read, &plan).await;
         if self.pin_images(&observed.images, std::mem::take(&mut plan.images)) {
-            self.executor.carry_out(plan.actions);
+            self.executor.carry_out(std::mem::take(&mut plan.actions));
         } else {
             plan.wake_at = Some(now);
         }
         self.probes.keep(&plan.probes);
         self.state.wake_at = plan.wake_at;
-        self.state.effective = next;
-        self.state.refused.clone_from(&read.refused);
         self.note(&plan.notices);
-        self.show(&read, &plan.statuses);
-        self.report(&read, &observed, &plan.statuses).await?;
-        self.state.bases = read.known.manifests.into_values().map(|one| (one.object.key(), one)).collect();
-        self.state.records = read.known.overrides;
+        let same = !anew && plan.history.is_empty() && plan.ended.is_empty() && self.state.renewed.is_empty();
+        let now_said = self.saying(&ground, std::mem::take(&mut plan.statuses));
+        let same = same && said.as_ref() == Some(&now_said);
+        if !same {
+            self.show(&read, &now_said);
+        }
+        self.report(&read, &observed, &now_said, !same).await?;
+        self.state.said = Some(now_said);
         for pod in &plan.ended {
             self.executor.forget(pod);
         }
+        self.settle_on(ground, observed.sandboxes);
         Ok(())
     }
 

@@ -22,11 +22,11 @@ pub const HOLD_ANNOTATION: &str = "flotilla.dev/hold";
 /// A manifest as its document says it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
-    pub object: Object,
+    pub object: Arc<Object>,
     /// Thresholds of the rollout numbers in flight.
     pub thresholds: BTreeMap<RolloutNumber, u64>,
     /// The manifest as it was when each number in flight began, where the document still knows.
-    pub at_number: BTreeMap<RolloutNumber, Object>,
+    pub at_number: BTreeMap<RolloutNumber, Arc<Object>>,
 }
 
 /// Everything a device knows, unpacked.
@@ -73,7 +73,7 @@ pub struct Memory {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Effective {
     /// Everything but Pods' statuses.
-    pub objects: BTreeMap<ObjectKey, Object>,
+    pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     pub pods: DesiredPods,
     /// By pod uid.
     pub origins: BTreeMap<String, Origin>,
@@ -110,7 +110,7 @@ pub fn effective(node: &NodeRef, known: &Known, memory: &Memory, now: Timestamp)
             "Deployment" | "ReplicaSet" => placed(uid, manifest, node, &live, (known, memory), &mut result),
             "Pod" => bare_pod(uid, manifest, &live, known, &mut result),
             "ConfigMap" => config_map(manifest, &live, &mut result),
-            _ => show(&overridden(&manifest.object, &live, &mut result), &mut result),
+            _ => show(overridden(&manifest.object, &live, &mut result), &mut result),
         }
     }
     for secret in known.secrets.values() {
@@ -118,7 +118,7 @@ pub fn effective(node: &NodeRef, known: &Known, memory: &Memory, now: Timestamp)
         let opened =
             data.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), decoded(text.as_str()?)?)));
         result.pods.secrets.insert((secret.namespace().into(), secret.name().into()), opened.collect());
-        show(secret, &mut result);
+        show(Arc::new(secret.clone()), &mut result);
     }
     result
 }
@@ -129,7 +129,7 @@ fn recalled(node: &NodeRef, known: &Known, memory: &Memory, result: &mut Effecti
     for uid in &known.unreadable {
         let placed = known.placements.values().find(|placement| placement.workload == *uid);
         let remembered = memory.workloads.get(uid).or_else(|| memory.workloads.get(&placed?.uid));
-        let object = remembered.and_then(|workload| Object::parse(workload.manifest.clone()?).ok());
+        let object = remembered.and_then(|workload| Object::parse(workload.manifest.clone()?).ok()).map(Arc::new);
         match object.filter(|object| object.uid() == uid) {
             Some(object) => {
                 let manifest = Manifest { object, thresholds: BTreeMap::new(), at_number: BTreeMap::new() };
@@ -153,15 +153,15 @@ fn leave_alone(uid: &str, node: &NodeRef, memory: &Memory, result: &mut Effectiv
     }
 }
 
-fn show_node(node: &NodeRef, known: &Known, live: &[OverrideRecord], result: &mut Effective) -> Object {
+fn show_node(node: &NodeRef, known: &Known, live: &[OverrideRecord], result: &mut Effective) -> Arc<Object> {
     let own = known.manifests.get(&node.uid).map(|manifest| manifest.object.clone());
     let object = own.unwrap_or_else(|| {
         let mut unsynced = Object::empty(&kind::NODE, "", &node.name);
         unsynced.metadata_mut().insert("uid".into(), node.uid.clone().into());
-        unsynced
+        Arc::new(unsynced)
     });
     let object = overridden(&object, live, result);
-    show(&object, result);
+    show(object.clone(), result);
     object
 }
 
@@ -190,7 +190,7 @@ fn daemon_set(
     if held(&shown) {
         return;
     }
-    show(&shown, result);
+    show(shown, result);
     remember(uid, number, &at_number, result);
     let attempt = next_attempt(
         uid,
@@ -217,7 +217,7 @@ fn placed(
         return;
     }
     let scaled_to_none = live.iter().any(|one| one.target.uid == uid) && shown.at("/spec/replicas") == Some(&0.into());
-    show(&shown, result);
+    show(shown, result);
     for placement in known.placements.values().filter(|placement| placement.workload == uid) {
         let number = placement.number;
         let Some(at_number) = at(manifest, number, memory.workloads.get(&placement.uid)) else { continue };
@@ -247,7 +247,7 @@ fn bare_pod(uid: &str, manifest: &Manifest, live: &[OverrideRecord], known: &Kno
     }
     let deletion = known.evictions.contains(uid).then_some(Deletion { grace_seconds: None });
     let origin = Origin { workload: uid.to_owned(), number: None, attempt: 0, subject: uid.to_owned(), placed: false };
-    run(pod, origin, deletion, result);
+    run(Arc::unwrap_or_clone(pod), origin, deletion, result);
 }
 
 fn config_map(manifest: &Manifest, live: &[OverrideRecord], result: &mut Effective) {
@@ -262,7 +262,7 @@ fn config_map(manifest: &Manifest, live: &[OverrideRecord], result: &mut Effecti
     if !binary.is_empty() {
         result.pods.config_map_binaries.insert(key, binary);
     }
-    show(&object, result);
+    show(object, result);
 }
 
 /// The newest number this device may run with its manifest; what already runs when nothing newer is allowed. One that runs and
@@ -273,7 +273,7 @@ fn chosen(
     device_uid: &str,
     known: &Known,
     remembered: Option<&WorkloadMemory>,
-) -> Option<(RolloutNumber, Object)> {
+) -> Option<(RolloutNumber, Arc<Object>)> {
     let granted = known.grants.get(uid);
     let returned = known.caught_up.contains(uid) && remembered.is_some_and(|workload| workload.number.is_some());
     let allowed = manifest.thresholds.iter().filter(|(number, threshold)| {
@@ -294,7 +294,7 @@ fn chosen(
 }
 
 /// The manifest at a number: from the document, else from memory. What is not template follows the newest manifest.
-fn at(manifest: &Manifest, number: RolloutNumber, remembered: Option<&WorkloadMemory>) -> Option<Object> {
+fn at(manifest: &Manifest, number: RolloutNumber, remembered: Option<&WorkloadMemory>) -> Option<Arc<Object>> {
     if let Some(object) = manifest.at_number.get(&number) {
         return Some(object.clone());
     }
@@ -302,7 +302,7 @@ fn at(manifest: &Manifest, number: RolloutNumber, remembered: Option<&WorkloadMe
         return Some(manifest.object.clone());
     }
     let workload = remembered.filter(|workload| workload.number == Some(number))?;
-    Object::parse(workload.manifest.clone()?).ok()
+    Object::parse(workload.manifest.clone()?).ok().map(Arc::new)
 }
 
 fn remember(uid: &str, number: RolloutNumber, manifest: &Object, result: &mut Effective) {
@@ -328,27 +328,31 @@ fn next_attempt(uid: &str, mut attempt: u64, ended: impl Fn(u64) -> bool, result
 fn run(mut pod: Object, origin: Origin, deletion: Option<Deletion>, result: &mut Effective) {
     defaults::apply(&mut pod);
     let uid = pod.uid().to_owned();
-    result.objects.insert(pod.key(), pod.clone());
+    let pod = Arc::new(pod);
+    result.objects.insert(pod.key(), Arc::clone(&pod));
     result.origins.insert(uid.clone(), origin);
-    result.pods.pods.insert(uid, DesiredPod { object: Arc::new(pod), deletion });
+    result.pods.pods.insert(uid, DesiredPod { object: pod, deletion });
 }
 
-fn overridden(base: &Object, live: &[OverrideRecord], result: &mut Effective) -> Object {
+fn overridden(base: &Arc<Object>, live: &[OverrideRecord], result: &mut Effective) -> Arc<Object> {
+    if live.iter().all(|record| record.target.uid != base.uid()) {
+        return base.clone();
+    }
     let applied = overrides::apply(base, live, Timestamp::default());
     for notice in applied.notices {
         if !result.notices.contains(&notice) {
             result.notices.push(notice);
         }
     }
-    applied.object
+    Arc::new(applied.object)
 }
 
 fn held(object: &Object) -> bool {
     object.annotation(HOLD_ANNOTATION).is_some()
 }
 
-fn show(object: &Object, result: &mut Effective) {
-    result.objects.insert(object.key(), object.clone());
+fn show(object: Arc<Object>, result: &mut Effective) {
+    result.objects.insert(object.key(), object);
 }
 
 fn decoded(text: &str) -> Option<Vec<u8>> {

@@ -27,6 +27,8 @@ const COMPONENT: &str = "flotilla-agent";
 pub struct Events {
     /// By name of the Event.
     known: BTreeMap<String, Known>,
+    /// See [`Events::generation`].
+    generation: u64,
 }
 
 #[derive(Debug)]
@@ -68,8 +70,12 @@ impl Events {
                 holding.insert(name.clone());
                 match self.known.get_mut(&name) {
                     Some(known) if known.holds => {}
-                    Some(known) => known.again(now),
+                    Some(known) => {
+                        known.again(now);
+                        self.generation += 1;
+                    }
                     None => {
+                        self.generation += 1;
                         let object = event(node, &name, subject.pod, notice, now);
                         let subject = subject.uid_at_hub.to_owned();
                         let known = Known { object, subject, last: now, count: 1, holds: true, told: None };
@@ -82,6 +88,11 @@ impl Events {
             known.holds = holding.contains(name);
         }
         self.forget(now);
+    }
+
+    /// It changes whenever [`Events::objects`] do.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// For the local API.
@@ -113,11 +124,15 @@ impl Events {
     }
 
     fn forget(&mut self, now: Timestamp) {
+        let before = self.known.len();
         self.known.retain(|_, known| known.holds || now.0.saturating_sub(known.last.0) < SHOWN_MS);
         while self.known.len() > EVENTS_LEN_MAX {
             let oldest = self.known.iter().min_by_key(|(_, known)| (known.holds, known.last));
-            let Some(name) = oldest.map(|(name, _)| name.clone()) else { return };
+            let Some(name) = oldest.map(|(name, _)| name.clone()) else { break };
             self.known.remove(&name);
+        }
+        if self.known.len() != before {
+            self.generation += 1;
         }
     }
 }

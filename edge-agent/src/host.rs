@@ -58,6 +58,29 @@ pub struct Pressure {
     pub pids_max: u64,
 }
 
+/// What a Node's status says of its pressure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strain {
+    pub memory: bool,
+    pub disk: bool,
+    pub pids: bool,
+    pub disk_bytes: u64,
+}
+
+impl Pressure {
+    pub fn strain(&self) -> Strain {
+        let percent = |part: u64, whole: u64| part.saturating_mul(100).checked_div(whole).unwrap_or(0);
+        // A size that could not be read is no pressure.
+        let disk_percent = percent(self.disk_available_bytes, self.disk_bytes);
+        Strain {
+            memory: self.memory_available_bytes > 0 && self.memory_available_bytes < MEMORY_AVAILABLE_BYTES_MIN,
+            disk: self.disk_bytes > 0 && disk_percent < DISK_AVAILABLE_PERCENT_MIN,
+            pids: percent(self.pids, self.pids_max) > PIDS_USED_PERCENT_MAX,
+            disk_bytes: self.disk_bytes,
+        }
+    }
+}
+
 impl Host {
     /// Reads this machine. `data` is the agent's folder.
     pub fn read(data: &Path) -> Self {
@@ -102,6 +125,10 @@ impl Host {
             pids,
             pids_max: line("/proc/sys/kernel/pid_max").parse().unwrap_or(0),
         }
+    }
+
+    pub fn strain(&self) -> Strain {
+        self.pressure().strain()
     }
 
     /// NodeStatus: capacity, allocatable, nodeInfo, addresses, conditions. `previous` keeps `lastTransitionTime` of conditions
@@ -157,12 +184,7 @@ fn cpu(milli: u64) -> String {
 }
 
 fn conditions(facilities: &Facilities, pressure: &Pressure, previous: Option<&Value>, now: Timestamp) -> Value {
-    let percent = |part: u64, whole: u64| part.saturating_mul(100).checked_div(whole).unwrap_or(0);
-    // A size that could not be read is no pressure.
-    let memory = pressure.memory_available_bytes > 0 && pressure.memory_available_bytes < MEMORY_AVAILABLE_BYTES_MIN;
-    let disk = pressure.disk_bytes > 0
-        && percent(pressure.disk_available_bytes, pressure.disk_bytes) < DISK_AVAILABLE_PERCENT_MIN;
-    let pids = percent(pressure.pids, pressure.pids_max) > PIDS_USED_PERCENT_MAX;
+    let Strain { memory, disk, pids, .. } = pressure.strain();
     let facts = [
         ("MemoryPressure", memory, ["KubeletHasSufficientMemory", "KubeletHasInsufficientMemory"], "memory available"),
         ("DiskPressure", disk, ["KubeletHasNoDiskPressure", "KubeletHasDiskPressure"], "disk space available"),

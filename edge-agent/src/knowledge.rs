@@ -216,12 +216,12 @@ fn unpack(saved: &[u8], blobs: Blobs<'_>) -> Result<Manifest, String> {
         }
     };
     let object = parse(document.object(blobs).map_err(|error| error.to_string())?)?;
-    let mut manifest = Manifest { object, thresholds: BTreeMap::new(), at_number: BTreeMap::new() };
+    let mut manifest = Manifest { object: Arc::new(object), thresholds: BTreeMap::new(), at_number: BTreeMap::new() };
     for (text, threshold) in document.rollouts() {
         let Ok(number) = text.parse() else { continue };
         manifest.thresholds.insert(number, threshold);
         if let Some(value) = document.object_at_number(&text, blobs).map_err(|error| error.to_string())? {
-            manifest.at_number.insert(number, parse(value)?);
+            manifest.at_number.insert(number, Arc::new(parse(value)?));
         }
     }
     Ok(manifest)

@@ -205,6 +205,11 @@ impl DeviceReplica {
         self.changed.subscribe()
     }
 
+    /// Of the items: it changes whenever they do.
+    pub(crate) fn generation(&self) -> u64 {
+        *self.changed.borrow()
+    }
+
     /// Live items in force of every channel this device reads, the device's own channel last. A fleet's channel that is left stays
     /// until the new one is complete.
     pub fn items<T>(&self, mut visit: impl FnMut(&ChannelName, &ItemId, &Item) -> Option<T>) -> Vec<T> {

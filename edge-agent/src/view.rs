@@ -83,7 +83,7 @@ impl LocalView {
 
     /// Takes in what is the case now and returns what that changed, deletions first. An object whose uid changed, or that is
     /// named in `renewed`, is deleted and made anew: that is what `kubectl delete` waits for.
-    pub fn replace(&mut self, now: BTreeMap<ObjectKey, Object>, renewed: &[ObjectKey]) -> Vec<Arc<Change>> {
+    pub fn replace(&mut self, now: BTreeMap<ObjectKey, Arc<Object>>, renewed: &[ObjectKey]) -> Vec<Arc<Change>> {
         let before = std::mem::take(&mut self.objects);
         let mut changes = Vec::new();
         for (key, previous) in &before {
@@ -92,16 +92,13 @@ impl LocalView {
                 changes.push(self.record(key, Some(previous.clone()), None));
             }
         }
-        for (key, mut object) in now {
+        for (key, object) in now {
             let previous = before.get(&key).filter(|old| old.uid() == object.uid() && !renewed.contains(&key));
-            if let Some(old) = previous {
-                object.set_resource_version(old.resource_version());
-                if **old == object {
-                    self.objects.insert(key, old.clone());
-                    continue;
-                }
+            if let Some(old) = previous.filter(|old| is_same(old, &object)) {
+                self.objects.insert(key, old.clone());
+                continue;
             }
-            let change = self.record(&key, previous.cloned(), Some(object));
+            let change = self.record(&key, previous.cloned(), Some(Arc::unwrap_or_clone(object)));
             if let Some(current) = &change.current {
                 self.objects.insert(key, current.clone());
             }
@@ -135,6 +132,23 @@ impl LocalView {
     }
 }
 
+/// Whether nothing but their resource versions tells two objects from each other.
+fn is_same(one: &Object, other: &Object) -> bool {
+    let fields = |of: &Object| of.value().as_object().map(serde_json::Map::len);
+    let same = |name: &str| {
+        if name != "metadata" {
+            return one.value().get(name) == other.value().get(name);
+        }
+        let metadata = |of: &Object| of.value().get(name).and_then(Value::as_object).map(|map| map.len());
+        let versioned = |of: &Object| of.value()[name].get("resourceVersion").is_some();
+        let length = |of: &Object| metadata(of).map(|length| length - usize::from(versioned(of)));
+        let mut entries = one.value()[name].as_object().into_iter().flatten();
+        length(one) == length(other)
+            && entries.all(|(field, value)| field == "resourceVersion" || other.value()[name].get(field) == Some(value))
+    };
+    fields(one) == fields(other) && one.value().as_object().is_some_and(|all| all.keys().all(|name| same(name)))
+}
+
 /// What a change holds that nothing else does: the object as it was before. What it became is shown now, or is what the next
 /// change of the object holds.
 fn kept_bytes(change: &Change) -> usize {
@@ -161,11 +175,11 @@ mod tests {
 
     use super::*;
 
-    fn pod(name: &str, uid: &str, phase: &str) -> (ObjectKey, Object) {
+    fn pod(name: &str, uid: &str, phase: &str) -> (ObjectKey, Arc<Object>) {
         let object = Object::parse(
             json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": uid}, "status": {"phase": phase}}),
         );
-        (ObjectKey::of(&kind::POD, "default", name), object.unwrap())
+        (ObjectKey::of(&kind::POD, "default", name), Arc::new(object.unwrap()))
     }
 
     #[test]
@@ -215,7 +229,7 @@ mod tests {
     fn history_is_bounded() {
         let mut view = LocalView::starting_above(0);
         // Small enough that the count is the bound.
-        let (key, object) = (ObjectKey::of(&kind::POD, "", "a"), Object::empty(&kind::POD, "", "a"));
+        let (key, object) = (ObjectKey::of(&kind::POD, "", "a"), Arc::new(Object::empty(&kind::POD, "", "a")));
         for _ in 0..=HISTORY_LEN_MAX {
             view.replace(BTreeMap::from([(key.clone(), object.clone())]), &[]);
             view.replace(BTreeMap::new(), &[]);

@@ -1,6 +1,7 @@
 //! Statuses of workloads as one device sees them: its own Pods are all there is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use flotilla_manifests::derive::uuid_v8;
 use flotilla_manifests::object::{Object, ObjectKey};
@@ -8,7 +9,7 @@ use flotilla_manifests::{digest, kind};
 use serde_json::{Value, json};
 
 /// Adds the namespaces of what is shown: the hub's own objects stay at the hub, and `kubectl get ns` is asked here too.
-pub(super) fn add_namespaces(objects: &mut BTreeMap<ObjectKey, Object>) {
+pub(super) fn add_namespaces(objects: &mut BTreeMap<ObjectKey, Arc<Object>>) {
     let names: BTreeSet<String> =
         objects.keys().map(|key| key.namespace.clone()).filter(|name| !name.is_empty()).collect();
     for name in names.into_iter().chain(["default".to_owned()]) {
@@ -17,7 +18,7 @@ pub(super) fn add_namespaces(objects: &mut BTreeMap<ObjectKey, Object>) {
         namespace.metadata_mut().insert("uid".into(), uid.into());
         namespace.metadata_mut().insert("labels".into(), json!({"kubernetes.io/metadata.name": name}));
         namespace.value_mut()["status"] = json!({"phase": "Active"});
-        objects.insert(namespace.key(), namespace);
+        objects.insert(namespace.key(), Arc::new(namespace));
     }
 }
 
@@ -29,7 +30,7 @@ struct Count {
 }
 
 /// Fills the status of every workload from the Pods among the objects.
-pub(super) fn count_pods(objects: &mut BTreeMap<ObjectKey, Object>) {
+pub(super) fn count_pods(objects: &mut BTreeMap<ObjectKey, Arc<Object>>) {
     let mut counts: BTreeMap<String, Count> = BTreeMap::new();
     for pod in objects.values().filter(|object| object.kind() == &kind::POD) {
         let Some(owner) = pod.controller() else { continue };
@@ -40,7 +41,7 @@ pub(super) fn count_pods(objects: &mut BTreeMap<ObjectKey, Object>) {
     for object in objects.values_mut() {
         let count = counts.get(object.uid()).copied().unwrap_or_default();
         if let Some(status) = status(object, count) {
-            object.value_mut()["status"] = status;
+            Arc::make_mut(object).value_mut()["status"] = status;
         }
     }
 }
@@ -86,7 +87,8 @@ mod tests {
         };
         let all = [set, pod("p1", "w", "True"), pod("p2", "w", "False"), pod("p3", "other", "True")];
         let parsed = all.map(|value| Object::parse(value).unwrap());
-        let mut objects: BTreeMap<ObjectKey, Object> = parsed.into_iter().map(|one| (one.key(), one)).collect();
+        let mut objects: BTreeMap<ObjectKey, Arc<Object>> =
+            parsed.into_iter().map(|one| (one.key(), Arc::new(one))).collect();
         count_pods(&mut objects);
         let status = objects[&ObjectKey::of(&kind::DAEMON_SET, "a", "web")].status().unwrap();
         assert_eq!((&status["desiredNumberScheduled"], &status["numberReady"]), (&json!(2), &json!(1)));

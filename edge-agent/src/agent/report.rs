@@ -1,6 +1,7 @@
 //! What the device shows at its own API and tells the hub.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
@@ -9,6 +10,7 @@ use flotilla_manifests::rollout::RolloutNumber;
 use flotilla_manifests::time::Timestamp;
 use serde_json::{Value, json};
 
+use super::meant::{Ground, Said};
 use super::{Agent, PassError, local};
 use crate::events::Subject;
 use crate::knowledge::Read;
@@ -28,7 +30,8 @@ pub(crate) struct Reports {
     told: BTreeMap<String, Told>,
     /// The life of the hub that was told, and how often somebody else had spoken under this device's name until then.
     told_to: (u64, u64),
-    node_status: Option<Value>,
+    /// The Node's status, and what it was made from.
+    node_status: Option<(Ground, Arc<Value>)>,
 }
 
 /// What is to be told of one pod.
@@ -55,45 +58,40 @@ impl Reports {
 
 impl<R: Runtime> Agent<R> {
     /// Brings the local API's view up to date.
-    pub(super) fn show(&mut self, read: &Read, statuses: &BTreeMap<String, Value>) {
-        let mut objects = self.state.effective.objects.clone();
+    pub(super) fn show(&mut self, read: &Read, said: &Said) {
+        let statuses = &said.statuses;
+        let mut objects = self.state.meant.effective.objects.clone();
         {
             let histories = self.shared.history();
             for pod in objects.values_mut().filter(|object| object.kind() == &kind::POD) {
-                if let Some(status) = statuses.get(pod.uid()) {
-                    pod.value_mut()["status"] = status.clone();
-                }
                 let taken_up = histories.get(pod.uid()).and_then(|history| history.started_at);
+                if let Some(status) = statuses.get(pod.uid()) {
+                    Arc::make_mut(pod).value_mut()["status"] = status.clone();
+                }
                 if let Some(since) = taken_up.filter(|_| pod.creation_timestamp().is_none()) {
-                    pod.metadata_mut().insert("creationTimestamp".into(), since.to_rfc3339().into());
+                    Arc::make_mut(pod).metadata_mut().insert("creationTimestamp".into(), since.to_rfc3339().into());
                 }
             }
         }
         for object in objects.values_mut() {
             if let Some(text) = self.last_applied.get(object.uid()).cloned() {
-                object.set_annotation(LAST_APPLIED_ANNOTATION, &text);
+                Arc::make_mut(object).set_annotation(LAST_APPLIED_ANNOTATION, &text);
             }
             if let Some(text) = self.causes.get(object.uid()).cloned() {
-                object.set_annotation(CAUSE_ANNOTATION, &text);
+                Arc::make_mut(object).set_annotation(CAUSE_ANNOTATION, &text);
             }
         }
         local::count_pods(&mut objects);
-        let node_status = self.node_status();
-        let sync = match *self.inbox.link.borrow() {
-            Link::Down => "offline",
-            Link::Up if self.replica.unreported() > 0 => "waiting",
-            Link::Up => "synced",
-        };
         let node_key = ObjectKey::of(&kind::NODE, "", self.node.name.as_str());
-        if let Some(node) = objects.get_mut(&node_key) {
-            node.value_mut()["status"] = node_status;
-            node.set_annotation("flotilla.dev/sync", sync);
+        if let Some(node) = objects.get_mut(&node_key).map(Arc::make_mut) {
+            node.value_mut()["status"] = (*said.node).clone();
+            node.set_annotation("flotilla.dev/sync", said.sync);
         }
-        objects.extend(self.state.events.objects().map(|event| (event.key(), event.clone())));
+        objects.extend(self.state.events.objects().map(|event| (event.key(), Arc::new(event.clone()))));
         for record in &read.known.overrides {
             let mut object = overrides::object_of(record, &self.node.name);
             object.metadata_mut().insert("uid".into(), record.id.clone().into());
-            objects.insert(object.key(), object);
+            objects.insert(object.key(), Arc::new(object));
         }
         local::add_namespaces(&mut objects);
         let renewed = std::mem::take(&mut self.state.renewed);
@@ -103,9 +101,18 @@ impl<R: Runtime> Agent<R> {
         }
     }
 
+    /// How this device stands with the hub, in a word.
+    pub(super) fn sync(&self) -> &'static str {
+        match *self.inbox.link.borrow() {
+            Link::Down => "offline",
+            Link::Up if self.replica.unreported() > 0 => "waiting",
+            Link::Up => "synced",
+        }
+    }
+
     /// Takes in what the newest plan tells of pods.
     pub(super) fn note(&mut self, notices: &BTreeMap<String, BTreeSet<Notice>>) {
-        let effective = &self.state.effective;
+        let effective = &self.state.meant.effective;
         let subject = |uid: &str| {
             let (pod, origin) = (effective.pods.pods.get(uid)?, effective.origins.get(uid)?);
             Some(Subject { pod: &pod.object, uid_at_hub: &origin.subject })
@@ -118,9 +125,10 @@ impl<R: Runtime> Agent<R> {
         &mut self,
         read: &Read,
         observed: &Observed,
-        statuses: &BTreeMap<String, Value>,
+        said: &Said,
+        anew: bool,
     ) -> Result<(), PassError> {
-        let told_to = (self.replica.hub_life(), self.replica.replaced());
+        let (statuses, told_to) = (&said.statuses, said.told_to);
         if told_to != self.state.reports.told_to {
             // Another board with a copy of this card may have told it something else since, too.
             // Restored from a backup, it may know nothing of what its earlier life acknowledged.
@@ -128,7 +136,7 @@ impl<R: Runtime> Agent<R> {
             self.state.confirmed.clear();
             self.state.reports.told_to = told_to;
         }
-        let mut facts = self.pod_facts(statuses)?;
+        let mut facts = if anew { self.pod_facts(statuses)? } else { Vec::new() };
         let lives = |uid: &String| {
             statuses.contains_key(uid)
                 || observed.sandboxes.contains_key(uid)
@@ -143,12 +151,12 @@ impl<R: Runtime> Agent<R> {
             facts.push((format!("pod/{uid}"), true, None));
             self.state.confirmed.insert(uid.clone());
         }
-        let node = self.node_status();
-        if self.state.reports.told.get("node").is_none_or(|told| told.body != node) {
-            let transition = conditions(&node);
+        let node = &said.node;
+        if self.state.reports.told.get("node").is_none_or(|told| told.body != **node) {
+            let transition = conditions(node);
             let urgent = self.state.reports.told.get("node").is_none_or(|told| told.transition != transition);
-            facts.push(("node".to_owned(), urgent, Some(serde_json::to_vec(&node)?)));
-            self.state.reports.told.insert("node".to_owned(), Told { body: node, transition });
+            facts.push(("node".to_owned(), urgent, Some(serde_json::to_vec(&**node)?)));
+            self.state.reports.told.insert("node".to_owned(), Told { body: (**node).clone(), transition });
         }
         let now = self.clock.now();
         let mut told = Vec::new();
@@ -200,8 +208,9 @@ impl<R: Runtime> Agent<R> {
 
     /// A pod's namespace and name, and what is to be told of it.
     fn pod_fact(&self, uid: &str, status: &Value) -> Option<((String, String), PodFact)> {
-        let origin = self.state.effective.origins.get(uid)?;
-        let pod: &Object = &self.state.effective.pods.pods.get(uid)?.object;
+        let effective = &self.state.meant.effective;
+        let origin = effective.origins.get(uid)?;
+        let pod: &Object = &effective.pods.pods.get(uid)?.object;
         let body = json!({
             "namespace": pod.namespace(), "name": pod.name(), "uid": origin.subject, "workload": origin.workload,
             "number": origin.number, "attempt": origin.attempt, "status": status,
@@ -214,22 +223,36 @@ impl<R: Runtime> Agent<R> {
         ))
     }
 
-    /// The Node's status, dated when it last changed: heartbeats alone are the session's business and make no new one.
-    fn node_status(&mut self) -> Value {
-        let pressure = self.host.pressure();
-        let previous = self.state.reports.node_status.clone();
-        let (facilities, now) = (&self.facilities, self.clock.now());
-        let status = self.host.node_status(&self.node.name, facilities, &pressure, previous.as_ref(), now);
-        let status = with_damage(status, &self.damage());
-        let mut status = with_refused(status, &self.state.refused, previous.as_ref(), now);
-        with_missing(&mut status, self.replica.missing_large_values(), previous.as_ref(), self.clock.now());
-        status["images"] = super::images::shown(&self.images.current());
-        if let Some(previous) = previous
-            && without_heartbeats(previous.clone()) == without_heartbeats(status.clone())
-        {
-            return previous;
+    /// What this pass shows and tells.
+    pub(super) fn saying(&mut self, ground: &Ground, statuses: BTreeMap<String, Value>) -> Said {
+        Said {
+            statuses: Arc::new(statuses),
+            events: self.state.events.generation(),
+            sync: self.sync(),
+            node: self.node_status(ground),
+            told_to: (self.replica.hub_life(), self.replica.replaced()),
         }
-        self.state.reports.node_status = Some(status.clone());
+    }
+
+    /// The Node's status, dated when it last changed: heartbeats alone are the session's business and make no new one.
+    fn node_status(&mut self, ground: &Ground) -> Arc<Value> {
+        let previous = self.state.reports.node_status.take();
+        if let Some((of, status)) = previous.as_ref().filter(|(of, _)| of == ground) {
+            let status = status.clone();
+            self.state.reports.node_status = Some((of.clone(), status.clone()));
+            return status;
+        }
+        let previous = previous.map(|(_, status)| status);
+        let known = previous.as_deref();
+        let (pressure, now) = (self.host.pressure(), self.clock.now());
+        let status = self.host.node_status(&self.node.name, &self.facilities, &pressure, known, now);
+        let status = with_damage(status, &self.damage());
+        let mut status = with_refused(status, &self.state.meant.read.refused, known, now);
+        with_missing(&mut status, self.replica.missing_large_values(), known, now);
+        status["images"] = super::images::shown(&self.images.current());
+        let same = known.is_some_and(|known| without_heartbeats(known.clone()) == without_heartbeats(status.clone()));
+        let status = previous.filter(|_| same).unwrap_or_else(|| Arc::new(status));
+        self.state.reports.node_status = Some((ground.clone(), status.clone()));
         status
     }
 }

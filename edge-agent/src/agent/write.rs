@@ -27,7 +27,8 @@ impl<R: Runtime> Agent<R> {
     async fn write(&mut self, request: &WriteRequest) -> Result<Written, ApiError> {
         let shown = self.shared.view().object(&request.key);
         let base = self.base_of(&request.key, shown.as_deref());
-        let subject = Subject { shown: shown.as_deref(), base: base.as_ref(), records: &self.state.records };
+        let subject =
+            Subject { shown: shown.as_deref(), base: base.as_ref(), records: &self.state.meant.read.known.overrides };
         let context = Context {
             now: self.clock.now(),
             uid: fresh_uuid(),
@@ -42,6 +43,9 @@ impl<R: Runtime> Agent<R> {
             return Ok(Written { outcome: self.outcome_of(decision), warnings });
         }
         let changes = !matches!(decision, Decision::Nothing(_));
+        if changes {
+            self.state.meant.forget();
+        }
         self.carry_out(&decision, &request.user.name).await?;
         if changes && *self.inbox.link.borrow() == Link::Down {
             warnings.push(format!("accepted at {} only; not yet synced to the hub", self.node.name));
@@ -62,14 +66,14 @@ impl<R: Runtime> Agent<R> {
     /// The hub's manifest behind a key; a Pod's is what it is derived as here.
     fn base_of(&self, key: &ObjectKey, shown: Option<&Object>) -> Option<Object> {
         match key.kind.name {
-            "Pod" => self.state.bases.get(key).map(|base| base.object.clone()).or_else(|| {
+            "Pod" => self.state.meant.base(key).map(|base| Object::clone(&base.object)).or_else(|| {
                 let mut pod = shown?.clone();
                 if let Some(map) = pod.value_mut().as_object_mut() {
                     map.remove("status");
                 }
                 Some(pod)
             }),
-            _ => self.state.bases.get(key).map(|base| base.object.clone()),
+            _ => self.state.meant.base(key).map(|base| Object::clone(&base.object)),
         }
     }
 
@@ -95,7 +99,7 @@ impl<R: Runtime> Agent<R> {
 
     /// Raises the attempt, durably, and lets the next pass begin the new life.
     async fn restart(&mut self, pod: &Object) -> Result<(), ApiError> {
-        let Some(origin) = self.state.effective.origins.get(pod.uid()) else { return Ok(()) };
+        let Some(origin) = self.state.meant.effective.origins.get(pod.uid()) else { return Ok(()) };
         let counter = if origin.placed { &origin.subject } else { &origin.workload };
         let mut memory = self.memory.clone();
         memory.attempts.insert(counter.clone(), origin.attempt + 1);
@@ -110,7 +114,7 @@ impl<R: Runtime> Agent<R> {
     async fn keep(&mut self, outcome: &Outcome, kept: &Kept) -> Result<(), ApiError> {
         let (Outcome::Created(object) | Outcome::Updated(object)) = outcome else { return Ok(()) };
         let next = |mut all: BTreeMap<String, String>, text: &Option<String>| {
-            all.retain(|uid, _| self.state.bases.values().any(|base| base.object.uid() == uid));
+            all.retain(|uid, _| self.state.meant.read.known.manifests.values().any(|base| base.object.uid() == uid));
             match text {
                 Some(text) => drop(all.insert(object.uid().to_owned(), text.clone())),
                 None => drop(all.remove(object.uid())),

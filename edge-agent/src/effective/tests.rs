@@ -19,11 +19,11 @@ fn node_manifest(labels: serde_json::Value) -> Manifest {
     let object = Object::parse(
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "node-uid", "labels": labels}, "spec": {}}),
     );
-    Manifest { object: object.unwrap(), thresholds: BTreeMap::new(), at_number: BTreeMap::new() }
+    Manifest { object: Arc::new(object.unwrap()), thresholds: BTreeMap::new(), at_number: BTreeMap::new() }
 }
 
-fn workload(kind: &str, selector: serde_json::Value, version: &str, counter: u64) -> Object {
-    Object::parse(json!({
+fn workload(kind: &str, selector: serde_json::Value, version: &str, counter: u64) -> Arc<Object> {
+    let object = Object::parse(json!({
         "apiVersion": "apps/v1", "kind": kind,
         "metadata": {"name": "web", "namespace": "default", "uid": "w", "annotations": {"flotilla.dev/rollout": number(counter).to_string()}},
         "spec": {"selector": {"matchLabels": {"app": "web"}}, "replicas": 2, "template": {
@@ -32,8 +32,8 @@ fn workload(kind: &str, selector: serde_json::Value, version: &str, counter: u64
                 {"name": "web", "image": "host", "command": ["sleep", "1"], "env": [{"name": "VERSION", "value": version}]},
             ]},
         }},
-    }))
-    .unwrap()
+    }));
+    Arc::new(object.unwrap())
 }
 
 fn daemon_set(versions: &[(u64, u64)]) -> Manifest {
@@ -154,7 +154,7 @@ fn an_override_runs_on_top_until_its_time_is_over() {
 fn a_hold_stops_and_hides_the_workload_and_nothing_else() {
     let mut all = known(daemon_set(&[(1, rollout::THRESHOLD_ALL)]));
     let base = all.manifests["w"].object.clone();
-    let mut held = base.clone();
+    let mut held = Object::clone(&base);
     held.set_annotation(HOLD_ANNOTATION, "true");
     all.overrides.push(override_of(overrides::between(&base, &held)));
     let result = run(&all, &Memory::default());

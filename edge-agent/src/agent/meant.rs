@@ -1,0 +1,107 @@
+//! What this device means to run and show, remembered from pass to pass.
+//!
+//! Most passes follow from what containers do, and what is known is as it was: unpacking and deriving all of it again would be most of
+//! the work. Owns when it must be derived again; refuses to say what follows from it ([`crate::effective`] does). Start reading at
+//! [`Agent::understand`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use flotilla_manifests::time::Timestamp;
+use serde_json::Value;
+
+use super::{Agent, PassError};
+use crate::effective::{Effective, Manifest, effective};
+use crate::host::Strain;
+use crate::knowledge::Read;
+use crate::runtime::Runtime;
+use crate::store::Damage;
+use flotilla_manifests::object::ObjectKey;
+
+/// What a pass is made from besides what runs, as far as it can be told from what the last pass was made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ground {
+    known: Known,
+    images: u64,
+    strain: Strain,
+    damage: Damage,
+}
+
+/// Of the items, and when the hub last greeted this device. Milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    generation: u64,
+    greeted_ms: u64,
+}
+
+/// What is known and what follows from it.
+#[derive(Debug, Default)]
+pub(crate) struct Meant {
+    pub(super) read: Arc<Read>,
+    pub(super) effective: Arc<Effective>,
+    /// What it was derived from; `None`: it has to be derived again.
+    of: Option<Known>,
+    /// An override ends then, by proven time.
+    until: Option<Timestamp>,
+}
+
+impl Meant {
+    /// Something it was derived from has changed that nothing else tells of: what this device remembers.
+    pub(super) fn forget(&mut self) {
+        self.of = None;
+    }
+
+    /// When time alone changes it.
+    pub(super) fn until(&self) -> Option<Timestamp> {
+        self.until
+    }
+
+    /// The hub's manifest of this name.
+    pub(super) fn base(&self, key: &ObjectKey) -> Option<&Arc<Manifest>> {
+        self.read.known.manifests.values().find(|manifest| manifest.object.key() == *key)
+    }
+}
+
+/// What the last completed pass showed and told of pods: the same need not be worked out again.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Said {
+    pub(super) statuses: Arc<BTreeMap<String, Value>>,
+    pub(super) events: u64,
+    pub(super) sync: &'static str,
+    pub(super) node: Arc<Value>,
+    pub(super) told_to: (u64, u64),
+}
+
+impl<R: Runtime> Agent<R> {
+    pub(super) fn ground(&self) -> Ground {
+        let known = Known { generation: self.replica.generation(), greeted_ms: self.replica.greeted_at_ms() };
+        let (images, strain) = (self.images.current().generation, self.host.strain());
+        Ground { known, images, strain, damage: self.damage() }
+    }
+
+    /// Derives what is meant, if anything it follows from has changed. `true`: it is new.
+    pub(super) async fn understand(&mut self, ground: &Ground, now: Timestamp) -> Result<bool, PassError> {
+        let proven = self.clock.proven();
+        let meant = &self.state.meant;
+        let holds = meant.of == Some(ground.known) && meant.until.is_none_or(|until| until > proven);
+        if holds && !self.replica.is_salvaged() {
+            return Ok(false);
+        }
+        self.state.meant.forget();
+        let read = self.knowledge.read(&self.replica);
+        let mut read = self.end_overrides(read, now).await?;
+        self.expect_remembered(&mut read.known);
+        // By proven time: an override never ends early because a clock runs ahead.
+        let next = effective(&self.node, &read.known, &self.memory, proven);
+        let remembered = next.memory != self.memory;
+        if remembered {
+            self.store.set_meta("memory", serde_json::to_vec(&next.memory)?).await?;
+            self.memory = next.memory.clone();
+        }
+        let until = read.known.overrides.iter().filter_map(|record| record.expires).min();
+        // What was just remembered may itself change what follows.
+        let of = (!remembered).then_some(ground.known);
+        self.state.meant = Meant { read: Arc::new(read), effective: Arc::new(next), of, until };
+        Ok(true)
+    }
+}
