@@ -59,6 +59,8 @@ struct Link {
     cut: watch::Sender<Cut>,
     connections: Vec<AbortHandle>,
     dice: Dice,
+    /// See [`Network::set_old`].
+    old: bool,
     /// What the device dials; the network listens there.
     dialled: MemoryDoor,
 }
@@ -93,7 +95,8 @@ impl Network {
     pub(crate) fn lay(&self, line: &str, node: &str, dice: Dice) -> MemoryDoor {
         let (listener, dialled) = Listener::memory();
         let (cut, _) = watch::channel(Cut::No);
-        let link = Link { weather: Weather::FAIR, cut, connections: Vec::new(), dice, dialled: dialled.clone() };
+        let link =
+            Link { weather: Weather::FAIR, cut, connections: Vec::new(), dice, old: false, dialled: dialled.clone() };
         self.lock().links.insert(line.to_owned(), link);
         drop(tokio::spawn(self.clone().accept(line.to_owned(), node.to_owned(), listener)));
         dialled
@@ -121,6 +124,14 @@ impl Network {
             link.cut.send_replace(cut);
         }
         self.tell_reach();
+    }
+
+    /// One end of the line has a program that speaks only the first version of the protocol: its greeting says so. From the next
+    /// connection on.
+    pub(crate) fn set_old(&self, node: &str, old: bool) {
+        if let Some(link) = self.lock().links.get_mut(node) {
+            link.old = old;
+        }
     }
 
     /// Breaks what a device has connected, in the middle of whatever is on its way.
@@ -225,6 +236,9 @@ impl Network {
             }
             let rest = coming.split_off(4 + length);
             let mut frame = std::mem::replace(coming, rest);
+            if link.old {
+                speak_first_version(&mut frame);
+            }
             let (low, high) = link.weather.latency_ms;
             let latest = flying.back().map(|(at, _)| *at);
             let arrives = Instant::now() + Duration::from_millis(link.dice.between(low, high));
@@ -251,6 +265,18 @@ impl Network {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes of a hello that names both versions one that names the first: after four bytes of length an array of seven, kind 0, and the
+/// versions (RFC 8949, 3).
+fn speak_first_version(frame: &mut Vec<u8>) {
+    const BOTH: [u8; 5] = [0x87, 0, 0x82, 1, 2];
+    const FIRST: [u8; 4] = [0x87, 0, 0x81, 1];
+    if frame.get(4..4 + BOTH.len()) == Some(BOTH.as_slice()) {
+        frame.splice(4..4 + BOTH.len(), FIRST);
+        let length = u32::try_from(frame.len() - 4).unwrap_or(u32::MAX);
+        frame[..4].copy_from_slice(&length.to_be_bytes());
     }
 }
 

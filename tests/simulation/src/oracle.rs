@@ -60,7 +60,8 @@ struct Seen {
     wished_ms: u64,
     /// When each container was started. Milliseconds.
     started_ms: BTreeMap<(String, String), u64>,
-    /// Its disk was seen to refuse something. Milliseconds.
+    /// Its disk refused, or it was down, when it was last looked at, and when that was last so. Milliseconds.
+    troubled: bool,
     troubled_ms: Option<u64>,
 }
 
@@ -99,17 +100,19 @@ impl Oracles {
         }
     }
 
-    /// Looks at everything that can be seen from outside without waiting.
-    pub(crate) fn look(&mut self, hub: Option<&HubLife>, nodes: &[Node]) {
+    /// Looks at everything that can be seen from outside without waiting, of devices at those that are due.
+    pub(crate) fn look(&mut self, hub: Option<&HubLife>, nodes: &[Node], due: &[usize]) {
         if let Some(hub) = hub {
-            self.look_at_hub(hub, nodes);
+            self.look_at_hub(hub, nodes, due);
         }
-        for (index, node) in nodes.iter().enumerate() {
-            self.look_at_device(index, node);
+        for index in due {
+            if let Some(node) = nodes.get(*index) {
+                self.look_at_device(*index, node);
+            }
         }
     }
 
-    fn look_at_hub(&mut self, hub: &HubLife, nodes: &[Node]) {
+    fn look_at_hub(&mut self, hub: &HubLife, nodes: &[Node], due: &[usize]) {
         let store = hub.mind.store();
         let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
         if self.learning {
@@ -130,7 +133,8 @@ impl Oracles {
             }
         }
         drop(model);
-        for (seen, node) in self.devices.iter_mut().zip(nodes) {
+        for index in due {
+            let (Some(seen), Some(node)) = (self.devices.get_mut(*index), nodes.get(*index)) else { continue };
             for (channel, logs) in hub.mind.acknowledged(&node.name).unwrap_or_default() {
                 let known = seen.acknowledged.entry(channel).or_default();
                 for (writer, seq) in logs {
@@ -149,9 +153,12 @@ impl Oracles {
         {
             (seen.wishes, seen.wished_ms) = (wishes, now);
         }
-        if node.in_trouble || !node.is_up() {
+        // What began between two looks held until this one.
+        let troubled = node.in_trouble || !node.is_up();
+        if troubled || std::mem::replace(&mut seen.troubled, troubled) {
             seen.troubled_ms = Some(now);
         }
+        seen.troubled = troubled;
         let deeds = node.containers.deeds();
         if let Some(replica) = node.replica()
             && replica.unreported() > OUTBOX_MAX

@@ -22,6 +22,8 @@ pub struct Faults {
     pub hub_disk_errors: bool,
     pub hub_restores: bool,
     pub container_ends: bool,
+    /// Programs of both versions of the protocol.
+    pub old_versions: bool,
 }
 
 impl Faults {
@@ -42,6 +44,7 @@ impl Faults {
         hub_disk_errors: false,
         hub_restores: false,
         container_ends: false,
+        old_versions: false,
     };
 
     fn drawn(dice: &mut Dice) -> Self {
@@ -62,6 +65,7 @@ impl Faults {
             hub_disk_errors: one(),
             hub_restores: one(),
             container_ends: one(),
+            old_versions: one(),
         }
     }
 }
@@ -105,6 +109,11 @@ pub enum What {
     Clone(usize),
     /// The other board is thrown away.
     CloneEnds(usize),
+    /// Its program speaks the first version of the protocol, or (after an update, with which it begins anew) the newest.
+    Speaks {
+        device: usize,
+        old: bool,
+    },
     /// The device starts, if it is down.
     Start(usize),
     ContainerEnds(usize, u64),
@@ -116,6 +125,10 @@ pub enum What {
     HubRestore,
     HubStart,
 }
+
+/// Most writes of operators, each of which may reach every device: two hundred a day in a fleet of a thousand.
+const UPDATES_MAX: u64 = 200_000;
+const WRITES_MIN: u64 = 40;
 
 const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
@@ -165,6 +178,7 @@ impl Drawing {
 
     fn people(&mut self) {
         let writes = self.dice.between(8, 40) * (1 + self.length_ms / (20 * MINUTE)).min(24);
+        let writes = writes.min((UPDATES_MAX / self.devices.max(1)).max(WRITES_MIN));
         for at in self.moments(writes) {
             let choice = self.dice.next();
             self.at(at, What::Operator(choice));
@@ -258,6 +272,15 @@ impl Drawing {
         }
         self.clocks(faults);
         self.cards(faults);
+        if faults.old_versions {
+            for device in 0..usize::try_from(self.devices).unwrap_or(0) {
+                if self.dice.permille(600) {
+                    let updated = self.dice.below(2 * self.length_ms);
+                    self.at(0, What::Speaks { device, old: true });
+                    self.at(updated, What::Speaks { device, old: false });
+                }
+            }
+        }
         if faults.container_ends {
             let count = self.often(15);
             for at in self.moments(count) {

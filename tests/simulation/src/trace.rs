@@ -1,6 +1,6 @@
 //! What happened, in order: hashed whole, remembered as far as a person would read, and the first thing that was wrong.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,6 +35,8 @@ struct Inner {
     lines: VecDeque<String>,
     aloud: bool,
     failure: Option<Failure>,
+    /// See [`Trace::touched`].
+    touched: BTreeSet<String>,
 }
 
 impl Trace {
@@ -71,6 +73,16 @@ impl Trace {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
         inner.hash = hash;
+        // Another board under a device's name is that device to the oracles.
+        let name = node.split('\'').next().unwrap_or(node);
+        if !inner.touched.contains(name) {
+            inner.touched.insert(name.to_owned());
+        }
+    }
+
+    /// Nodes of which something happened since the last call: what the oracles have to look at.
+    pub(crate) fn touched(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.lock().touched)
     }
 
     /// An event that a person would want to read in a report.

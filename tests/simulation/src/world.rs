@@ -34,6 +34,8 @@ static WORLDS: AtomicU64 = AtomicU64::new(0);
 
 /// A node that could not start is started again after this.
 const AGAIN: Duration = Duration::from_secs(5);
+/// Every so many looks all devices are looked at, not only those of which something happened.
+const SWEEP_LOOKS: u64 = 60;
 /// Room on a device's disk when it is full, beyond what is there. Bytes.
 const ROOM_LEFT: u64 = 4096;
 
@@ -57,6 +59,7 @@ pub(crate) struct World {
     clones: BTreeMap<usize, Node>,
     /// Names disks that are copied.
     copies: u64,
+    looks: u64,
     started: Instant,
 }
 
@@ -107,6 +110,7 @@ impl World {
             cards: BTreeMap::new(),
             clones: BTreeMap::new(),
             copies: 0,
+            looks: 0,
             started,
         };
         world.hub_is_up();
@@ -185,6 +189,7 @@ impl World {
                     self.network.break_off(&name);
                 }
             }
+            What::Speaks { device, old } => self.speaks(device, old).await,
             What::Start(index) => self.start_device(index).await,
             What::HubStart => self.start_hub().await,
             What::HubCrash
@@ -196,6 +201,17 @@ impl World {
                 self.harm_hub(what).await;
             }
             other => self.harm_device(other).await,
+        }
+    }
+
+    /// Another program on a device: what runs goes on meanwhile, and is adopted.
+    async fn speaks(&mut self, index: usize, old: bool) {
+        let Some(node) = self.nodes.get_mut(index) else { return };
+        self.trace.told("device", &node.name, if old { "has an old program" } else { "is updated" });
+        self.network.set_old(&node.name, old);
+        if node.is_up() {
+            node.kill().await;
+            self.start_device(index).await;
         }
     }
 
@@ -383,10 +399,22 @@ impl World {
             }
         }
         while self.writes.try_join_next().is_some() {}
-        self.oracles.look(self.hub.life(), &self.nodes);
-        for (index, node) in self.nodes.iter().enumerate() {
-            self.oracles.look_at_overrides(index, node).await;
+        let due = self.due();
+        self.oracles.look(self.hub.life(), &self.nodes, &due);
+        for index in due {
+            if let Some(node) = self.nodes.get(index) {
+                self.oracles.look_at_overrides(index, node).await;
+            }
         }
+    }
+
+    /// The devices to look at now: those of which something happened, those in trouble, and now and then all of them.
+    fn due(&mut self) -> Vec<usize> {
+        let touched = self.trace.touched();
+        self.looks += 1;
+        let all = self.looks.is_multiple_of(SWEEP_LOOKS);
+        let is_due = |node: &Node| all || node.in_trouble || !touched.is_empty() && touched.contains(&node.name);
+        self.nodes.iter().enumerate().filter(|(_, node)| is_due(node)).map(|(index, _)| index).collect()
     }
 
     fn name(&self, index: usize) -> Option<String> {
