@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use flotilla_simulation::{Bug, Outcome, Setup, draw, run, run_steps, shorten, small_retention};
+use flotilla_simulation::{Bug, Outcome, Setup, draw, retention, run, run_steps, shorten};
 
 /// Runs a hub and its devices in one thread on virtual time.
 #[derive(Debug, Parser)]
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
             devices: arguments.devices,
             length_ms,
             bug: arguments.bug,
-            retention: small_retention(),
+            retention: retention(seed),
             look_every: Duration::from_secs(1),
             aloud: arguments.aloud,
         };

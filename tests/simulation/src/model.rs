@@ -57,7 +57,11 @@ pub(crate) struct Model {
     pub(crate) ever: BTreeMap<String, String>,
     /// The hub was restored from a backup: what was answered since may be lost where no device holds it.
     pub(crate) restored: bool,
-    /// A device came back with an old card: what was answered there since may be lost.
+    /// When each object was last asked to be deleted, by the counter of marks.
+    pub(crate) deleted: BTreeMap<ObjectKey, u64>,
+    /// Pods that a technician told to begin anew: by device and uid.
+    pub(crate) restarted: BTreeSet<(usize, String)>,
+    /// A device came back with an old card: what was answered there since may be lost, until it has been told anew.
     pub(crate) rolled_back: BTreeSet<usize>,
     mark: u64,
 }

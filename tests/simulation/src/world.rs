@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use flotilla_disk::{Disk, Failures};
-use flotilla_hub::Retention;
 use flotilla_hub::tokens::TokenRequest;
 use flotilla_manifests::kind;
 use flotilla_manifests::object::ObjectKey;
@@ -70,6 +69,7 @@ impl World {
         // Disks have names of their own in a process, in which worlds may run side by side.
         let place = format!("world{}", WORLDS.fetch_add(1, Ordering::Relaxed));
         let disk = Disk::new(&format!("{place}-hub"), dice.apart("hub").next())?;
+        disk.lose_syncs(setup.bug == Some(Bug::HubLostSync));
         let mut hub = SimHub::new(disk, trace.clone(), setup.retention);
         hub.start().await.context("the hub does not start")?;
         let network = Network::new(trace.clone());
@@ -218,11 +218,12 @@ impl World {
                 self.hub.disk.set_failures(Failures::OneIn { operations, reads: false });
             }
             What::HubBackup => {
-                self.copies += 1;
-                self.backup = self.hub.disk.copy(&format!("{}-backup{}", self.place, self.copies)).ok();
+                let (name, seed) = self.next_copy("backup");
+                self.backup = self.hub.disk.copy(&name, seed).ok();
             }
             What::HubRestore => {
                 let Some(backup) = self.backup.take() else { return };
+                self.oracles.note_what_devices_hold(&self.nodes).await;
                 self.network.set_hub(None);
                 self.hub.kill().await;
                 self.hub_is_down().await;
@@ -285,10 +286,9 @@ impl World {
                 node.containers.end_one(choice, i32::from(choice & 1 == 1));
             }
             What::CopyCard(_) => {
-                self.copies += 1;
-                if let Ok(card) = node.disk.copy(&format!("{}-card{}", self.place, self.copies)) {
-                    self.cards.insert(index, card);
-                }
+                let (name, seed) = self.next_copy("card");
+                let card = self.nodes.get(index).and_then(|node| node.disk.copy(&name, seed).ok());
+                self.cards.extend(card.map(|card| (index, card)));
             }
             What::CloneEnds(_) => {
                 if let Some(mut clone) = self.clones.remove(&index) {
@@ -311,9 +311,10 @@ impl World {
     /// Another board under the same name: to the hub they are one device that contradicts itself.
     async fn clone_device(&mut self, index: usize) {
         let Some(node) = self.nodes.get(index).filter(|_| !self.clones.contains_key(&index)) else { return };
-        self.copies += 1;
-        let line = format!("{}'{}", node.name, self.copies);
-        let Ok(card) = node.disk.copy(&format!("{}-clone{}", self.place, self.copies)) else { return };
+        let line = format!("{}'{}", node.name, self.copies + 1);
+        let (name, seed) = self.next_copy("clone");
+        let Some(node) = self.nodes.get(index) else { return };
+        let Ok(card) = node.disk.copy(&name, seed) else { return };
         let dice = Dice::new(self.setup.seed).apart(&line);
         let dialled = self.network.lay(&line, &node.name, dice);
         let mut clone = Node::new(&node.name, &node.group, card, dialled, self.trace.clone());
@@ -322,6 +323,14 @@ impl World {
             self.oracles.card_changed(index);
             self.clones.insert(index, clone);
         }
+    }
+
+    /// Name and seed of the next disk that is copied. What happens on it follows from the world's seed; the name alone says which of the
+    /// worlds of this process it is in.
+    fn next_copy(&mut self, what: &str) -> (String, u64) {
+        self.copies += 1;
+        let which = format!("{what}{}", self.copies);
+        (format!("{}-{which}", self.place), Dice::new(self.setup.seed).apart(&which).next())
     }
 
     pub(crate) async fn start_device(&mut self, index: usize) {
@@ -383,9 +392,15 @@ impl World {
             }
         }
         while self.writes.try_join_next().is_some() {}
+        for (index, node) in self.nodes.iter().enumerate() {
+            self.oracles.note_wishes(index, node).await;
+        }
         self.oracles.look(self.hub.life(), &self.nodes);
         for (index, node) in self.nodes.iter().enumerate() {
-            self.oracles.look_at_overrides(index, node).await;
+            let alone = !self.clones.contains_key(&index);
+            if !self.oracles.look_at_card(index, node, self.hub.life().filter(|_| alone)) {
+                self.oracles.look_at_overrides(index, node).await;
+            }
         }
     }
 
@@ -435,8 +450,21 @@ impl World {
     fn technician(&mut self, index: usize, choice: u64) {
         let Some(node) = self.nodes.get(index) else { return };
         let Some(backend) = node.backend() else { return };
-        let key = ObjectKey::of(&kind::DAEMON_SET, "default", format!("set{}", choice % people::SETS));
+        let set = format!("set{}", (choice >> 8) % people::SETS);
         let (model, trace, name) = (Arc::clone(&self.model), self.trace.clone(), node.name.clone());
+        if people::restarts(choice) {
+            self.writes.spawn(async move {
+                let Ok(pods) = backend.list(&kind::POD, None).await else { return };
+                let Some(pod) = pods.items.iter().find(|pod| pod.name().starts_with(&format!("{set}-"))) else {
+                    return;
+                };
+                let wish = people::restart(&mut model.lock().unwrap_or_else(PoisonError::into_inner), index, pod);
+                let done = backend.write(people::request(&wish, "technician")).await.is_ok();
+                trace.told("technician restarts", &name, format_args!("{} {done}", wish.key));
+            });
+            return;
+        }
+        let key = ObjectKey::of(&kind::DAEMON_SET, "default", set);
         self.writes.spawn(async move {
             let Ok(base) = backend.read(&key).await else { return };
             if mark_of(Some(&base)).is_none() {
@@ -444,7 +472,7 @@ impl World {
             }
             let wish = {
                 let mut model = model.lock().unwrap_or_else(PoisonError::into_inner);
-                let wish = people::technician(&mut model, key.clone());
+                let wish = people::technician(&mut model, key.clone(), choice);
                 model.change(index, &key).asks(wish.mark);
                 wish
             };
@@ -501,16 +529,5 @@ impl World {
         for node in self.nodes.iter_mut().chain(self.clones.values_mut()) {
             node.stop_tasks().await;
         }
-    }
-}
-
-/// Small bounds, so that a world of an hour reaches what a fleet reaches in months.
-pub fn small_retention() -> Retention {
-    Retention {
-        events_count_max: 300,
-        log_records_max: 40,
-        log_bytes_max: 256 << 10,
-        audit_count_max: 200,
-        ..Retention::default()
     }
 }
