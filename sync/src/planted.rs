@@ -51,8 +51,8 @@ pub enum Bug {
     ForkIgnored,
     /// A hub that was restored goes on as if nothing were missing.
     RestoreIgnored,
-    /// A batch behind a gap is taken.
-    GapTaken,
+    /// Nobody looks at the signature of a batch.
+    SignatureUnchecked,
     /// A log is cut off and its floor is not remembered.
     FloorForgotten,
     /// Logs are never cut off.
@@ -86,7 +86,7 @@ impl Bug {
         Self::WatchRepeats,
         Self::ForkIgnored,
         Self::RestoreIgnored,
-        Self::GapTaken,
+        Self::SignatureUnchecked,
         Self::FloorForgotten,
         Self::LogUncut,
         Self::ActorReused,

@@ -43,6 +43,8 @@ pub(crate) enum Subject {
     Set(u64),
     Map(u64),
     Deployment(u64),
+    /// The DaemonSet [`ROAMING`], for the group of this number or, beyond them, for nobody.
+    Roaming(u64),
 }
 
 /// The choice that writes to `subject`; what else it says is left to `chance`.
@@ -51,6 +53,11 @@ pub(crate) fn choice(subject: Subject, chance: u64) -> u64 {
         Subject::Set(number) => (0, number),
         Subject::Map(number) => (7, number),
         Subject::Deployment(number) => (10, number),
+        Subject::Roaming(_) => (0, ROAMING),
+    };
+    let chance = match subject {
+        Subject::Roaming(group) => (chance & !(3 << 24)) | ((group & 3) << 24),
+        _ => chance,
     };
     (chance & !0xff_ff00) | (kind << 8) | (number << 16)
 }

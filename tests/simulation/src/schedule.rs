@@ -131,7 +131,7 @@ pub fn draw(seed: u64, devices: usize, length_ms: u64) -> (Faults, Vec<Step>) {
     drawing.network(faults);
     drawing.devices(faults);
     drawing.hub(faults);
-    drawing.stories();
+    drawing.stories(faults);
     let mut steps = drawing.steps;
     steps.sort_by_key(|step| step.at_ms);
     (faults, steps)

@@ -3,21 +3,23 @@
 
 use crate::network::{Cut, Weather};
 use crate::people::{self, Subject};
-use crate::schedule::{Drawing, MINUTE, SECOND, What};
+use crate::schedule::{Drawing, Faults, MINUTE, SECOND, What};
 
 /// Frames of records in a thousand that meet each fate on the worst of lines.
 const WORST: Weather = Weather { latency_ms: (20, 400), lost: 90, doubled: 90, moved: 90, damaged: 20 };
 
+/// A group that no device is of.
+const NOBODY: u64 = 3;
+
 impl Drawing {
     /// About one bad day in ten minutes; some worlds have none.
-    pub(crate) fn stories(&mut self) {
+    pub(crate) fn stories(&mut self, faults: Faults) {
         let count = self.dice.below(3) + self.length_ms / (10 * MINUTE);
-        let days: [fn(&mut Self, u64); 9] = [
+        let days: [fn(&mut Self, u64); 8] = [
             Self::much_is_changed_while_a_device_is_away,
             Self::changed_on_a_failing_disk,
             Self::dark_right_after_an_answer,
             Self::an_old_card_is_worked_on,
-            Self::restored_while_nobody_is_there,
             Self::work_without_a_line,
             Self::lines_break_in_mid_sentence,
             Self::the_worst_of_lines,
@@ -25,25 +27,36 @@ impl Drawing {
         ];
         for _ in 0..count {
             let at = SECOND + self.dice.below(self.length_ms / 2);
-            if let Some(day) = self.dice.pick(&days).copied() {
-                day(self, at);
-            }
+            let Some(day) = self.dice.pick(&days).copied() else { continue };
+            day(self, at);
+        }
+        // A hub is put back once in its life, one way or the other.
+        if !faults.hub_restores && self.dice.permille(150) {
+            let at = SECOND + self.dice.below(self.length_ms / 3);
+            self.restored_while_nobody_is_there(at);
         }
     }
 
     /// More changes than a log keeps, and documents that begin anew, behind a device's back.
     fn much_is_changed_while_a_device_is_away(&mut self, at: u64) {
         let device = self.device();
-        self.at(at, What::Cut(device, Cut::Both));
         let subject = self.subject();
-        let mut now = at + SECOND;
+        let switched_off = self.dice.permille(500);
+        if switched_off {
+            self.write(at, Subject::Roaming(device as u64 % 3));
+        }
+        let mut now = at + 5 * SECOND;
+        self.at(now, What::Cut(device, Cut::Both));
         for _ in 0..self.dice.between(20, 60) {
             let other = self.dice.permille(250);
             let subject = if other { self.subject() } else { subject };
             self.write(now, subject);
             now += self.dice.between(SECOND / 2, 3 * SECOND);
         }
-        let back = now + self.dice.below(MINUTE);
+        if switched_off {
+            self.write(now, Subject::Roaming(NOBODY));
+        }
+        let back = now + SECOND + self.dice.below(MINUTE);
         self.at(back, What::Cut(device, Cut::No));
     }
 
@@ -163,20 +176,25 @@ impl Drawing {
         self.at(back, What::Cut(device, Cut::No));
     }
 
-    /// Whatever is said is cut off a moment later.
+    /// Whatever is said is cut off a moment later; what is switched on and off ends while nobody hears of it.
     fn lines_break_in_mid_sentence(&mut self, at: u64) {
         let device = self.device();
+        let mut on = false;
         let mut now = at;
         for _ in 0..self.dice.between(5, 20) {
-            match self.dice.below(3) {
+            match self.dice.below(6) {
                 0 => self.technician(now, device),
                 1 => {
                     let choice = self.dice.next();
                     self.at(now, What::ContainerEnds(device, choice));
                 }
-                _ => {
+                2 => {
                     let subject = self.subject();
                     self.write(now, subject);
+                }
+                _ => {
+                    on = !on;
+                    self.write(now, Subject::Roaming(if on { device as u64 % 3 } else { NOBODY }));
                 }
             }
             let breaks = self.dice.between(1, SECOND / 2);
