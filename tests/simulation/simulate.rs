@@ -34,6 +34,9 @@ struct Arguments {
     /// Real seconds for shortening each failing seed; 0 leaves it as it is.
     #[arg(long, default_value_t = 60)]
     shorten: u64,
+    /// Prints what each seed would do, and does nothing of it.
+    #[arg(long)]
+    draw: bool,
     /// Tells what happens as it happens, and what the programs log (FLOTILLA_LOG).
     #[arg(long)]
     aloud: bool,
@@ -56,6 +59,12 @@ fn main() -> ExitCode {
     for seed in arguments.seed..arguments.seed + arguments.seeds {
         if arguments.seconds.is_some_and(|limit| began.elapsed() > Duration::from_secs(limit)) {
             break;
+        }
+        if arguments.draw {
+            let (faults, steps) = draw(seed, arguments.devices, length_ms);
+            println!("seed {seed} {faults:?}");
+            steps.iter().for_each(|step| println!("    {} ms {:?}", step.at_ms, step.what));
+            continue;
         }
         let setup = Setup {
             seed,

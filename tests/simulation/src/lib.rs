@@ -118,6 +118,8 @@ async fn live(setup: &Setup, steps: &[Step]) -> Outcome {
                 world.heal().await;
                 if let Err(why) = world.settle(SETTLES_WITHIN).await {
                     trace.fail("converge", why);
+                } else if let Err(why) = world.goes_on(SETTLES_WITHIN).await {
+                    trace.fail("goes on", why);
                 }
             }
             passed = world.passed_ms();

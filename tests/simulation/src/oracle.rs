@@ -12,7 +12,7 @@
 //! | `bounded` | 7 |
 //! | `converge` | 4, once faults have ended |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 use flotilla_disk::Disk;
@@ -423,7 +423,8 @@ impl Oracles {
         let sets = store.list(&kind::DAEMON_SET, None).items;
         let running = node.containers.running();
         let mut wanted = 0;
-        for set in sets.iter().filter(|set| selects(set, &node.group)) {
+        let held = holds(store, name);
+        for set in sets.iter().filter(|set| selects(set, &node.group) && !held.contains(set.uid())) {
             let mark = mark_of(Some(set)).map(|mark| format!("{}:{mark}", set.name()));
             if !running.values().any(|one| Some(one) == mark.as_ref()) {
                 return Err(format!("{name} does not run {mark:?}; it runs {:?}", running.values()));
@@ -496,7 +497,7 @@ impl Oracles {
             let same = model.overrides.get(&(index, key.clone())) == Some(&cell);
             let ended = match &object {
                 Some(object) => cell_ended(object, &cell),
-                None => base_ended(&model, &key, &cell),
+                None => base_ended(&model, index, &key, &cell),
             };
             if object.is_some() {
                 seen.hidden_ms.remove(&key);
@@ -520,11 +521,12 @@ fn cell_ended(object: &Object, cell: &Cell) -> bool {
     technician_mark(object).is_none() && cell.sure.is_some_and(|sure| born > sure)
 }
 
-/// The object is not shown at the device: somebody asked for its deletion since, it left the device with its selector, or a hub that
+/// The object is not shown at the device: somebody stopped it there or asked for its deletion since, it left the device with its selector, or a hub that
 /// was restored has lost it.
-fn base_ended(model: &Model, key: &ObjectKey, cell: &Cell) -> bool {
+fn base_ended(model: &Model, device: usize, key: &ObjectKey, cell: &Cell) -> bool {
     let deleted = model.deleted.get(key).copied() > cell.sure;
-    deleted || model.restored || key.name == format!("set{ROAMING}")
+    let held = model.held.contains(&(device, key.clone()));
+    deleted || held || model.restored || key.name == format!("set{ROAMING}")
 }
 
 /// Whether a device has acknowledged all that the hub has for it.
@@ -558,6 +560,14 @@ fn overrides_agree(
         }
     }
     Ok(())
+}
+
+/// Uids of what a technician stopped at a device, as the hub knows it.
+fn holds(store: &Store, node: &str) -> BTreeSet<String> {
+    let listed = store.list(&kind::OVERRIDE, None).items;
+    let here = listed.iter().filter(|one| one.text("/spec/nodeName") == node);
+    let holds = here.filter(|one| one.value()["spec"]["operations"].to_string().contains("flotilla.dev/hold"));
+    holds.map(|one| one.text("/spec/target/uid").to_owned()).collect()
 }
 
 fn technician_mark(object: &Object) -> Option<u64> {

@@ -146,12 +146,17 @@ fn wish(model: &mut Model, key: ObjectKey, verb: u64, mark: u64, value: Value) -
 
 /// Whether a technician begins a Pod anew instead of changing its workload.
 pub(crate) fn restarts(choice: u64) -> bool {
-    choice & 0xff >= 216
+    (200..228).contains(&(choice & 0xff))
 }
 
-/// What a technician does at a device to a workload that is there: a note on it, a template of its own, or all of that taken back.
-pub(crate) fn technician(model: &mut Model, key: ObjectKey, choice: u64) -> Wish {
+/// What a technician does at a device to a workload that is there: a note on it, a template of its own, all of that taken back, or no
+/// more of it here.
+pub(crate) fn technician(model: &mut Model, device: usize, key: ObjectKey, choice: u64) -> Wish {
     let mark = model.fresh_mark();
+    if choice & 0xff >= 228 {
+        model.held.insert((device, key.clone()));
+        return Wish { key, mutation: Mutation::Delete(DeleteOptions::default()), mark: None };
+    }
     let note = json!({"technician": mark.to_string()});
     let (patch, mark) = match choice & 0xff {
         0..140 => (json!({"metadata": {"annotations": note}}), Some(mark)),

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result};
 use flotilla_disk::{Disk, Failures};
 use flotilla_hub::tokens::TokenRequest;
 use flotilla_manifests::kind;
-use flotilla_manifests::object::ObjectKey;
 use flotilla_rest::Backend;
+use flotilla_rest::backend::Listing;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -23,7 +23,7 @@ use crate::hub::SimHub;
 use crate::model::{Model, mark_of};
 use crate::network::{Cut, Network, Weather};
 use crate::oracle::Oracles;
-use crate::people::{self, GROUPS, SharedModel, Watcher};
+use crate::people::{self, GROUPS, SharedModel, Subject, Watcher};
 use crate::schedule::{Step, What};
 use crate::trace::Trace;
 use crate::{Bug, Setup};
@@ -33,6 +33,8 @@ static WORLDS: AtomicU64 = AtomicU64::new(0);
 
 /// A node that could not start is started again after this.
 const AGAIN: Duration = Duration::from_secs(5);
+/// On a good day a write is answered within this time. Milliseconds.
+const ANSWERED_MS: u64 = 30_000;
 /// Room on a device's disk when it is full, beyond what is there. Bytes.
 const ROOM_LEFT: u64 = 4096;
 
@@ -450,29 +452,30 @@ impl World {
     fn technician(&mut self, index: usize, choice: u64) {
         let Some(node) = self.nodes.get(index) else { return };
         let Some(backend) = node.backend() else { return };
-        let set = format!("set{}", (choice >> 8) % people::SETS);
         let (model, trace, name) = (Arc::clone(&self.model), self.trace.clone(), node.name.clone());
+        let of = move |listing: Listing| {
+            let there: Vec<_> = listing.items.into_iter().filter(|one| one.name().starts_with("set")).collect();
+            let at = (choice >> 8).checked_rem(there.len() as u64).and_then(|at| usize::try_from(at).ok());
+            at.and_then(|at| there.get(at).cloned())
+        };
         if people::restarts(choice) {
             self.writes.spawn(async move {
-                let Ok(pods) = backend.list(&kind::POD, None).await else { return };
-                let Some(pod) = pods.items.iter().find(|pod| pod.name().starts_with(&format!("{set}-"))) else {
-                    return;
-                };
-                let wish = people::restart(&mut model.lock().unwrap_or_else(PoisonError::into_inner), index, pod);
+                let Some(pod) = backend.list(&kind::POD, None).await.ok().and_then(of) else { return };
+                let wish = people::restart(&mut model.lock().unwrap_or_else(PoisonError::into_inner), index, &pod);
                 let done = backend.write(people::request(&wish, "technician")).await.is_ok();
                 trace.told("technician restarts", &name, format_args!("{} {done}", wish.key));
             });
             return;
         }
-        let key = ObjectKey::of(&kind::DAEMON_SET, "default", set);
         self.writes.spawn(async move {
-            let Ok(base) = backend.read(&key).await else { return };
+            let Some(base) = backend.list(&kind::DAEMON_SET, None).await.ok().and_then(of) else { return };
             if mark_of(Some(&base)).is_none() {
                 return;
             }
+            let key = base.key();
             let wish = {
                 let mut model = model.lock().unwrap_or_else(PoisonError::into_inner);
-                let wish = people::technician(&mut model, key.clone(), choice);
+                let wish = people::technician(&mut model, index, key.clone(), choice);
                 model.change(index, &key).asks(wish.mark);
                 wish
             };
@@ -514,6 +517,34 @@ impl World {
             }
             self.look().await;
         }
+    }
+
+    /// Whatever happened before, people can work: a write at the hub and at each device is answered, and heeded everywhere.
+    pub(crate) async fn goes_on(&mut self, within: Duration) -> Result<(), String> {
+        self.settle_what_was_never_answered();
+        for subject in [Subject::Set(3), Subject::Deployment(0)] {
+            // Without a verb that deletes.
+            self.operator(people::choice(subject, 0));
+        }
+        self.wait_until(self.passed_ms() + ANSWERED_MS).await;
+        for index in 0..self.nodes.len() {
+            self.technician(index, 0);
+        }
+        self.wait_until(self.passed_ms() + ANSWERED_MS).await;
+        if let Some(what) = self.model().unanswered() {
+            return Err(format!("{what} was asked for and not answered"));
+        }
+        self.settle(within).await
+    }
+
+    /// Whether it happened or not can be seen by now.
+    fn settle_what_was_never_answered(&mut self) {
+        let Some(life) = self.hub.life() else { return };
+        let mut model = self.model();
+        for (key, cell) in model.objects.iter_mut().filter(|(_, cell)| !cell.maybe.is_empty()) {
+            cell.answered(mark_of(life.mind.store().read(key).as_deref()));
+        }
+        model.overrides.retain(|_, cell| cell.maybe.is_empty());
     }
 
     /// Virtual milliseconds since the devices had joined.
