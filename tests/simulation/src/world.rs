@@ -35,6 +35,8 @@ static WORLDS: AtomicU64 = AtomicU64::new(0);
 const AGAIN: Duration = Duration::from_secs(5);
 /// On a good day a write is answered within this time. Milliseconds.
 const ANSWERED_MS: u64 = 30_000;
+/// More operations than any disk sees in a world.
+const NEVER: u64 = u64::MAX;
 /// Room on a device's disk when it is full, beyond what is there. Bytes.
 const ROOM_LEFT: u64 = 4096;
 
@@ -148,12 +150,14 @@ impl World {
             self.oracles.look_at_hub_disk(life, &self.hub.disk, &self.hub.retention);
         }
         self.hub.disk.set_failures(Failures::None);
+        self.hub.disk.cut_after(NEVER);
         for (_, mut clone) in std::mem::take(&mut self.clones) {
             clone.power_cut().await;
         }
         for node in &mut self.nodes {
             node.in_trouble = false;
             node.disk.set_failures(Failures::None);
+            node.disk.cut_after(NEVER);
             node.disk.set_room(None);
             node.mend_clock();
             let name = node.name.clone();
