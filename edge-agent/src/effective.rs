@@ -181,9 +181,14 @@ fn daemon_set(
         return;
     };
     let runs_already = remembered.is_some_and(|workload| workload.number.is_some());
-    let selection = derive::selection(&overridden(&at_number, live, result), node_object);
-    let may_stay = selection.may_stay || known.unreadable.contains(&node.uid);
-    if !(selection.should_run || may_stay && runs_already || planted::is(Bug::SelectorIgnored)) {
+    let belongs = |set: &Object| {
+        let selection = derive::selection(set, node_object);
+        let may_stay = selection.may_stay || known.unreadable.contains(&node.uid);
+        selection.should_run || may_stay && runs_already
+    };
+    // Where a set belongs is said by its newest template, also to those for whose turn the rest of it waits (as in Kubernetes).
+    let selected = belongs(&shown) && belongs(&overridden(&at_number, live, result));
+    if !(selected || planted::is(Bug::SelectorIgnored)) {
         return;
     }
     keep_attempt(uid, attempt, result);

@@ -268,7 +268,13 @@ pub(crate) async fn watch(door: Arc<FleetDoor>, mut shutdown: watch::Receiver<bo
 pub(crate) async fn look(door: &FleetDoor) -> Result<(), ApiError> {
     let Some(mut learning) = door.lessons.current() else { return Ok(()) };
     let logs = door.store.logs();
-    let heard = door.lessons.heard(|channel, writer| logs.heads(channel).get(writer).map(|head| head.seq));
+    // A hub that learns writes under a fresh writer: what a device has of that one was said here, if only in a list.
+    let own = door.identity().id();
+    let stands_at = |channel: &ChannelName, writer: &WriterId| match *writer == own {
+        true => Some(u64::MAX),
+        false => logs.heads(channel).get(writer).map(|head| head.seq),
+    };
+    let heard = door.lessons.heard(stands_at);
     let before = learning.heard.len();
     learning.heard.extend(heard);
     if learning.heard.len() > before {

@@ -288,10 +288,10 @@ impl<R: Replica> Answers<R> {
         if inputs.is_empty() {
             return Ok(());
         }
-        if planted::is(Bug::AcknowledgedBeforeDurable) {
-            self.tell(Local::Ingested);
-        }
-        let ingested = self.replica.ingest(&self.peer, std::mem::take(inputs)).await?;
+        let ingested = match self.replica.ingest(&self.peer, std::mem::take(inputs)).await {
+            Err(_) if planted::is(Bug::AcknowledgedBeforeDurable) => crate::replica::Ingested::default(),
+            ingested => ingested?,
+        };
         for set_aside in &ingested.set_aside {
             warn!(peer = ?self.peer, reason = %set_aside, "a record was set aside");
         }
@@ -325,7 +325,10 @@ impl<R: Replica> Answers<R> {
                 self.tell(Local::Outbox { observations, limit });
             }
             Event::Observe { number, observations } => {
-                self.replica.observe(&peer, observations).await?;
+                let observed = self.replica.observe(&peer, observations).await;
+                if !planted::is(Bug::ReportAnsweredUncommitted) {
+                    observed?;
+                }
                 self.tell(Local::Observed { number });
             }
             Event::OutboxAcknowledged(entries) => self.replica.outbox_acknowledged(entries).await?,

@@ -29,7 +29,7 @@ pub struct Clock {
 /// A dated fact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
-    /// `pod/<uid>`, `node`, `event/<uid>`.
+    /// `pod/<uid>`, `node`, `event/<uid>`, `pods`.
     pub subject: String,
     /// Orders observations of one subject.
     pub clock: Clock,

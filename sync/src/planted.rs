@@ -9,11 +9,13 @@
 pub enum Bug {
     /// A device's disk answers a sync before anything is durable.
     LostSync,
+    /// The hub's disk does.
+    HubLostSync,
     /// The hub answers a write whose commit failed as done.
     FailedCommitAnswered,
     /// A commit of the hub that failed leaves its objects in memory.
     CommitLeftInMemory,
-    /// A device acknowledges records before they are durable.
+    /// Records are acknowledged whatever came of storing them.
     AcknowledgedBeforeDurable,
     /// A technician's change is answered although the disk did not take it.
     OverrideBeforeDurable,
@@ -31,6 +33,12 @@ pub enum Bug {
     OldObservationTaken,
     /// The end of a pod is told only if there is a session.
     EndNotTold,
+    /// What a device reports is forgotten there once it has been sent.
+    ReportForgottenUnanswered,
+    /// The hub answers reports whose commit failed as taken.
+    ReportAnsweredUncommitted,
+    /// Reports that the hub has taken stay on the device's disk.
+    OutboxUncleared,
     /// What runs is compared with what it was started from only while there is a session.
     RestartWhileOffline,
     /// A DaemonSet runs on devices that it does not select.
@@ -43,8 +51,8 @@ pub enum Bug {
     ForkIgnored,
     /// A hub that was restored goes on as if nothing were missing.
     RestoreIgnored,
-    /// A batch behind a gap is taken.
-    GapTaken,
+    /// Nobody looks at the signature of a batch.
+    SignatureUnchecked,
     /// A log is cut off and its floor is not remembered.
     FloorForgotten,
     /// Logs are never cut off.
@@ -57,6 +65,7 @@ impl Bug {
     /// All of them.
     pub const ALL: &[Self] = &[
         Self::LostSync,
+        Self::HubLostSync,
         Self::FailedCommitAnswered,
         Self::CommitLeftInMemory,
         Self::AcknowledgedBeforeDurable,
@@ -68,13 +77,16 @@ impl Bug {
         Self::StaleEpochTaken,
         Self::OldObservationTaken,
         Self::EndNotTold,
+        Self::ReportForgottenUnanswered,
+        Self::ReportAnsweredUncommitted,
+        Self::OutboxUncleared,
         Self::RestartWhileOffline,
         Self::SelectorIgnored,
         Self::WatchGap,
         Self::WatchRepeats,
         Self::ForkIgnored,
         Self::RestoreIgnored,
-        Self::GapTaken,
+        Self::SignatureUnchecked,
         Self::FloorForgotten,
         Self::LogUncut,
         Self::ActorReused,

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use flotilla_simulation::{Bug, Setup, run, small_retention};
+use flotilla_simulation::{Bug, Setup, retention, run};
 
 /// Seeds that hold, and among them those that did not, once: each found a fault.
 const SEEDS: &[u64] = &[1, 2, 3, 5, 12, 14, 19, 22];
@@ -36,7 +36,7 @@ fn setup(seed: u64, minutes: u64, bug: Option<Bug>) -> Setup {
         devices: 4,
         length_ms: minutes * 60_000,
         bug,
-        retention: small_retention(),
+        retention: retention(seed),
         look_every: Duration::from_secs(1),
         aloud: false,
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use flotilla_simulation::{Bug, Outcome, Setup, draw, run, run_steps, shorten, small_retention};
+use flotilla_simulation::{Bug, Outcome, Setup, draw, retention, run, run_steps, shorten};
 
 /// Runs a hub and its devices in one thread on virtual time.
 #[derive(Debug, Parser)]
@@ -34,6 +34,9 @@ struct Arguments {
     /// Real seconds for shortening each failing seed; 0 leaves it as it is.
     #[arg(long, default_value_t = 60)]
     shorten: u64,
+    /// Prints what each seed would do, and does nothing of it.
+    #[arg(long)]
+    draw: bool,
     /// Tells what happens as it happens, and what the programs log (FLOTILLA_LOG).
     #[arg(long)]
     aloud: bool,
@@ -57,12 +60,18 @@ fn main() -> ExitCode {
         if arguments.seconds.is_some_and(|limit| began.elapsed() > Duration::from_secs(limit)) {
             break;
         }
+        if arguments.draw {
+            let (faults, steps) = draw(seed, arguments.devices, length_ms);
+            println!("seed {seed} {faults:?}");
+            steps.iter().for_each(|step| println!("    {} ms {:?}", step.at_ms, step.what));
+            continue;
+        }
         let setup = Setup {
             seed,
             devices: arguments.devices,
             length_ms,
             bug: arguments.bug,
-            retention: small_retention(),
+            retention: retention(seed),
             look_every: Duration::from_secs(1),
             aloud: arguments.aloud,
         };

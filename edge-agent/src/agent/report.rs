@@ -24,6 +24,9 @@ use crate::uplink::Link;
 /// Invalid manifests named in a condition.
 const REFUSED_SHOWN_MAX: usize = 8;
 
+/// Subject of the list of all pods of this device, which is told to each life of the hub once.
+const PODS: &str = "pods";
+
 /// What was put into the outbox last, by subject: only changes are put there again.
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
@@ -129,7 +132,8 @@ impl<R: Runtime> Agent<R> {
         anew: bool,
     ) -> Result<(), PassError> {
         let (statuses, told_to) = (&said.statuses, said.told_to);
-        if told_to != self.state.reports.told_to {
+        let to_another = told_to != self.state.reports.told_to;
+        if to_another {
             // Another board with a copy of this card may have told it something else since, too.
             // Restored from a backup, it may know nothing of what its earlier life acknowledged.
             self.state.reports.told.clear();
@@ -146,6 +150,11 @@ impl<R: Runtime> Agent<R> {
         let confirmable = read.known.evictions.iter().filter(|uid| !self.state.confirmed.contains(*uid) && !lives(uid));
         let gone: Vec<String> = confirmable.cloned().collect();
         self.state.confirmed.retain(|uid| read.known.evictions.contains(uid));
+        if to_another {
+            // Behind all that is told of them: a hub that was restored may show pods whose end only its earlier life was told.
+            let body = serde_json::to_vec(&json!({"uids": self.pods_there(statuses, observed)}))?;
+            facts.push((PODS.to_owned(), true, Some(body)));
+        }
         for uid in &gone {
             self.state.reports.ended(uid);
             facts.push((format!("pod/{uid}"), true, None));
@@ -169,10 +178,22 @@ impl<R: Runtime> Agent<R> {
             // Nothing of it is in the outbox: the next pass tells it again.
             self.state.reports.told.retain(|subject, _| !subjects.contains(subject));
             self.state.confirmed.retain(|uid| !gone.contains(uid));
+            if to_another {
+                self.state.reports.told_to = (0, 0);
+            }
             return Err(error.into());
         }
         self.state.events.told(&told, now);
         Ok(())
+    }
+
+    /// Every pod of which anything is here, as the hub knows it.
+    fn pods_there(&self, statuses: &BTreeMap<String, Value>, observed: &Observed) -> BTreeSet<String> {
+        let origins = &self.state.meant.effective.origins;
+        let at_hub = |uid: &String| origins.get(uid).map_or_else(|| uid.clone(), |origin| origin.subject.clone());
+        let mut there: BTreeSet<String> = statuses.keys().chain(observed.sandboxes.keys()).map(at_hub).collect();
+        there.extend(self.shared.history().keys().map(at_hub));
+        there
     }
 
     /// What changed of the pods. Two of one name stand side by side while one takes the other's place: the later number speaks last, and

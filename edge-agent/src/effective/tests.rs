@@ -109,6 +109,16 @@ fn a_node_that_is_not_selected_runs_and_shows_nothing_of_it() {
 }
 
 #[test]
+fn a_template_that_waits_for_its_turn_already_says_where_the_set_belongs() {
+    let mut moved = daemon_set(&[(1, rollout::THRESHOLD_ALL), (2, 0)]);
+    let here = run(&known(daemon_set(&[(1, rollout::THRESHOLD_ALL)])), &Memory::default());
+    assert_eq!(versions(&run(&known(moved.clone()), &here.memory)), ["v1"]);
+    moved.object = workload("DaemonSet", json!({"site": "hall-9"}), "v2", 2);
+    moved.at_number.insert(number(2), moved.object.clone());
+    assert!(run(&known(moved), &here.memory).pods.pods.is_empty());
+}
+
+#[test]
 fn an_eviction_raises_the_attempt_once_and_for_good() {
     let mut all = known(daemon_set(&[(1, rollout::THRESHOLD_ALL)]));
     let first = run(&all, &Memory::default());

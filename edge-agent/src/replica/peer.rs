@@ -8,13 +8,14 @@ use flotilla_sync::channel::{ChannelName, ChannelState, Hash, Heads, Positions, 
 use flotilla_sync::identity::writer::WriterChain;
 use flotilla_sync::log::{Batch, Placement};
 use flotilla_sync::observation::{Clock as ObservationClock, Observation, Urgency};
+use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::replica::{Ingested, Input, Reading, Replica, ReplicaError};
 use flotilla_sync::session::{Greeting, PeerHello};
 use flotilla_sync::stream::Stream;
 use flotilla_sync::transport::PeerIdentity;
 use tokio::sync::watch;
 
-use super::{DeviceReplica, Misplaced, OpenedStream, append_rows, clock_of, failed, must_last, observation_of};
+use super::{DeviceReplica, Misplaced, OpenedStream, State, append_rows, clock_of, failed, must_last, observation_of};
 use crate::store::{Ingest, OutboxRow};
 
 impl Replica for DeviceReplica {
@@ -198,31 +199,38 @@ impl Replica for DeviceReplica {
     }
 
     async fn outbox(&self, urgency: Urgency, limit: usize) -> Result<Vec<Observation>, ReplicaError> {
-        let state = self.state();
+        let mut state = self.state();
         let mut waiting: Vec<&OutboxRow> =
             state.outbox.values().filter(|row| urgency == Urgency::All || row.urgent).collect();
         waiting.sort_by_key(|row| (row.incarnation, row.boot, row.seq));
-        Ok(waiting.into_iter().take(limit).map(observation_of).collect())
+        let sent: Vec<Observation> = waiting.into_iter().take(limit).map(observation_of).collect();
+        if planted::is(Bug::ReportForgottenUnanswered) {
+            sent.iter().for_each(|one| drop(state.outbox.remove(&one.subject)));
+        }
+        Ok(sent)
     }
 
     async fn outbox_acknowledged(&self, entries: Vec<(String, ObservationClock)>) -> Result<(), ReplicaError> {
-        let mut durable = Vec::new();
-        {
-            let mut state = self.state();
-            for (subject, clock) in entries {
-                let same = |row: &OutboxRow| clock_of(row) == clock;
-                if state.outbox.get(&subject).is_some_and(same)
-                    && let Some(row) = state.outbox.remove(&subject)
-                    && must_last(&row)
-                {
-                    durable.push((subject, clock.incarnation, clock.boot, clock.seq));
-                }
+        let same = |state: &State, (subject, clock): &(String, ObservationClock)| {
+            state.outbox.get(subject).filter(|row| clock_of(row) == *clock).is_some()
+        };
+        let durable: Vec<_> = {
+            let state = self.state();
+            let taken = entries.iter().filter(|entry| same(&state, entry));
+            let lasting = taken.filter(|(subject, _)| state.outbox.get(subject).is_some_and(must_last));
+            lasting.map(|(subject, clock)| (subject.clone(), clock.incarnation, clock.boot, clock.seq)).collect()
+        };
+        // From the disk first: what it does not let go of is told again, and goes then.
+        if !(durable.is_empty() || planted::is(Bug::OutboxUncleared)) {
+            self.store.remove_outbox(durable).await.map_err(|error| failed("clear its outbox", error))?;
+        }
+        let mut state = self.state();
+        for entry in &entries {
+            if same(&state, entry) {
+                state.outbox.remove(&entry.0);
             }
         }
-        if durable.is_empty() {
-            return Ok(());
-        }
-        self.store.remove_outbox(durable).await.map_err(|error| failed("clear its outbox", error))
+        Ok(())
     }
 
     fn grown(&self, _peer: &PeerIdentity) -> watch::Receiver<u64> {

@@ -143,6 +143,8 @@ impl Store {
     }
 }
 
+/// Batches in a row, from the one that holds the record behind `after`. A reader that stands within a batch has another branch of the log:
+/// it learns so from that batch.
 fn batches(
     connection: &Connection,
     channel: &str,
@@ -151,7 +153,7 @@ fn batches(
     bytes_max: usize,
 ) -> rusqlite::Result<Vec<Vec<u8>>> {
     let mut statement = connection.prepare_cached(
-        "SELECT first, last, bytes FROM evidence WHERE channel = ?1 AND writer = ?2 AND first > ?3 ORDER BY first",
+        "SELECT first, last, bytes FROM evidence WHERE channel = ?1 AND writer = ?2 AND last > ?3 ORDER BY first",
     )?;
     let mut rows = statement.query(params![channel, writer, after.cast_signed()])?;
     let (mut found, mut bytes, mut next) = (Vec::new(), 0, after + 1);
@@ -159,7 +161,8 @@ fn batches(
         let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
         let body: Vec<u8> = row.get(2)?;
         bytes += body.len();
-        if first.cast_unsigned() != next || (!found.is_empty() && bytes > bytes_max) {
+        let follows = first.cast_unsigned() == next || (found.is_empty() && first.cast_unsigned() < next);
+        if !follows || (!found.is_empty() && bytes > bytes_max) {
             break;
         }
         next = last.cast_unsigned() + 1;

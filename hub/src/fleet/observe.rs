@@ -3,6 +3,8 @@
 //! A device speaks of its own alone: the node's name comes from its certificate, and a Pod's uid must be one that this node's
 //! Pod has.
 
+use std::collections::BTreeSet;
+
 use flotilla_manifests::api_error::ApiError;
 use flotilla_manifests::derive::{self, ATTEMPT_ANNOTATION, NodeRef};
 use flotilla_manifests::kind;
@@ -35,6 +37,12 @@ struct PodReport {
     #[serde(default)]
     attempt: u64,
     status: Value,
+}
+
+/// Body of a `pods` observation: all that the device has.
+#[derive(Debug, serde::Deserialize)]
+struct PodsReport {
+    uids: BTreeSet<String>,
 }
 
 /// Takes observations of one device; an older one than the newest taken of its subject has no effect. A body that cannot be
@@ -81,6 +89,10 @@ fn take(batch: &mut Batch<'_>, node: &NodeName, subject: &str, body: Option<Valu
             Err(error) => tracing::warn!(%node, subject, %error, "an observation cannot be read"),
         },
         (Some(("event", _)), Some(body)) => event(batch, node, body)?,
+        (None, Some(body)) if subject == "pods" => match serde_json::from_value(body) {
+            Ok(report) => only(batch, node, &report)?,
+            Err(error) => tracing::warn!(%node, subject, %error, "an observation cannot be read"),
+        },
         (None, Some(status)) if subject == "node" => node_status(batch, node, status)?,
         _ => {}
     }
@@ -190,6 +202,24 @@ fn ended(batch: &mut Batch<'_>, node: &NodeName, uid: &str) -> Result<(), ApiErr
         metadata.entry("deletionTimestamp").or_insert_with(|| now.into());
         metadata.insert("deletionGracePeriodSeconds".into(), 0.into());
     })?;
+    Ok(())
+}
+
+/// A device has these pods and no others: what else is shown of its DaemonSets has ended, which an earlier life of a restored hub was told.
+/// Of placed Pods the hub decides, and whoever deletes one waits for its own confirmation.
+fn only(batch: &mut Batch<'_>, node: &NodeName, report: &PodsReport) -> Result<(), ApiError> {
+    let said = batch.observation_clock(node.as_str(), "pods")?;
+    let others = batch.index().pods_on(node.as_str()).filter(|pod| {
+        let daemon = crate::admission::is_daemon_pod(pod) && pod.deletion_timestamp().is_none();
+        daemon && !report.uids.contains(pod.uid())
+    });
+    let others: Vec<String> = others.map(|pod| pod.uid().to_owned()).collect();
+    for uid in others {
+        // What was told of it since is the newer word.
+        if batch.observation_clock(node.as_str(), &format!("pod/{uid}"))? < said {
+            ended(batch, node, &uid)?;
+        }
+    }
     Ok(())
 }
 

@@ -206,8 +206,9 @@ impl Logs {
             let head = if own { head } else { own_head(&transaction, identity, channel)? };
             return Ok(Reading::Snapshot(self.snapshot(&transaction, identity, channel, head)?));
         }
+        // A reader that stands within a batch has another branch of the log, and learns so from that batch.
         let mut statement = transaction.prepare_cached(
-            "SELECT body, last_seq FROM batch WHERE channel = ?1 AND writer = ?2 AND first_seq > ?3 ORDER BY first_seq",
+            "SELECT body, last_seq FROM batch WHERE channel = ?1 AND writer = ?2 AND last_seq > ?3 ORDER BY first_seq",
         )?;
         let mut rows = statement.query(params![channel.to_string(), writer.0, after.cast_signed()])?;
         let (mut batches, mut bytes) = (Vec::new(), 0);

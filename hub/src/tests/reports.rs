@@ -90,6 +90,23 @@ async fn a_daemon_pod_lives_from_its_first_report_to_its_confirmed_end() {
     assert!(world.bench.store.read(&world.pod_key()).is_none());
 }
 
+/// A restored hub shows a pod whose end only its earlier life was told.
+#[tokio::test]
+async fn what_a_device_does_not_list_has_ended() {
+    let world = Reported::new().await;
+    let (uid, body) = world.pod(0, "Running");
+    let all = |seq: u64, uids: &[&str]| vec![observation("pods", seq, Some(json!({"uids": uids})))];
+    world.observe(vec![observation(&format!("pod/{uid}"), 5, Some(body.clone()))]).await;
+    world.observe(all(6, &[&uid, "another"])).await;
+    assert!(world.bench.store.read(&world.pod_key()).is_some());
+    world.observe(all(7, &["another"])).await;
+    assert!(world.bench.store.read(&world.pod_key()).is_none());
+    // One that began after the list was made stands.
+    world.observe(vec![observation(&format!("pod/{uid}"), 9, Some(body))]).await;
+    world.observe(all(8, &[])).await;
+    assert!(world.bench.store.read(&world.pod_key()).is_some());
+}
+
 #[tokio::test]
 async fn the_later_number_or_attempt_stands_whichever_report_comes_first() {
     let world = Reported::new().await;

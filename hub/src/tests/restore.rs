@@ -1,5 +1,6 @@
 //! A backup from earlier, restored under devices that know better.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use flotilla_manifests::api_error::Reason;
@@ -8,7 +9,7 @@ use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::rollout;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::Backend;
-use flotilla_sync::channel::{ChannelName, positions_of};
+use flotilla_sync::channel::{ChannelName, Positions, positions_of};
 use flotilla_sync::enrol::EnrolProof;
 use flotilla_sync::replica::{Input, Replica};
 use serde_json::{Value, json};
@@ -345,6 +346,26 @@ async fn a_hub_that_said_other_things_in_the_same_place_learns_what_it_said_befo
     assert!(!bench.door.lessons.is_on());
     assert_eq!(text(&bench, &set("web")), "green");
     assert_eq!(text(&bench, &set("three")), "blue");
+}
+
+/// A device that is far behind is served a list while the hub learns: the present writer's, which has no record yet.
+#[tokio::test]
+async fn a_device_that_took_the_present_writers_list_is_heard() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.pull().await;
+    let backup = world.back_up();
+    world.bench.merge(&set("web"), colour("green")).await.unwrap();
+    world.pull().await;
+    let bench = world.restored(&backup, "second").await;
+    let listed = BTreeMap::from([(bench.door.identity().id(), 7)]);
+    let listed = Positions::from([(ChannelName::parse("fleet/north").unwrap(), listed)]);
+    for device in &world.devices {
+        device.give_back(&bench.door).await;
+        bench.door.acknowledged(&device.peer(), listed.clone()).await.unwrap();
+    }
+    learn::look(&bench.door).await.unwrap();
+    assert!(!bench.door.lessons.is_on());
 }
 
 #[tokio::test]

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::chance::Chance;
 use crate::state::{Counters, Failures, State};
 
 /// The disks that live, by name.
@@ -34,7 +33,6 @@ pub enum DiskError {
 #[derive(Debug)]
 pub(crate) struct Machine {
     name: String,
-    seed: u64,
     state: Mutex<State>,
 }
 
@@ -102,12 +100,11 @@ impl Disk {
     }
 
     /// Another disk with what the operating system shows of this one, all of it durable: a cloned card, a backup. Faults are
-    /// not copied; its seed follows from this one's and its name.
+    /// not copied.
     ///
     /// # Errors
     /// As [`Disk::new`].
-    pub fn copy(&self, name: &str) -> Result<Self, DiskError> {
-        let seed = name.bytes().fold(self.0.seed, |seed, byte| Chance::new(seed ^ u64::from(byte)).next());
+    pub fn copy(&self, name: &str, seed: u64) -> Result<Self, DiskError> {
         let copy = Self::new(name, seed)?;
         for file in self.files() {
             if let Some(content) = self.read(&file) {
@@ -167,7 +164,7 @@ impl Disk {
 
 impl Machine {
     fn new(name: &str, seed: u64) -> Self {
-        Self { name: name.to_owned(), seed, state: Mutex::new(State::new(seed)) }
+        Self { name: name.to_owned(), state: Mutex::new(State::new(seed)) }
     }
 
     /// A disk that no path leads to.

@@ -37,7 +37,7 @@ fn history(seed: u64) -> u64 {
         }
     }
     disks[1].flip_bit();
-    let copy = disks[0].copy("copy").unwrap();
+    let copy = disks[0].copy("copy", 2).unwrap();
     copy.open("t.db").unwrap().execute_batch("CREATE TABLE IF NOT EXISTS another (a)").unwrap_or_default();
     let mut hasher = DefaultHasher::new();
     for disk in disks.iter().chain([&copy]) {

@@ -14,6 +14,7 @@ mod people;
 mod runtime;
 mod schedule;
 mod shorten;
+mod stories;
 mod trace;
 mod world;
 
@@ -24,10 +25,9 @@ use flotilla_sync::{chance, planted};
 
 pub use flotilla_sync::planted::Bug;
 pub use network::{Cut, Weather};
-pub use schedule::{Faults, Step, What, draw};
+pub use schedule::{Faults, Step, What, draw, retention};
 pub use shorten::shorten;
 pub use trace::Failure;
-pub use world::small_retention;
 
 use dice::Dice;
 use trace::Trace;
@@ -118,6 +118,8 @@ async fn live(setup: &Setup, steps: &[Step]) -> Outcome {
                 world.heal().await;
                 if let Err(why) = world.settle(SETTLES_WITHIN).await {
                     trace.fail("converge", why);
+                } else if let Err(why) = world.goes_on(SETTLES_WITHIN).await {
+                    trace.fail("goes on", why);
                 }
             }
             passed = world.passed_ms();

@@ -57,7 +57,13 @@ pub(crate) struct Model {
     pub(crate) ever: BTreeMap<String, String>,
     /// The hub was restored from a backup: what was answered since may be lost where no device holds it.
     pub(crate) restored: bool,
-    /// A device came back with an old card: what was answered there since may be lost.
+    /// When each object was last asked to be deleted, by the counter of marks.
+    pub(crate) deleted: BTreeMap<ObjectKey, u64>,
+    /// What a technician stopped at a device, until it is made again: by device and object.
+    pub(crate) held: BTreeSet<(usize, ObjectKey)>,
+    /// Pods that a technician told to begin anew: by device and uid.
+    pub(crate) restarted: BTreeSet<(usize, String)>,
+    /// A device came back with an old card: what was answered there since may be lost, until it has been told anew.
     pub(crate) rolled_back: BTreeSet<usize>,
     mark: u64,
 }
@@ -66,6 +72,13 @@ impl Model {
     pub(crate) fn fresh_mark(&mut self) -> u64 {
         self.mark += 1;
         self.mark
+    }
+
+    /// Something that was asked for and not answered yet.
+    pub(crate) fn unanswered(&self) -> Option<String> {
+        let object = self.objects.iter().find(|(_, cell)| !cell.maybe.is_empty()).map(|(key, _)| key.to_string());
+        let change = || self.overrides.iter().find(|(_, cell)| !cell.maybe.is_empty());
+        object.or_else(|| change().map(|((device, key), _)| format!("a change of {key} at device {device}")))
     }
 
     pub(crate) fn object(&mut self, key: &ObjectKey) -> &mut Cell {

@@ -12,7 +12,7 @@
 //! | `bounded` | 7 |
 //! | `converge` | 4, once faults have ended |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 use flotilla_disk::Disk;
@@ -20,12 +20,12 @@ use flotilla_hub::{Retention, Store};
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_rest::Backend as _;
-use flotilla_sync::channel::Positions;
+use flotilla_sync::channel::{ChannelName, Item, ItemId, Positions};
 
 use crate::device::Node;
 use crate::hub::HubLife;
-use crate::model::{BORN, Cell, mark_of};
-use crate::people::{SharedModel, Watcher};
+use crate::model::{BORN, Cell, Model, mark_of};
+use crate::people::{ROAMING, SharedModel, Watcher};
 use crate::runtime::Deed;
 use crate::trace::Trace;
 
@@ -36,6 +36,9 @@ const OUTBOX_MAX: usize = 1024 + 256;
 const STARTING_MS: u64 = 3_000;
 /// A new wish is heeded within this time. Milliseconds.
 const UNDER_WAY_MS: u64 = 30_000;
+
+/// A device that has had a session and nothing to tell for so long knows what it was told. Milliseconds.
+const CALM_MS: u64 = 60_000;
 
 /// Events of one commit, which may stand beyond the bound until the next. Many.
 const EVENTS_OF_A_COMMIT: usize = 2_000;
@@ -48,6 +51,8 @@ pub(crate) struct Oracles {
     devices: Vec<Seen>,
     /// The hub has not finished learning since it was restored.
     learning: bool,
+    /// What each device held of the hub's newer life when the hub was put back to an older one: the newest mark of each object.
+    held: BTreeMap<usize, BTreeMap<ObjectKey, u64>>,
 }
 
 /// What was seen of one device.
@@ -55,19 +60,47 @@ pub(crate) struct Oracles {
 struct Seen {
     /// How far the hub was told its logs are durable here, the furthest.
     acknowledged: Positions,
-    /// All that is wished of it, as one number, and since when it has been that. Milliseconds.
-    wishes: u64,
-    wished_ms: u64,
+    wishes: Wishes,
+    /// Since when it has had a session and nothing to tell, after its card was changed. Milliseconds.
+    calm_ms: Option<u64>,
     /// When each container was started. Milliseconds.
     started_ms: BTreeMap<(String, String), u64>,
+    /// Changed objects that are not shown, and since when. Milliseconds.
+    hidden_ms: BTreeMap<ObjectKey, u64>,
     /// Its disk refused, or it was down, when it was last looked at, and when that was last so. Milliseconds.
     troubled: bool,
     troubled_ms: Option<u64>,
 }
 
+/// What is wished of one device, each as one number with the moment since when it has been that. Milliseconds.
+#[derive(Debug, Default)]
+struct Wishes {
+    fingerprint: u64,
+    /// Of its own channel: its changes, and what is placed on it.
+    own: (u64, u64),
+    /// Of each document of a fleet, by uid.
+    documents: BTreeMap<String, u64>,
+    /// Of each DaemonSet, by name.
+    sets: BTreeMap<String, (u64, u64)>,
+}
+
+impl Wishes {
+    /// Since when what runs as this Pod is wished as it is.
+    fn since_ms(&self, pod: &str) -> u64 {
+        let set = pod.split_once('-').map_or(pod, |(set, _)| set);
+        self.sets.get(set).map_or(0, |(_, since)| *since).max(self.own.1)
+    }
+}
+
 impl Oracles {
     pub(crate) fn new(trace: Trace, model: SharedModel, devices: usize) -> Self {
-        Self { trace, model, devices: (0..devices).map(|_| Seen::default()).collect(), learning: false }
+        Self {
+            trace,
+            model,
+            devices: (0..devices).map(|_| Seen::default()).collect(),
+            learning: false,
+            held: BTreeMap::new(),
+        }
     }
 
     /// The hub's disk is an old one now.
@@ -78,14 +111,113 @@ impl Oracles {
 
     /// A device's disk is an old one now.
     pub(crate) fn card_changed(&mut self, index: usize) {
+        self.held.remove(&index);
         if let Some(seen) = self.devices.get_mut(index) {
             *seen = Seen::default();
         }
     }
 
+    /// The hub is about to be put back: what devices hold of what it forgets must come back.
+    pub(crate) async fn note_what_devices_hold(&mut self, nodes: &[Node]) {
+        self.held.clear();
+        for (index, node) in nodes.iter().enumerate() {
+            let Some(backend) = node.backend() else { continue };
+            if self.model.lock().unwrap_or_else(PoisonError::into_inner).rolled_back.contains(&index) {
+                continue;
+            }
+            let mut held = BTreeMap::new();
+            for kind in [&kind::DAEMON_SET, &kind::DEPLOYMENT, &kind::CONFIG_MAP] {
+                let Ok(listing) = backend.list(kind, None).await else { continue };
+                held.extend(listing.items.iter().filter_map(|one| Some((one.key(), mark_of(Some(one))?))));
+            }
+            self.held.insert(index, held);
+        }
+    }
+
+    /// Takes in what is wished of a device, as it knows it.
+    pub(crate) async fn note_wishes(&mut self, index: usize, node: &Node) {
+        let now = self.trace.now_ms();
+        let (Some(seen), Some(replica), Some(backend)) = (self.devices.get_mut(index), node.replica(), node.backend())
+        else {
+            return;
+        };
+        let wishes = &mut seen.wishes;
+        let fingerprint = replica.fingerprint();
+        if fingerprint != wishes.fingerprint {
+            wishes.fingerprint = fingerprint;
+            let mut own = 0_u64;
+            for (channel, logs) in replica.positions() {
+                if matches!(channel, ChannelName::Device(_)) {
+                    own = logs.values().fold(own, |sum, seq| sum.wrapping_mul(31).wrapping_add(*seq));
+                }
+            }
+            if own != wishes.own.0 {
+                wishes.own = (own, now);
+            }
+            let document = |channel: &ChannelName, id: &ItemId, item: &Item| {
+                let of_fleet = matches!(channel, ChannelName::Fleet(_));
+                let newest = item.touched.values().fold(0_u64, |sum, seq| sum.wrapping_mul(31).wrapping_add(*seq));
+                of_fleet.then(|| (id.as_str().to_owned(), newest))
+            };
+            wishes.documents = replica.items(document).into_iter().collect();
+        }
+        // Nothing is shown before the first pass of an agent.
+        let Some(sets) = backend.list(&kind::DAEMON_SET, None).await.ok().filter(|sets| !sets.items.is_empty()) else {
+            return;
+        };
+        let mut there: BTreeMap<String, u64> = wishes.sets.keys().map(|name| (name.clone(), 0)).collect();
+        for set in &sets.items {
+            let newest = wishes.documents.get(set.uid()).copied().unwrap_or(0);
+            let life = set.uid().bytes().fold(1_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+            there.insert(set.name().to_owned(), life ^ newest);
+        }
+        for (name, wish) in there {
+            let known = wishes.sets.entry(name).or_insert((wish, now));
+            if known.0 != wish {
+                *known = (wish, now);
+            }
+        }
+    }
+
+    /// A device whose card was changed, or beside which another board ran, may have lost what was answered there, and whatever it was told
+    /// contradicts itself. Once it has been told anew it counts like any other. `true`: not yet.
+    pub(crate) fn look_at_card(&mut self, index: usize, node: &Node, hub: Option<&HubLife>) -> bool {
+        let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        if !model.rolled_back.contains(&index) {
+            return false;
+        }
+        let now = self.trace.now_ms();
+        let Some(seen) = self.devices.get_mut(index) else { return true };
+        let told = !self.learning
+            && hub.is_some_and(|hub| is_told(hub, node))
+            && node.replica().is_some_and(|replica| replica.unreported() == 0);
+        if !told {
+            seen.calm_ms = None;
+            return true;
+        }
+        if *seen.calm_ms.get_or_insert(now) + CALM_MS > now {
+            return true;
+        }
+        self.trace.told("counts again", &node.name, "");
+        model.rolled_back.remove(&index);
+        model.overrides.retain(|(device, _), _| *device != index);
+        seen.acknowledged.clear();
+        false
+    }
+
     /// A device has read its disk: what it has said to have must be there.
     pub(crate) fn device_started(&mut self, index: usize, node: &Node) {
-        let (Some(seen), Some(held)) = (self.devices.get(index), node.held()) else { return };
+        if let Some(seen) = self.devices.get_mut(index) {
+            seen.hidden_ms.clear();
+        }
+        if let Some(held) = node.held() {
+            self.holds(index, node, &held);
+        }
+    }
+
+    /// What a device has said to have is on its disk, at any moment.
+    fn holds(&self, index: usize, node: &Node, held: &Positions) {
+        let Some(seen) = self.devices.get(index) else { return };
         if self.model.lock().unwrap_or_else(PoisonError::into_inner).rolled_back.contains(&index) {
             return;
         }
@@ -133,11 +265,13 @@ impl Oracles {
             }
         }
         drop(model);
+        // Logs of earlier writers may be forked, and then a number says not which of the branches is acknowledged.
+        let present = hub.mind.writer();
         for index in due {
             let (Some(seen), Some(node)) = (self.devices.get_mut(*index), nodes.get(*index)) else { continue };
             for (channel, logs) in hub.mind.acknowledged(&node.name).unwrap_or_default() {
                 let known = seen.acknowledged.entry(channel).or_default();
-                for (writer, seq) in logs {
+                for (writer, seq) in logs.into_iter().filter(|(writer, _)| *writer == present) {
                     let furthest = known.entry(writer).or_insert(0);
                     *furthest = (*furthest).max(seq);
                 }
@@ -148,17 +282,15 @@ impl Oracles {
     fn look_at_device(&mut self, index: usize, node: &Node) {
         let now = self.trace.now_ms();
         let Some(seen) = self.devices.get_mut(index) else { return };
-        if let Some(wishes) = node.replica().map(|replica| replica.fingerprint())
-            && wishes != seen.wishes
-        {
-            (seen.wishes, seen.wished_ms) = (wishes, now);
-        }
         // What began between two looks held until this one.
         let troubled = node.in_trouble || !node.is_up();
-        if troubled || std::mem::replace(&mut seen.troubled, troubled) {
+        if std::mem::replace(&mut seen.troubled, troubled) || troubled {
             seen.troubled_ms = Some(now);
         }
-        seen.troubled = troubled;
+        if let Some(held) = node.held() {
+            self.holds(index, node, &held);
+        }
+        let Some(seen) = self.devices.get_mut(index) else { return };
         let deeds = node.containers.deeds();
         if let Some(replica) = node.replica()
             && replica.unreported() > OUTBOX_MAX
@@ -184,11 +316,15 @@ impl Oracles {
                     seen.started_ms.insert((pod, container), now);
                 }
                 Deed::Stopped { pod, name, container } => {
+                    if model.restarted.contains(&(index, pod.clone())) {
+                        continue;
+                    }
                     let Some(started) = seen.started_ms.get(&(pod, container.clone())) else { continue };
                     // A plan is carried out a moment after it was made, and later on a disk that refuses.
-                    let troubled = seen.troubled_ms.is_some_and(|at| at + UNDER_WAY_MS > seen.wished_ms);
-                    let heeded = seen.wished_ms + UNDER_WAY_MS < now;
-                    if seen.wished_ms <= started + STARTING_MS && heeded && !troubled {
+                    let wished = seen.wishes.since_ms(&name);
+                    let troubled = seen.troubled_ms.is_some_and(|at| at + UNDER_WAY_MS > wished);
+                    let heeded = wished + UNDER_WAY_MS < now;
+                    if wished <= started + STARTING_MS && heeded && !troubled {
                         let what = format!("{}: {name}/{container} was stopped and nothing new was wished", node.name);
                         self.trace.fail("restart", what);
                     }
@@ -238,11 +374,29 @@ impl Oracles {
             return Err("the hub still learns".to_owned());
         }
         let store = hub.mind.store();
+        self.came_back(store)?;
         for node in nodes {
             self.agrees(hub, store, node).await?;
         }
         for watcher in watchers {
             watcher.agrees(&hub.backend).await?;
+        }
+        Ok(())
+    }
+
+    /// What a device held when the hub was put back, and holds still, is at the hub again unless somebody deleted it.
+    fn came_back(&self, store: &Store) -> Result<(), String> {
+        let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, held) in &self.held {
+            for (key, mark) in held {
+                let deleted = model.deleted.get(key).is_some_and(|deleted| deleted > mark);
+                let now = marked(store, key);
+                if !deleted && now < Some(*mark) {
+                    return Err(format!(
+                        "device {index} held {key} as {mark} when the hub was restored; it is {now:?}"
+                    ));
+                }
+            }
         }
         Ok(())
     }
@@ -275,7 +429,8 @@ impl Oracles {
         let sets = store.list(&kind::DAEMON_SET, None).items;
         let running = node.containers.running();
         let mut wanted = 0;
-        for set in sets.iter().filter(|set| selects(set, &node.group)) {
+        let held = holds(store, name);
+        for set in sets.iter().filter(|set| selects(set, &node.group) && !held.contains(set.uid())) {
             let mark = mark_of(Some(set)).map(|mark| format!("{}:{mark}", set.name()));
             if !running.values().any(|one| Some(one) == mark.as_ref()) {
                 return Err(format!("{name} does not run {mark:?}; it runs {:?}", running.values()));
@@ -306,31 +461,31 @@ impl Oracles {
         if let Some((uid, phase)) = pods.iter().find(|(_, phase)| *phase != "Running") {
             return Err(format!("{name}: the hub shows pod {uid} as {phase:?}"));
         }
-        self.overrides_agree(store, node, &backend_marks(&sets, &*backend).await)
-    }
-
-    /// Every technician's change that was answered is in force, and the hub lists it.
-    fn overrides_agree(
-        &self,
-        store: &Store,
-        node: &Node,
-        there: &BTreeMap<ObjectKey, Option<u64>>,
-    ) -> Result<(), String> {
-        let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
-        let listed = store.list(&kind::OVERRIDE, None).items;
-        let mine = |object: &&Arc<Object>| object.text("/spec/nodeName") == node.name;
-        let known = listed.iter().filter(mine).count();
-        let in_force = there.values().filter(|mark| mark.is_some()).count();
-        drop(model);
-        if known != in_force {
-            return Err(format!("{}: {in_force} changes are in force, the hub lists {known}", node.name));
+        for map in store.list(&kind::CONFIG_MAP, Some("default")).items {
+            // Only what somebody there uses is told to a device.
+            if let Ok(there) = backend.read(&map.key()).await
+                && mark_of(Some(&there)) != mark_of(Some(&map))
+            {
+                return Err(format!("{name} holds {} as {:?}", map.key(), mark_of(Some(&there))));
+            }
         }
-        Ok(())
+        let waiting = node
+            .disk
+            .open("device.db")
+            .and_then(|database| database.query_row("SELECT count(*) FROM outbox", [], |row| row.get::<_, i64>(0)));
+        if let Ok(waiting) = waiting
+            && waiting > 0
+        {
+            return Err(format!("{name} has nothing to tell and {waiting} reports on its disk"));
+        }
+        let there = backend.list(&kind::OVERRIDE, None).await.map_err(|error| format!("{name}: {error}"))?;
+        overrides_agree(store, node, &there.items, &backend_marks(&sets, &*backend).await)
     }
 
     /// A technician's answered change is in force. Asks the device's own API.
-    pub(crate) async fn look_at_overrides(&self, index: usize, node: &Node) {
-        let Some(backend) = node.backend() else { return };
+    pub(crate) async fn look_at_overrides(&mut self, index: usize, node: &Node) {
+        let (Some(backend), Some(seen)) = (node.backend(), self.devices.get_mut(index)) else { return };
+        let now = self.trace.now_ms();
         let cells: Vec<_> = {
             let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
             if model.rolled_back.contains(&index) {
@@ -342,12 +497,22 @@ impl Oracles {
                 .collect()
         };
         for (key, cell) in cells {
-            let Ok(object) = backend.read(&key).await else { continue };
-            let mark = technician_mark(&object);
+            let object = backend.read(&key).await.ok();
+            let mark = object.as_deref().and_then(technician_mark);
             let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
             let same = model.overrides.get(&(index, key.clone())) == Some(&cell);
+            let ended = match &object {
+                Some(object) => cell_ended(object, &cell),
+                None => base_ended(&model, index, &key, &cell),
+            };
+            if object.is_some() {
+                seen.hidden_ms.remove(&key);
+            } else if *seen.hidden_ms.entry(key.clone()).or_insert(now) + UNDER_WAY_MS > now {
+                // An agent that has just begun shows nothing yet.
+                continue;
+            }
             drop(model);
-            if same && !cell.allows(mark) && !cell_ended(&object, &cell) {
+            if same && !cell.allows(mark) && !ended {
                 let what = format!("{}: {key} is {mark:?}, answered was {:?}", node.name, cell.sure);
                 self.trace.fail("override", what);
             }
@@ -360,6 +525,55 @@ impl Oracles {
 fn cell_ended(object: &Object, cell: &Cell) -> bool {
     let born = object.annotation(BORN).and_then(|born| born.parse::<u64>().ok()).unwrap_or(0);
     technician_mark(object).is_none() && cell.sure.is_some_and(|sure| born > sure)
+}
+
+/// The object is not shown at the device: somebody stopped it there or asked for its deletion since, it left the device with its selector, or a hub that
+/// was restored has lost it.
+fn base_ended(model: &Model, device: usize, key: &ObjectKey, cell: &Cell) -> bool {
+    let deleted = model.deleted.get(key).copied() > cell.sure;
+    let held = model.held.contains(&(device, key.clone()));
+    deleted || held || model.restored || key.name == format!("set{ROAMING}")
+}
+
+/// Whether a device has acknowledged all that the hub has for it.
+fn is_told(hub: &HubLife, node: &Node) -> bool {
+    let (Some(told), writer) = (hub.mind.acknowledged(&node.name), hub.mind.writer()) else { return false };
+    let knows = |channel, seq| told.get(channel).and_then(|logs| logs.get(&writer)).is_some_and(|known| *known >= seq);
+    let heads = hub.mind.heads(&node.name);
+    heads.iter().all(|(channel, logs)| logs.get(&writer).is_none_or(|seq| knows(channel, *seq)))
+}
+
+/// The hub lists the changes that are in force at a device, as they are there.
+fn overrides_agree(
+    store: &Store,
+    node: &Node,
+    there: &[Arc<Object>],
+    in_force: &BTreeMap<ObjectKey, Option<u64>>,
+) -> Result<(), String> {
+    let name = &node.name;
+    let told = |all: &[Arc<Object>]| -> BTreeMap<String, String> {
+        let mine = all.iter().filter(|object| object.text("/spec/nodeName") == *name);
+        mine.map(|object| (object.name().to_owned(), object.value()["spec"]["operations"].to_string())).collect()
+    };
+    let (known, there) = (told(&store.list(&kind::OVERRIDE, None).items), told(there));
+    if known != there {
+        return Err(format!("{name}: its changes are {there:?}, the hub lists {known:?}"));
+    }
+    for (key, mark) in in_force {
+        let Some(mark) = mark else { continue };
+        if !there.values().any(|operations| operations.contains(&format!("\"{mark}\""))) {
+            return Err(format!("{name}: {mark} is in force at {key} and no change says so"));
+        }
+    }
+    Ok(())
+}
+
+/// Uids of what a technician stopped at a device, as the hub knows it.
+fn holds(store: &Store, node: &str) -> BTreeSet<String> {
+    let listed = store.list(&kind::OVERRIDE, None).items;
+    let here = listed.iter().filter(|one| one.text("/spec/nodeName") == node);
+    let holds = here.filter(|one| one.value()["spec"]["operations"].to_string().contains("flotilla.dev/hold"));
+    holds.map(|one| one.text("/spec/target/uid").to_owned()).collect()
 }
 
 fn technician_mark(object: &Object) -> Option<u64> {

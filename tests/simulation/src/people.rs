@@ -20,7 +20,9 @@ use crate::trace::Trace;
 /// DaemonSets that operators know.
 pub(crate) const SETS: u64 = 6;
 const MAPS: u64 = 4;
-const DEPLOYMENTS: u64 = 2;
+pub(crate) const DEPLOYMENTS: u64 = 2;
+/// The DaemonSet whose selector is another one with each write; it may select nobody.
+pub(crate) const ROAMING: u64 = 4;
 /// Groups of devices that DaemonSets select.
 pub(crate) const GROUPS: [&str; 3] = ["g0", "g1", "g2"];
 
@@ -35,37 +37,61 @@ pub(crate) struct Wish {
     pub(crate) mark: Option<u64>,
 }
 
-/// What an operator does next, by a choice; `None`: there is nothing to do it to.
+/// What an operator writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Set(u64),
+    Map(u64),
+    Deployment(u64),
+    /// The DaemonSet [`ROAMING`], for the group of this number or, beyond them, for nobody.
+    Roaming(u64),
+}
+
+/// The choice that writes to `subject`; what else it says is left to `chance`.
+pub(crate) fn choice(subject: Subject, chance: u64) -> u64 {
+    let (kind, number) = match subject {
+        Subject::Set(number) => (0, number),
+        Subject::Map(number) => (7, number),
+        Subject::Deployment(number) => (10, number),
+        Subject::Roaming(_) => (0, ROAMING),
+    };
+    let chance = match subject {
+        Subject::Roaming(group) => (chance & !(3 << 24)) | ((group & 3) << 24),
+        _ => chance,
+    };
+    (chance & !0xff_ff00) | (kind << 8) | (number << 16)
+}
+
+/// What an operator does next, by a choice: its bytes say verb, kind and number, the rest is the content.
 pub(crate) fn operator(model: &mut Model, choice: u64) -> Wish {
-    let (verb, object) = (choice & 0xff, choice >> 8);
+    let (verb, object, number) = (choice & 0xff, (choice >> 8) & 0xff, (choice >> 16) & 0xff);
     let mark = model.fresh_mark();
     match object % 12 {
-        0..=6 => {
-            let number = (object >> 8) % SETS;
-            daemon_set(model, number, verb, mark)
-        }
+        0..=6 => daemon_set(model, number % SETS, verb, choice, mark),
         7..=9 => {
-            let key = ObjectKey::of(&kind::CONFIG_MAP, "default", format!("map{}", (object >> 8) % MAPS));
+            let key = ObjectKey::of(&kind::CONFIG_MAP, "default", format!("map{}", number % MAPS));
             let value = json!({"apiVersion": "v1", "kind": "ConfigMap",
                 "metadata": {"name": key.name, "namespace": "default", "annotations": {MARK: mark.to_string()}},
-                "data": {"value": mark.to_string(), "rest": noise(object)}});
+                "data": {"value": mark.to_string(), "rest": noise(choice)}});
             wish(model, key, verb, mark, value)
         }
         _ => {
-            let name = format!("web{}", (object >> 8) % DEPLOYMENTS);
+            let name = format!("web{}", number % DEPLOYMENTS);
             let key = ObjectKey::of(&kind::DEPLOYMENT, "default", name.as_str());
             model.ever.insert(format!("{name}:{mark}"), "any".to_owned());
             let mut value = workload("Deployment", &name, mark);
-            value["spec"]["replicas"] = ((object >> 16) % 4).into();
+            value["spec"]["replicas"] = ((choice >> 24) % 4).into();
             wish(model, key, verb, mark, value)
         }
     }
 }
 
-fn daemon_set(model: &mut Model, number: u64, verb: u64, mark: u64) -> Wish {
+fn daemon_set(model: &mut Model, number: u64, verb: u64, choice: u64, mark: u64) -> Wish {
     let name = format!("set{number}");
     let key = ObjectKey::of(&kind::DAEMON_SET, "default", name.as_str());
-    let group = usize::try_from(number).ok().and_then(|number| GROUPS.get(number)).copied();
+    let chosen = if number == ROAMING { (choice >> 24) % 4 } else { number };
+    let group = usize::try_from(chosen).ok().and_then(|number| GROUPS.get(number)).copied();
+    let group = group.or((number == ROAMING).then_some("nobody"));
     model.ever.insert(format!("{name}:{mark}"), group.unwrap_or("any").to_owned());
     let mut value = workload("DaemonSet", &name, mark);
     if let Some(group) = group {
@@ -100,6 +126,7 @@ fn noise(seed: u64) -> String {
 fn wish(model: &mut Model, key: ObjectKey, verb: u64, mark: u64, value: Value) -> Wish {
     let there = model.object(&key).sure.is_some();
     if there && verb > 225 {
+        model.deleted.insert(key.clone(), mark);
         return Wish { key, mutation: Mutation::Delete(DeleteOptions::default()), mark: None };
     }
     let mut value = value;
@@ -117,11 +144,39 @@ fn wish(model: &mut Model, key: ObjectKey, verb: u64, mark: u64, value: Value) -
     Wish { key, mutation, mark: Some(mark) }
 }
 
-/// What a technician does at a device to an object that is there.
-pub(crate) fn technician(model: &mut Model, key: ObjectKey) -> Wish {
+/// Whether a technician begins a Pod anew instead of changing its workload.
+pub(crate) fn restarts(choice: u64) -> bool {
+    (200..228).contains(&(choice & 0xff))
+}
+
+/// What a technician does at a device to a workload that is there: a note on it, a template of its own, all of that taken back, or no
+/// more of it here.
+pub(crate) fn technician(model: &mut Model, device: usize, key: ObjectKey, choice: u64) -> Wish {
     let mark = model.fresh_mark();
-    let patch = Patch::JsonMerge(json!({"metadata": {"annotations": {"technician": mark.to_string()}}}));
-    Wish { key, mutation: Mutation::Patch { part: Part::Main, patch }, mark: Some(mark) }
+    if choice & 0xff >= 228 {
+        model.held.insert((device, key.clone()));
+        return Wish { key, mutation: Mutation::Delete(DeleteOptions::default()), mark: None };
+    }
+    let note = json!({"technician": mark.to_string()});
+    let (patch, mark) = match choice & 0xff {
+        0..140 => (json!({"metadata": {"annotations": note}}), Some(mark)),
+        140..190 => {
+            let template = json!({"metadata": {"annotations": note}});
+            (json!({"metadata": {"annotations": note}, "spec": {"template": template}}), Some(mark))
+        }
+        _ => {
+            let none = json!({"technician": null});
+            let template = json!({"metadata": {"annotations": none}});
+            (json!({"metadata": {"annotations": none}, "spec": {"template": template}}), None)
+        }
+    };
+    Wish { key, mutation: Mutation::Patch { part: Part::Main, patch: Patch::JsonMerge(patch) }, mark }
+}
+
+/// A technician deletes a Pod at its device: it begins anew there.
+pub(crate) fn restart(model: &mut Model, device: usize, pod: &Object) -> Wish {
+    model.restarted.insert((device, pod.uid().to_owned()));
+    Wish { key: pod.key(), mutation: Mutation::Delete(DeleteOptions::default()), mark: None }
 }
 
 pub(crate) fn request(wish: &Wish, user: &str) -> WriteRequest {

@@ -1,6 +1,8 @@
 //! What people and the world do to a fleet, and when: drawn from the seed before anything runs, so that a failing run can be
 //! shortened by leaving steps out.
 
+use flotilla_hub::Retention;
+
 use crate::dice::Dice;
 use crate::network::{Cut, Weather};
 
@@ -130,8 +132,8 @@ pub enum What {
 const UPDATES_MAX: u64 = 200_000;
 const WRITES_MIN: u64 = 40;
 
-const SECOND: u64 = 1000;
-const MINUTE: u64 = 60 * SECOND;
+pub(crate) const SECOND: u64 = 1000;
+pub(crate) const MINUTE: u64 = 60 * SECOND;
 
 /// The steps of one world, in order, and what may go wrong in it.
 pub fn draw(seed: u64, devices: usize, length_ms: u64) -> (Faults, Vec<Step>) {
@@ -142,26 +144,41 @@ pub fn draw(seed: u64, devices: usize, length_ms: u64) -> (Faults, Vec<Step>) {
     drawing.network(faults);
     drawing.devices(faults);
     drawing.hub(faults);
+    drawing.stories(faults);
     let mut steps = drawing.steps;
     steps.sort_by_key(|step| step.at_ms);
     (faults, steps)
 }
 
-struct Drawing {
-    dice: Dice,
-    devices: u64,
-    length_ms: u64,
+/// Bounds of history that a world of minutes reaches, as a fleet reaches its own in months: each seed has its own.
+pub fn retention(seed: u64) -> Retention {
+    let mut dice = Dice::new(seed).apart("retention");
+    let one_of = |dice: &mut Dice, of: [usize; 3]| dice.pick(&of).copied().unwrap_or(40);
+    Retention {
+        events_count_max: one_of(&mut dice, [60, 300, 300]),
+        log_records_max: one_of(&mut dice, [8, 16, 40]) as u64,
+        log_bytes_max: 256 << 10,
+        audit_count_max: 200,
+        ..Retention::default()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Drawing {
+    pub(crate) dice: Dice,
+    pub(crate) devices: u64,
+    pub(crate) length_ms: u64,
     steps: Vec<Step>,
 }
 
 impl Drawing {
-    fn at(&mut self, at_ms: u64, what: What) {
+    pub(crate) fn at(&mut self, at_ms: u64, what: What) {
         if at_ms < self.length_ms {
             self.steps.push(Step { at_ms, what });
         }
     }
 
-    fn device(&mut self) -> usize {
+    pub(crate) fn device(&mut self) -> usize {
         usize::try_from(self.dice.below(self.devices)).unwrap_or(0)
     }
 

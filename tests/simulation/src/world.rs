@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use flotilla_disk::{Disk, Failures};
-use flotilla_hub::Retention;
 use flotilla_hub::tokens::TokenRequest;
 use flotilla_manifests::kind;
-use flotilla_manifests::object::ObjectKey;
 use flotilla_rest::Backend;
+use flotilla_rest::backend::Listing;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -24,7 +23,7 @@ use crate::hub::SimHub;
 use crate::model::{Model, mark_of};
 use crate::network::{Cut, Network, Weather};
 use crate::oracle::Oracles;
-use crate::people::{self, GROUPS, SharedModel, Watcher};
+use crate::people::{self, GROUPS, SharedModel, Subject, Watcher};
 use crate::schedule::{Step, What};
 use crate::trace::Trace;
 use crate::{Bug, Setup};
@@ -36,6 +35,10 @@ static WORLDS: AtomicU64 = AtomicU64::new(0);
 const AGAIN: Duration = Duration::from_secs(5);
 /// Every so many looks all devices are looked at, not only those of which something happened.
 const SWEEP_LOOKS: u64 = 60;
+/// On a good day a write is answered within this time. Milliseconds.
+const ANSWERED_MS: u64 = 30_000;
+/// More operations than any disk sees in a world.
+const NEVER: u64 = u64::MAX;
 /// Room on a device's disk when it is full, beyond what is there. Bytes.
 const ROOM_LEFT: u64 = 4096;
 
@@ -73,6 +76,7 @@ impl World {
         // Disks have names of their own in a process, in which worlds may run side by side.
         let place = format!("world{}", WORLDS.fetch_add(1, Ordering::Relaxed));
         let disk = Disk::new(&format!("{place}-hub"), dice.apart("hub").next())?;
+        disk.lose_syncs(setup.bug == Some(Bug::HubLostSync));
         let mut hub = SimHub::new(disk, trace.clone(), setup.retention);
         hub.start().await.context("the hub does not start")?;
         let network = Network::new(trace.clone());
@@ -150,12 +154,14 @@ impl World {
             self.oracles.look_at_hub_disk(life, &self.hub.disk, &self.hub.retention);
         }
         self.hub.disk.set_failures(Failures::None);
+        self.hub.disk.cut_after(NEVER);
         for (_, mut clone) in std::mem::take(&mut self.clones) {
             clone.power_cut().await;
         }
         for node in &mut self.nodes {
             node.in_trouble = false;
             node.disk.set_failures(Failures::None);
+            node.disk.cut_after(NEVER);
             node.disk.set_room(None);
             node.mend_clock();
             let name = node.name.clone();
@@ -234,11 +240,12 @@ impl World {
                 self.hub.disk.set_failures(Failures::OneIn { operations, reads: false });
             }
             What::HubBackup => {
-                self.copies += 1;
-                self.backup = self.hub.disk.copy(&format!("{}-backup{}", self.place, self.copies)).ok();
+                let (name, seed) = self.next_copy("backup");
+                self.backup = self.hub.disk.copy(&name, seed).ok();
             }
             What::HubRestore => {
                 let Some(backup) = self.backup.take() else { return };
+                self.oracles.note_what_devices_hold(&self.nodes).await;
                 self.network.set_hub(None);
                 self.hub.kill().await;
                 self.hub_is_down().await;
@@ -301,10 +308,9 @@ impl World {
                 node.containers.end_one(choice, i32::from(choice & 1 == 1));
             }
             What::CopyCard(_) => {
-                self.copies += 1;
-                if let Ok(card) = node.disk.copy(&format!("{}-card{}", self.place, self.copies)) {
-                    self.cards.insert(index, card);
-                }
+                let (name, seed) = self.next_copy("card");
+                let card = self.nodes.get(index).and_then(|node| node.disk.copy(&name, seed).ok());
+                self.cards.extend(card.map(|card| (index, card)));
             }
             What::CloneEnds(_) => {
                 if let Some(mut clone) = self.clones.remove(&index) {
@@ -327,9 +333,10 @@ impl World {
     /// Another board under the same name: to the hub they are one device that contradicts itself.
     async fn clone_device(&mut self, index: usize) {
         let Some(node) = self.nodes.get(index).filter(|_| !self.clones.contains_key(&index)) else { return };
-        self.copies += 1;
-        let line = format!("{}'{}", node.name, self.copies);
-        let Ok(card) = node.disk.copy(&format!("{}-clone{}", self.place, self.copies)) else { return };
+        let line = format!("{}'{}", node.name, self.copies + 1);
+        let (name, seed) = self.next_copy("clone");
+        let Some(node) = self.nodes.get(index) else { return };
+        let Ok(card) = node.disk.copy(&name, seed) else { return };
         let dice = Dice::new(self.setup.seed).apart(&line);
         let dialled = self.network.lay(&line, &node.name, dice);
         let mut clone = Node::new(&node.name, &node.group, card, dialled, self.trace.clone());
@@ -338,6 +345,14 @@ impl World {
             self.oracles.card_changed(index);
             self.clones.insert(index, clone);
         }
+    }
+
+    /// Name and seed of the next disk that is copied. What happens on it follows from the world's seed; the name alone says which of the
+    /// worlds of this process it is in.
+    fn next_copy(&mut self, what: &str) -> (String, u64) {
+        self.copies += 1;
+        let which = format!("{what}{}", self.copies);
+        (format!("{}-{which}", self.place), Dice::new(self.setup.seed).apart(&which).next())
     }
 
     pub(crate) async fn start_device(&mut self, index: usize) {
@@ -400,9 +415,16 @@ impl World {
         }
         while self.writes.try_join_next().is_some() {}
         let due = self.due();
+        for index in &due {
+            if let Some(node) = self.nodes.get(*index) {
+                self.oracles.note_wishes(*index, node).await;
+            }
+        }
         self.oracles.look(self.hub.life(), &self.nodes, &due);
         for index in due {
-            if let Some(node) = self.nodes.get(index) {
+            let Some(node) = self.nodes.get(index) else { continue };
+            let alone = !self.clones.contains_key(&index);
+            if !self.oracles.look_at_card(index, node, self.hub.life().filter(|_| alone)) {
                 self.oracles.look_at_overrides(index, node).await;
             }
         }
@@ -463,16 +485,30 @@ impl World {
     fn technician(&mut self, index: usize, choice: u64) {
         let Some(node) = self.nodes.get(index) else { return };
         let Some(backend) = node.backend() else { return };
-        let key = ObjectKey::of(&kind::DAEMON_SET, "default", format!("set{}", choice % people::SETS));
         let (model, trace, name) = (Arc::clone(&self.model), self.trace.clone(), node.name.clone());
+        let of = move |listing: Listing| {
+            let there: Vec<_> = listing.items.into_iter().filter(|one| one.name().starts_with("set")).collect();
+            let at = (choice >> 8).checked_rem(there.len() as u64).and_then(|at| usize::try_from(at).ok());
+            at.and_then(|at| there.get(at).cloned())
+        };
+        if people::restarts(choice) {
+            self.writes.spawn(async move {
+                let Some(pod) = backend.list(&kind::POD, None).await.ok().and_then(of) else { return };
+                let wish = people::restart(&mut model.lock().unwrap_or_else(PoisonError::into_inner), index, &pod);
+                let done = backend.write(people::request(&wish, "technician")).await.is_ok();
+                trace.told("technician restarts", &name, format_args!("{} {done}", wish.key));
+            });
+            return;
+        }
         self.writes.spawn(async move {
-            let Ok(base) = backend.read(&key).await else { return };
+            let Some(base) = backend.list(&kind::DAEMON_SET, None).await.ok().and_then(of) else { return };
             if mark_of(Some(&base)).is_none() {
                 return;
             }
+            let key = base.key();
             let wish = {
                 let mut model = model.lock().unwrap_or_else(PoisonError::into_inner);
-                let wish = people::technician(&mut model, key.clone());
+                let wish = people::technician(&mut model, index, key.clone(), choice);
                 model.change(index, &key).asks(wish.mark);
                 wish
             };
@@ -516,6 +552,34 @@ impl World {
         }
     }
 
+    /// Whatever happened before, people can work: a write at the hub and at each device is answered, and heeded everywhere.
+    pub(crate) async fn goes_on(&mut self, within: Duration) -> Result<(), String> {
+        self.settle_what_was_never_answered();
+        for subject in [Subject::Set(3), Subject::Deployment(0)] {
+            // Without a verb that deletes.
+            self.operator(people::choice(subject, 0));
+        }
+        self.wait_until(self.passed_ms() + ANSWERED_MS).await;
+        for index in 0..self.nodes.len() {
+            self.technician(index, 0);
+        }
+        self.wait_until(self.passed_ms() + ANSWERED_MS).await;
+        if let Some(what) = self.model().unanswered() {
+            return Err(format!("{what} was asked for and not answered"));
+        }
+        self.settle(within).await
+    }
+
+    /// Whether it happened or not can be seen by now.
+    fn settle_what_was_never_answered(&mut self) {
+        let Some(life) = self.hub.life() else { return };
+        let mut model = self.model();
+        for (key, cell) in model.objects.iter_mut().filter(|(_, cell)| !cell.maybe.is_empty()) {
+            cell.answered(mark_of(life.mind.store().read(key).as_deref()));
+        }
+        model.overrides.retain(|_, cell| cell.maybe.is_empty());
+    }
+
     /// Virtual milliseconds since the devices had joined.
     pub(crate) fn passed_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
@@ -529,16 +593,5 @@ impl World {
         for node in self.nodes.iter_mut().chain(self.clones.values_mut()) {
             node.stop_tasks().await;
         }
-    }
-}
-
-/// Small bounds, so that a world of an hour reaches what a fleet reaches in months.
-pub fn small_retention() -> Retention {
-    Retention {
-        events_count_max: 300,
-        log_records_max: 40,
-        log_bytes_max: 256 << 10,
-        audit_count_max: 200,
-        ..Retention::default()
     }
 }

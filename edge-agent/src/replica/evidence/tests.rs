@@ -104,6 +104,19 @@ async fn batches_are_kept_in_order_until_a_list_speaks_for_them() {
     assert_eq!(again.logs[&(channel(), world.writer())].end(), world.end());
 }
 
+/// A hub that was restored and went on stands within a batch that it wrote before: it is shown that one, and sees the fork.
+#[tokio::test]
+async fn who_stands_within_a_batch_is_told_all_of_it() {
+    let mut world = World::new();
+    let draft = |id: &str| Draft::register(ItemId::parse(id).unwrap(), b"value".to_vec(), "", 0);
+    let two = world.log.append(&channel(), vec![draft("grant/a"), draft("grant/b")]).unwrap();
+    world.take(|evidence, rows| evidence.batch(&two, rows)).await;
+    let third = world.log.append(&channel(), vec![draft("grant/c")]).unwrap();
+    world.take(|evidence, rows| evidence.batch(&third, rows)).await;
+    assert_eq!(seqs(world.kept(1).await), [2, 3]);
+    assert_eq!(seqs(world.kept(2).await), [3]);
+}
+
 #[tokio::test]
 async fn what_does_not_follow_proves_nothing() {
     let mut world = World::new();

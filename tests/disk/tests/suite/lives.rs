@@ -139,7 +139,7 @@ fn copies_are_independent() {
     let original = Disk::new("original", 8).unwrap();
     let mut first = history::open(&original, Journal::Wal).unwrap();
     history::run(&mut first, 1..=10);
-    let copy = original.copy("copy").unwrap();
+    let copy = original.copy("copy", 2).unwrap();
     let mut second = history::open(&copy, Journal::Wal).unwrap();
     history::run(&mut first, 11..=12);
     history::run(&mut second, 11..=15);
