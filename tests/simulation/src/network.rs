@@ -56,13 +56,25 @@ pub enum Cut {
 #[derive(Debug)]
 struct Link {
     weather: Weather,
-    cut: watch::Sender<Cut>,
+    cut: Cut,
+    /// Each way of each connection is told by itself: of several that wait for one value tokio wakes them in an order by chance.
+    told: Vec<watch::Sender<Cut>>,
     connections: Vec<AbortHandle>,
     dice: Dice,
     /// See [`Network::set_old`].
     old: bool,
     /// What the device dials; the network listens there.
     dialled: MemoryDoor,
+}
+
+impl Link {
+    /// Which way nothing gets through, for one who carries.
+    fn cuts(&mut self) -> watch::Receiver<Cut> {
+        let (cut, cuts) = watch::channel(self.cut);
+        self.told.retain(|one| !one.is_closed());
+        self.told.push(cut);
+        cuts
+    }
 }
 
 /// All lines. Clones share them.
@@ -94,9 +106,15 @@ impl Network {
     /// A line by its own name for whoever says it is `node`; answers what the device dials. It is served until the runtime ends.
     pub(crate) fn lay(&self, line: &str, node: &str, dice: Dice) -> MemoryDoor {
         let (listener, dialled) = Listener::memory();
-        let (cut, _) = watch::channel(Cut::No);
-        let link =
-            Link { weather: Weather::FAIR, cut, connections: Vec::new(), dice, old: false, dialled: dialled.clone() };
+        let link = Link {
+            weather: Weather::FAIR,
+            cut: Cut::No,
+            told: Vec::new(),
+            connections: Vec::new(),
+            dice,
+            old: false,
+            dialled: dialled.clone(),
+        };
         self.lock().links.insert(line.to_owned(), link);
         drop(tokio::spawn(self.clone().accept(line.to_owned(), node.to_owned(), listener)));
         dialled
@@ -120,8 +138,12 @@ impl Network {
     }
 
     pub(crate) fn set_cut(&self, node: &str, cut: Cut) {
-        if let Some(link) = self.lock().links.get(node) {
-            link.cut.send_replace(cut);
+        if let Some(link) = self.lock().links.get_mut(node) {
+            link.cut = cut;
+            link.told.retain(|one| !one.is_closed());
+            for one in &link.told {
+                one.send_replace(cut);
+            }
         }
         self.tell_reach();
     }
@@ -145,7 +167,7 @@ impl Network {
     fn tell_reach(&self) {
         let inner = self.lock();
         for link in inner.links.values() {
-            let unreachable = inner.hub.is_none() || *link.cut.borrow() == Cut::Both;
+            let unreachable = inner.hub.is_none() || link.cut == Cut::Both;
             link.dialled.set_fault(unreachable.then_some(MemoryFault::Unreachable));
         }
     }
@@ -189,7 +211,7 @@ impl Network {
 
     /// Carries one way of a connection to its end.
     async fn pump(self, node: String, way: Way, mut reader: Reader, mut writer: Writer) {
-        let Some(mut cut) = self.lock().links.get(&node).map(|link| link.cut.subscribe()) else { return };
+        let Some(mut cut) = self.lock().links.get_mut(&node).map(Link::cuts) else { return };
         let mut flying: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
         let mut coming = Vec::new();
         let mut buffer = vec![0; 16 * 1024];

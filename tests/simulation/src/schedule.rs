@@ -67,7 +67,7 @@ impl Faults {
             hub_disk_errors: one(),
             hub_restores: one(),
             container_ends: one(),
-            old_versions: one(),
+            old_versions: false,
         }
     }
 }
@@ -138,13 +138,18 @@ pub(crate) const MINUTE: u64 = 60 * SECOND;
 /// The steps of one world, in order, and what may go wrong in it.
 pub fn draw(seed: u64, devices: usize, length_ms: u64) -> (Faults, Vec<Step>) {
     let mut dice = Dice::new(seed).apart("schedule");
-    let faults = Faults::drawn(&mut dice);
+    let mut faults = Faults::drawn(&mut dice);
+    // Apart: which programs there are moves nothing else that a seed does.
+    let mut versions = Dice::new(seed).apart("versions");
+    faults.old_versions = versions.permille(450);
     let mut drawing = Drawing { dice, devices: devices as u64, length_ms, steps: Vec::new() };
     drawing.people();
     drawing.network(faults);
     drawing.devices(faults);
     drawing.hub(faults);
     drawing.stories(faults);
+    drawing.dice = versions;
+    drawing.versions(faults);
     let mut steps = drawing.steps;
     steps.sort_by_key(|step| step.at_ms);
     (faults, steps)
@@ -289,15 +294,6 @@ impl Drawing {
         }
         self.clocks(faults);
         self.cards(faults);
-        if faults.old_versions {
-            for device in 0..usize::try_from(self.devices).unwrap_or(0) {
-                if self.dice.permille(600) {
-                    let updated = self.dice.below(2 * self.length_ms);
-                    self.at(0, What::Speaks { device, old: true });
-                    self.at(updated, What::Speaks { device, old: false });
-                }
-            }
-        }
         if faults.container_ends {
             let count = self.often(15);
             for at in self.moments(count) {
@@ -349,6 +345,19 @@ impl Drawing {
             let lasts = self.dice.between(MINUTE, 10 * MINUTE);
             self.at(at, What::Clone(device));
             self.at(at + lasts, What::CloneEnds(device));
+        }
+    }
+
+    fn versions(&mut self, faults: Faults) {
+        if !faults.old_versions {
+            return;
+        }
+        for device in 0..usize::try_from(self.devices).unwrap_or(0) {
+            if self.dice.permille(600) {
+                let updated = self.dice.below(2 * self.length_ms);
+                self.at(0, What::Speaks { device, old: true });
+                self.at(updated, What::Speaks { device, old: false });
+            }
         }
     }
 
