@@ -11,6 +11,7 @@
 //! | `watch` | the API's: nothing lost, repeated or out of order |
 //! | `bounded` | 7 |
 //! | `converge` | 4, once faults have ended |
+//! | `goes on` | 3 and 4, for what is asked for then |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
