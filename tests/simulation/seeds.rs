@@ -29,6 +29,7 @@ const FOUND: &[(Bug, u64)] = &[
     (Bug::OverrideDropped, 14),
     (Bug::ListNotApplied, 3),
     (Bug::SilentAfterList, 10),
+    (Bug::EndNotTold, 463),
     (Bug::ReportForgottenUnanswered, 14),
     (Bug::OutboxUncleared, 14),
     (Bug::RestartWhileOffline, 20),
