@@ -407,7 +407,12 @@ impl Replica for FleetDoor {
             return Ok(());
         }
         self.heed_fork()?;
-        self.take_new_writer(writer).await
+        let taken = self.take_new_writer(writer).await;
+        if taken.is_err() {
+            // Nothing came of it: the next to come is heeded.
+            *self.fork_heeded.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        taken
     }
 
     fn established(&self, peer: &PeerIdentity, hello: &PeerHello) {
