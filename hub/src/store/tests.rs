@@ -264,6 +264,7 @@ async fn many_writes_share_a_commit() {
 
 #[tokio::test]
 async fn a_writer_without_room_asks_people_to_come_back_and_lets_sessions_wait() {
+    const EACH: usize = crate::store::lanes::QUEUE_LEN_MAX;
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder.path().join("hub.sqlite"), Retention::default());
     let (open_gate, gate) = std::sync::mpsc::sync_channel::<()>(1);
@@ -275,11 +276,19 @@ async fn a_writer_without_room_asks_people_to_come_back_and_lets_sessions_wait()
     });
     begun.await.unwrap();
     let mut waiting = tokio::task::JoinSet::new();
-    for number in 0..=crate::store::QUEUE_LEN_MAX {
+    for number in 0..=EACH {
         let store = store.clone();
         waiting.spawn(async move { store.write(move |_| Ok(number)).await });
     }
-    while store.queued() < crate::store::QUEUE_LEN_MAX {
+    while store.queued() < EACH {
+        tokio::task::yield_now().await;
+    }
+    // What the fleet writes takes no room of the people's.
+    for number in 0..EACH {
+        let store = store.clone();
+        waiting.spawn(async move { store.write_soon(move |_| Ok(number)).await });
+    }
+    while store.queued() < 2 * EACH {
         tokio::task::yield_now().await;
     }
     let refused = store.write_soon(|_| Ok(())).await.unwrap_err();
