@@ -15,7 +15,7 @@ pub struct Index {
     by_uid: HashMap<String, ObjectKey>,
     /// Dependents by the uid of each of their owners.
     by_owner: HashMap<String, BTreeSet<ObjectKey>>,
-    /// Pods by `spec.nodeName`.
+    /// Pods by `spec.nodeName`; those that have no place yet by none.
     by_node: HashMap<String, BTreeSet<ObjectKey>>,
     /// Rollout facts of each workload, by its uid.
     rollouts: BTreeMap<String, RolloutState>,
@@ -95,6 +95,11 @@ impl Index {
         self.by_node.get(node).into_iter().flatten().filter_map(|key| self.objects.get(key))
     }
 
+    /// Pods without a place.
+    pub fn pods_unbound(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.pods_on("")
+    }
+
     /// Thresholds and grants of a workload; empty when it has none.
     pub fn rollout(&self, workload_uid: &str) -> RolloutState {
         self.rollouts.get(workload_uid).cloned().unwrap_or_default()
@@ -126,15 +131,17 @@ impl Index {
             for owner in previous.owner_references() {
                 take(&mut self.by_owner, &owner.uid, key);
             }
-            take(&mut self.by_node, bound_node(previous), key);
+            if previous.kind() == &kind::POD {
+                take(&mut self.by_node, place(previous), key);
+            }
         }
         if let Some(object) = object {
             self.by_uid.insert(object.uid().to_owned(), key.clone());
             for owner in object.owner_references() {
                 self.by_owner.entry(owner.uid).or_default().insert(key.clone());
             }
-            if !bound_node(&object).is_empty() {
-                self.by_node.entry(bound_node(&object).to_owned()).or_default().insert(key.clone());
+            if object.kind() == &kind::POD {
+                self.by_node.entry(place(&object).to_owned()).or_default().insert(key.clone());
             }
             self.objects.insert(key.clone(), object);
         }
@@ -160,7 +167,7 @@ fn take(map: &mut HashMap<String, BTreeSet<ObjectKey>>, name: &str, key: &Object
     }
 }
 
-/// `spec.nodeName` of a Pod; empty for every other kind and for an unbound Pod.
-fn bound_node(object: &Object) -> &str {
-    if object.kind() == &kind::POD { object.text("/spec/nodeName") } else { "" }
+/// `spec.nodeName` of a Pod; empty for one that has no place yet.
+fn place(pod: &Object) -> &str {
+    pod.text("/spec/nodeName")
 }
