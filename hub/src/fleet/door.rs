@@ -121,6 +121,11 @@ impl FleetDoor {
         self.contacts.of(node)
     }
 
+    /// Whether the Node of a device is there.
+    pub(super) fn has_node(&self, node: &str) -> bool {
+        self.store.view(|index| index.get(&ObjectKey::of(&kind::NODE, "", node)).is_some())
+    }
+
     /// Why a node cannot be asked now, for people.
     pub(crate) fn silence(&self, node: &str) -> String {
         match self.contacts.of(node) {
@@ -162,8 +167,8 @@ impl FleetDoor {
             return Some(SyncState::Learning { heard });
         }
         let name = NodeName::parse(node).ok()?;
-        let durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner).get(node)?.clone();
-        let writer = self.identity().id();
+        let durable = self.durable(node)?;
+        let writer = self.writer_id();
         let logs = self.store.logs();
         let behind = |channel: &ChannelName| {
             let heads = logs.heads(channel);
@@ -222,7 +227,7 @@ impl FleetDoor {
 
     /// Writes under a fresh id from now on, if `writer` is still the hub's: its log was continued elsewhere.
     async fn take_new_writer(&self, writer: &WriterId) -> Result<(), ReplicaError> {
-        if self.identity().id() != *writer {
+        if self.writer_id() != *writer {
             return Ok(());
         }
         let tried = || "take a new writer id".to_owned();
@@ -261,6 +266,10 @@ impl FleetDoor {
         self.writer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn writer_id(&self) -> WriterId {
+        self.writer.read().unwrap_or_else(PoisonError::into_inner).id()
+    }
+
     fn sessions(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Served>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,7 +277,7 @@ impl FleetDoor {
     /// The channels a device reads, each with where its logs stand.
     pub(crate) fn heads_of(&self, node: &NodeName) -> Heads {
         let logs = self.store.logs();
-        let own = self.identity().id();
+        let own = self.writer_id();
         let shown = |channel: ChannelName| (channel.clone(), proof::readable(logs.heads(&channel), &own));
         self.channels_of(node).into_iter().map(shown).collect()
     }
@@ -403,7 +412,7 @@ impl Replica for FleetDoor {
     ) -> Result<(), ReplicaError> {
         let node = device(peer)?;
         tracing::error!(%node, %channel, %writer, seq, "a log was forked by a restored or cloned database");
-        if self.identity().id() != *writer {
+        if self.writer_id() != *writer {
             return Ok(());
         }
         self.heed_fork()?;
