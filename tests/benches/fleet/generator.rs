@@ -18,6 +18,9 @@ const DEVICES_PER_SOCKET: usize = 250;
 /// Devices opened, or joining, at one time.
 const OPENING_MAX: usize = 16;
 
+/// Handshakes at one time.
+const SHAKING_MAX: usize = 8;
+
 /// What the bench says a generator is.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
@@ -103,6 +106,19 @@ impl Generator {
             "cut" => {
                 self.lives.shutdown().await;
                 self.crowd.cut();
+                json!({})
+            }
+            "shake" => {
+                let fresh = command["fresh"].as_bool().unwrap();
+                let mut shaking = JoinSet::new();
+                for device in &self.devices {
+                    if shaking.len() >= SHAKING_MAX {
+                        shaking.join_next().await.unwrap().unwrap();
+                    }
+                    let (device, target) = (Arc::clone(device), self.part.target());
+                    shaking.spawn(async move { device.shake_hands(&target, fresh).await });
+                }
+                shaking.join_all().await;
                 json!({})
             }
             "expect" => {
