@@ -14,6 +14,7 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_sync::blob::{BlobRef, BlobStored, BlobWant};
 use flotilla_sync::channel::{ChannelName, Hash, Head, Heads, Positions, WriterId};
 use flotilla_sync::driver::SessionHandle;
+use flotilla_sync::few::Few;
 use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
 use flotilla_sync::identity::{Installation, NodeName};
 use flotilla_sync::observation::{Clock, Observation, Urgency};
@@ -48,7 +49,7 @@ pub(crate) struct FleetDoor {
     /// The session of each connected node, with a number that tells a later one from an earlier.
     sessions: Mutex<BTreeMap<String, Served>>,
     /// What each connected node has made durable, as its session said.
-    durable: Mutex<BTreeMap<String, Positions>>,
+    durable: Mutex<BTreeMap<String, Few<(ChannelName, WriterId), u64>>>,
     /// Connected nodes that owe an acknowledgement, and since when without any.
     owing: Mutex<BTreeMap<String, Timestamp>>,
     /// Whether this hub learns from its devices what its database has lost.
@@ -373,9 +374,13 @@ impl Replica for FleetDoor {
         }
         {
             let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = durable.entry(node.to_string()).or_default();
-            for (channel, logs) in positions {
-                known.entry(channel).or_default().extend(logs);
+            if !durable.contains_key(node.as_str()) {
+                durable.insert(node.to_string(), Few::default());
+            }
+            if let Some(known) = durable.get_mut(node.as_str()) {
+                for (channel, logs) in positions {
+                    logs.into_iter().for_each(|(writer, seq)| known.insert((channel.clone(), writer), seq));
+                }
             }
         }
         self.answered(node.as_str());
