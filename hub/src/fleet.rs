@@ -7,6 +7,7 @@ pub(crate) mod announce;
 pub(crate) mod attention;
 pub mod contact;
 pub(crate) mod door;
+pub(crate) mod gate;
 mod ingest;
 pub(crate) mod logs;
 mod observe;
@@ -99,7 +100,8 @@ async fn session(pipe: Pipe, reception: Reception) {
     let PeerIdentity::Device { node } = pipe.peer.clone() else { return };
     let Reception { door, boot, .. } = reception;
     let name = node.to_string();
-    match welcome(&door, &name).await {
+    // In a place of its own: the task of a session is there for as long as its device is in contact.
+    match Box::pin(welcome(&door, &name)).await {
         Welcome::Known => {}
         Welcome::Unknown => return driver::refuse(pipe, driver::ENROL_AGAIN).await,
         Welcome::Failed => return,

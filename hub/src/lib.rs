@@ -41,7 +41,7 @@ use flotilla_rest::{Front, Limits, server};
 use flotilla_sync::bundle::courier;
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::identity::{Credentials, FlooredClock, IdentityError, Installation, TrustTime};
-use flotilla_sync::transport::{AcceptBucket, BrokerUrl, BrokerUrlError, Door, DoorLimits, ListenError, Listener};
+use flotilla_sync::transport::{BrokerUrl, BrokerUrlError, Door, DoorLimits, Gate, ListenError, Listener};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -53,6 +53,7 @@ pub use store::Store;
 use api::ApiThreads;
 use bundle::HubClerk;
 use config::DATABASE_FILE;
+use fleet::gate::FleetGate;
 use installation::{Addresses, InstallationError};
 use mind::Mind;
 
@@ -118,8 +119,8 @@ impl Hub {
 
         let reading = Arc::clone(&clock);
         let time: Arc<dyn TrustTime> = FlooredClock::new(move || reading().0, 0);
-        let gate = AcceptBucket::new(HANDSHAKES_PER_SECOND, tokio::time::Instant::now());
-        let door = Door::new(&installation, time, Arc::new(gate), DoorLimits::default())?;
+        let gate = Arc::new(FleetGate::new(HANDSHAKES_PER_SECOND));
+        let door = Door::new(&installation, time, Arc::clone(&gate) as Arc<dyn Gate>, DoorLimits::default())?;
         let quic = Listener::quic(config.quic, &door)?;
         let quic_address = quic.local_addr().unwrap_or(config.quic);
         let broker = config
@@ -169,6 +170,10 @@ impl Hub {
                 }
             }),
             tokio::spawn(fleet::serve(quic, doors.reception(), stop.clone())),
+            tokio::spawn({
+                let stop = stop.clone();
+                async move { gate.measure(stop).await }
+            }),
             tokio::spawn(courier::serve(courier, Arc::new(clerk), stop.clone())),
             tokio::spawn(mind.clone().think(stop.clone())),
         ];

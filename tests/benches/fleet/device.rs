@@ -99,7 +99,11 @@ impl Device {
         tokio::time::sleep(after).await;
         let mut backoff = Backoff::new();
         loop {
-            let retry_after_ms = match self.connector.connect(&target).await {
+            let mut busy = false;
+            let dialling = self.replica.crowd.dialling.acquire().await.unwrap();
+            let connected = self.connector.connect(&target).await;
+            drop(dialling);
+            let retry_after_ms = match connected {
                 Ok(pipe) => {
                     backoff.connected(monotonic_ms());
                     self.replica.crowd.count("connections");
@@ -116,11 +120,16 @@ impl Device {
                 }
                 Err(error) => {
                     self.replica.crowd.trouble("connect", &error.to_string());
+                    busy = error.is_busy() && error.retry_after_ms().is_none();
                     error.retry_after_ms()
                 }
             };
             self.replica.disconnected();
-            let wait_ms = backoff.wait_ms(monotonic_ms(), random(), retry_after_ms);
+            let wait_ms = if busy {
+                backoff.busy_wait_ms(monotonic_ms(), random())
+            } else {
+                backoff.wait_ms(monotonic_ms(), random(), retry_after_ms)
+            };
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         }
     }
