@@ -46,7 +46,7 @@ pub use index::{Index, RolloutState};
 
 use crate::clock::Clock;
 use crate::config::Retention;
-use history::{History, Read};
+use history::{History, Kept, Read};
 use lanes::Entrances;
 use writer::{Call, Grown, Working};
 
@@ -263,16 +263,23 @@ impl Store {
     /// 410 when it does not, or `version` is another server's.
     pub fn list_at(&self, kind: KindRef, namespace: Option<&str>, version: u64) -> Result<Listing, ApiError> {
         let committed = self.committed();
-        let undone = committed.history.since(kind, namespace, version, committed.version).ok_or_else(|| {
-            let floor = committed.history.floor();
+        let expired = |floor: u64| {
             ApiError::of(
                 Reason::Expired,
                 format!("The provided resource version is not kept any more: {version} ({floor})"),
             )
-        })?;
+        };
+        let floor = committed.history.floor();
+        let before = committed.history.before(kind, namespace, version, committed.version);
+        let before = before.ok_or_else(|| expired(floor))?;
         let items: Vec<Arc<Object>> = committed.index.list(kind, namespace).cloned().collect();
-        let undone: Vec<_> = undone.map(|event| (event.key.clone(), event.previous.clone())).collect();
         drop(committed);
+        let read = |(key, kept): (ObjectKey, Option<Kept>)| match kept {
+            Some(kept) => kept.object().map(|object| (key, Some(object))),
+            None => Some((key, None)),
+        };
+        let undone: Option<Vec<_>> = before.into_iter().map(read).collect();
+        let undone = undone.ok_or_else(|| expired(floor))?;
         Ok(Listing { resource_version: version, items: rewound(items, undone.into_iter()) })
     }
 

@@ -147,7 +147,12 @@ impl Logs {
             return;
         }
         let bells = self.bells.read().unwrap_or_else(PoisonError::into_inner);
-        let ring = |bell: &watch::Sender<u64>| bell.send_modify(|count| *count = count.wrapping_add(1));
+        let ring = |bell: &watch::Sender<u64>| {
+            // Those of devices that are away hang where they were.
+            if bell.receiver_count() > 0 {
+                bell.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        };
         if grown.iter().any(|log| matches!(log.channel, ChannelName::Fleet(_))) {
             bells.values().for_each(ring);
             return;

@@ -308,6 +308,12 @@ fn roll_back(working: &mut Working, undo: Vec<Undo>, version: u64) {
             Undo::Rollout(workload, state) => {
                 working.index.set_rollout(&workload, state);
             }
+            Undo::Threshold(workload, number, threshold) => {
+                working.index.set_threshold(&workload, &number, threshold);
+            }
+            Undo::Grant(workload, node, number) => {
+                working.index.set_grant(&workload, &node, number.as_deref());
+            }
         }
     }
     working.version = version;
