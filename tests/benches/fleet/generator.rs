@@ -29,18 +29,22 @@ pub(crate) struct Part {
     pub(crate) count: usize,
     /// The hub's UDP address, or a broker's URL.
     pub(crate) road: String,
+    /// Devices of this generator that dial at one time.
+    pub(crate) dialling: usize,
 }
 
 impl Part {
     pub(crate) fn arguments(&self) -> Vec<String> {
         let folder = self.folder.to_string_lossy().into_owned();
-        vec!["generate".to_owned(), folder, self.first.to_string(), self.count.to_string(), self.road.clone()]
+        let [first, count, dialling] = [self.first, self.count, self.dialling].map(|number| number.to_string());
+        vec!["generate".to_owned(), folder, first, count, self.road.clone(), dialling]
     }
 
     pub(crate) fn parse(arguments: &[String]) -> Self {
-        let [folder, first, count, road] = arguments else { panic!("a generator needs four arguments") };
+        let [folder, first, count, road, dialling] = arguments else { panic!("a generator needs five arguments") };
         let number = |text: &String| text.parse().unwrap();
-        Self { folder: folder.into(), first: number(first), count: number(count), road: road.clone() }
+        let road = road.clone();
+        Self { folder: folder.into(), first: number(first), count: number(count), road, dialling: number(dialling) }
     }
 
     fn target(&self) -> Target {
@@ -81,7 +85,7 @@ struct Generator {
 }
 
 async fn obey(part: &Part, mut commands: mpsc::Receiver<Value>) {
-    let crowd = Arc::new(Crowd::of(part.count));
+    let crowd = Arc::new(Crowd::of(part.count, part.dialling));
     let mut generator = Generator { part: part.clone(), crowd, devices: Vec::new(), lives: JoinSet::new() };
     while let Some(command) = commands.recv().await {
         let answer = generator.answer(&command).await;

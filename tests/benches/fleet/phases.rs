@@ -32,6 +32,8 @@ const AIMS_IN_A_STORM: (f64, f64, f64) = (200.0, 1000.0, 200.0);
 pub(crate) struct Settings {
     pub(crate) devices: usize,
     pub(crate) generators: usize,
+    /// Devices that dial at one time.
+    pub(crate) dialling: usize,
     pub(crate) road: String,
     /// Where the hub lives; kept when named, so that the next run need not enrol again.
     pub(crate) folder: Option<PathBuf>,
@@ -109,7 +111,7 @@ fn enrol(binary: &str, folder: &Path, memory: &Path, settings: &Settings, report
     let tokens: Vec<String> = (0..count).map(|_| tokens::create(&hub.folder, &request).unwrap()).collect();
     let start = Instant::now();
     let before = hub.usage();
-    let mut generators = Generators::start(memory, settings.devices, settings.generators, &hub.quic.to_string());
+    let mut generators = Generators::start(memory, settings, &hub.quic.to_string());
     generators.open(&tokens);
     let devices = settings.devices as f64;
     report.add("joins per second", devices / start.elapsed().as_secs_f64(), "1/s");
@@ -151,7 +153,7 @@ impl<'a> Bench<'a> {
         hub.rest();
         let alone = hub.usage();
         let road = url.unwrap_or_else(|| hub.quic.to_string());
-        let generators = Generators::start(memory, settings.devices, settings.generators, &road);
+        let generators = Generators::start(memory, settings, &road);
         let mut bench = Self { settings, hub, generators, connection, used: Instant::now(), broker, edits: 0 };
         bench.generators.open(&[]);
         let (before, traffic_before) = (bench.hub.usage(), Traffic::now());
