@@ -170,10 +170,7 @@ impl Hub {
                 }
             }),
             tokio::spawn(fleet::serve(quic, doors.reception(), stop.clone())),
-            tokio::spawn({
-                let stop = stop.clone();
-                async move { gate.measure(stop).await }
-            }),
+            tokio::spawn(gate.measure(stop.clone())),
             tokio::spawn(courier::serve(courier, Arc::new(clerk), stop.clone())),
             tokio::spawn(mind.clone().think(stop.clone())),
         ];

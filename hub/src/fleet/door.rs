@@ -49,12 +49,15 @@ pub(crate) struct FleetDoor {
     /// The session of each connected node, with a number that tells a later one from an earlier.
     sessions: Mutex<BTreeMap<String, Served>>,
     /// What each connected node has made durable, as its session said.
-    durable: Mutex<BTreeMap<String, Few<(ChannelName, WriterId), u64>>>,
+    durable: Mutex<BTreeMap<String, Held>>,
     /// Connected nodes that owe an acknowledgement, and since when without any.
     owing: Mutex<BTreeMap<String, Timestamp>>,
     /// Whether this hub learns from its devices what its database has lost.
     pub(crate) lessons: Lessons,
 }
+
+/// How far each log of the hub's is durable at a device.
+type Held = Few<(ChannelName, WriterId), u64>;
 
 /// One session.
 #[derive(Debug)]

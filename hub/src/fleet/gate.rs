@@ -3,7 +3,7 @@
 //! A fleet that comes back offers more handshakes than any hub can do. Taken all the same, they are slow together, and end when the
 //! devices give up: work that is done again and again. Refused at once, each costs a packet.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use flotilla_sync::identity::NodeName;
@@ -30,7 +30,7 @@ impl FleetGate {
     }
 
     /// Measures how long a task waits for its turn, until `shutdown`.
-    pub(crate) async fn measure(&self, mut shutdown: watch::Receiver<bool>) {
+    pub(crate) async fn measure(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
         loop {
             let due = Instant::now() + PERIOD;
             self.set_due(Some(due));
@@ -67,8 +67,6 @@ impl Gate for FleetGate {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[tokio::test]
@@ -76,8 +74,7 @@ mod tests {
         let gate = Arc::new(FleetGate::new(500));
         assert!(gate.handshake(), "nobody measures yet");
         let (stop, stopped) = watch::channel(false);
-        let measured = Arc::clone(&gate);
-        let measuring = tokio::spawn(async move { measured.measure(stopped).await });
+        let measuring = tokio::spawn(Arc::clone(&gate).measure(stopped));
         while gate.due.lock().unwrap().is_none() {
             tokio::task::yield_now().await;
         }
