@@ -98,7 +98,7 @@ fn enrol(binary: &str, folder: &Path, memory: &Path, settings: &Settings, report
         return;
     }
     say(&format!("{} devices join ...", settings.devices));
-    let hub = Hub::start(binary, folder, None);
+    let hub = Hub::start(binary, folder, None, settings.devices);
     let mut connection = hub.server().connect().unwrap();
     prepare(&mut connection);
     let request = TokenRequest {
@@ -148,7 +148,7 @@ impl<'a> Bench<'a> {
         report: &mut Report,
     ) -> Self {
         let url = broker.as_ref().map(Broker::url);
-        let hub = Hub::start(binary, folder, url.as_deref());
+        let hub = Hub::start(binary, folder, url.as_deref(), settings.devices);
         let connection = hub.server().connect().unwrap();
         hub.rest();
         let alone = hub.usage();
