@@ -88,7 +88,7 @@ impl Uplink {
                 tracing::error!("the hub has no address for the transport asked for; this device stays offline");
                 return told(&mut self.leave).await;
             }
-            let mut without_news = false;
+            let (mut without_news, mut busy) = (false, false);
             let retry_after_ms = match self.reach(&targets, &roads).await {
                 Ok(mut reached) => {
                     // A session that ended for a better road goes on there at once.
@@ -105,13 +105,19 @@ impl Uplink {
                         self.renew(&target).await;
                     }
                     without_news = failed.busy && failed.without_news;
+                    busy = failed.busy && failed.retry_after_ms.is_none();
                     failed.retry_after_ms
                 }
             };
             if *self.leave.borrow() {
                 return;
             }
-            let wait_ms = backoff.wait_ms(self.clock.monotonic_ms(), random(), retry_after_ms);
+            let now_ms = self.clock.monotonic_ms();
+            let wait_ms = if busy {
+                backoff.busy_wait_ms(now_ms, random())
+            } else {
+                backoff.wait_ms(now_ms, random(), retry_after_ms)
+            };
             let wait_ms = if without_news { wait_without_news_ms(wait_ms) } else { wait_ms };
             tokio::select! {
                 biased;
@@ -297,7 +303,7 @@ async fn race(connector: &Connector, targets: &[Target], order: &[Road]) -> Resu
             Some(Ok((_, target, Err(error)))) => {
                 tracing::debug!(%target, error = %enrolment::chain(&error), "no connection to the hub");
                 failed.retry_after_ms = error.retry_after_ms().or(failed.retry_after_ms);
-                failed.busy |= matches!(error, ConnectError::Busy { .. });
+                failed.busy |= error.is_busy();
                 if matches!(error, ConnectError::Refused { .. }) {
                     failed.refused = Some(target);
                 }

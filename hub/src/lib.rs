@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod api;
 mod backend;
 pub mod broker;
 pub mod bundle;
@@ -40,8 +41,7 @@ use flotilla_rest::{Front, Limits, server};
 use flotilla_sync::bundle::courier;
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::identity::{Credentials, FlooredClock, IdentityError, Installation, TrustTime};
-use flotilla_sync::transport::{AcceptBucket, BrokerUrl, BrokerUrlError, Door, DoorLimits, ListenError, Listener};
-use tokio::net::TcpListener;
+use flotilla_sync::transport::{BrokerUrl, BrokerUrlError, Door, DoorLimits, Gate, ListenError, Listener};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -50,8 +50,10 @@ pub use config::{ApiName, HubConfig, Retention};
 pub use fleet::contact::{Contact, Contacts};
 pub use store::Store;
 
+use api::ApiThreads;
 use bundle::HubClerk;
 use config::DATABASE_FILE;
+use fleet::gate::FleetGate;
 use installation::{Addresses, InstallationError};
 use mind::Mind;
 
@@ -69,6 +71,8 @@ pub struct Hub {
     contacts: Contacts,
     shutdown: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+    /// They serve the API.
+    threads: ApiThreads,
     /// Held while this hub uses its folder.
     lock: File,
 }
@@ -82,6 +86,8 @@ pub enum HubError {
     InUse { folder: PathBuf },
     #[error("cannot listen at {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot start the threads of the API")]
+    Threads(#[source] std::io::Error),
     #[error("the fleet door cannot open")]
     Door(#[from] ListenError),
     #[error("--mqtt {url:?} is no address of a broker")]
@@ -113,8 +119,8 @@ impl Hub {
 
         let reading = Arc::clone(&clock);
         let time: Arc<dyn TrustTime> = FlooredClock::new(move || reading().0, 0);
-        let gate = AcceptBucket::new(HANDSHAKES_PER_SECOND, tokio::time::Instant::now());
-        let door = Door::new(&installation, time, Arc::new(gate), DoorLimits::default())?;
+        let gate = Arc::new(FleetGate::new(HANDSHAKES_PER_SECOND));
+        let door = Door::new(&installation, time, Arc::clone(&gate) as Arc<dyn Gate>, DoorLimits::default())?;
         let quic = Listener::quic(config.quic, &door)?;
         let quic_address = quic.local_addr().unwrap_or(config.quic);
         let broker = config
@@ -127,9 +133,8 @@ impl Hub {
             Addresses::of(&config.advertise, quic_address, config.mqtt.as_deref());
         let doors = mind.found_at(at, brokers).await?;
 
-        let api = TcpListener::bind(config.listen)
-            .await
-            .map_err(|source| HubError::Listen { address: config.listen, source })?;
+        let threads = ApiThreads::start()?;
+        let api = threads.listen(config.listen).await?;
         let api_address = api.local_addr().map_err(|source| HubError::Listen { address: config.listen, source })?;
         let served = api_certificate(&installation, &config, api_address, clock().0)?;
         let tls = server::tls_config(std::slice::from_ref(installation.authority()), served.chain, served.key)
@@ -159,12 +164,13 @@ impl Hub {
         let front = Front::over(Arc::new(backend), clock, Limits::HUB).authorized_by(SystemMasters);
         let serving = server::serve_tls(api, tls, Arc::new(front), stop.clone());
         let mut tasks = vec![
-            tokio::spawn(async move {
+            threads.spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::error!(%error, "the API's listener failed");
                 }
             }),
             tokio::spawn(fleet::serve(quic, doors.reception(), stop.clone())),
+            tokio::spawn(gate.measure(stop.clone())),
             tokio::spawn(courier::serve(courier, Arc::new(clerk), stop.clone())),
             tokio::spawn(mind.clone().think(stop.clone())),
         ];
@@ -177,7 +183,16 @@ impl Hub {
             tasks.push(tokio::spawn(fleet::serve(mqtt, reception, stop)));
         }
         tracing::info!(api = %api_address, quic = %quic_address, incarnation = store.incarnation(), "the hub is ready");
-        Ok(Self { api: api_address, quic: quic_address, store, contacts: mind.contacts, shutdown, tasks, lock })
+        Ok(Self {
+            api: api_address,
+            quic: quic_address,
+            store,
+            contacts: mind.contacts,
+            shutdown,
+            tasks,
+            threads,
+            lock,
+        })
     }
 
     /// Where the Kubernetes API listens; the port is the real one even when 0 was asked for.
@@ -206,6 +221,7 @@ impl Hub {
                 tracing::error!(%error, "a part of the hub ended by a fault");
             }
         }
+        drop(self.threads);
         let store = self.store;
         // Waits for the writer's thread, off the runtime.
         if tokio::task::spawn_blocking(move || drop(store)).await.is_err() {

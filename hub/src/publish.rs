@@ -79,6 +79,15 @@ pub(crate) struct Publication {
     unsettled: BTreeSet<ObjectKey>,
 }
 
+/// What a write changed of rollouts.
+#[derive(Debug, Default)]
+pub(crate) struct RolloutsTouched {
+    /// Workloads whose thresholds or grants are others.
+    pub(crate) workloads: BTreeSet<String>,
+    /// Of them, the nodes whose grant is another: a workload may have one for each device.
+    pub(crate) grants: BTreeSet<(String, String)>,
+}
+
 /// Places to look at again: in each, the content now wanted is to be compared with what is there.
 pub(crate) type Touched = BTreeSet<(Channel, Item)>;
 
@@ -114,9 +123,8 @@ impl Publication {
         self.standing.get(item).is_some_and(|channels| channels.contains_key(channel))
     }
 
-    /// Takes events in, in order, `index` standing after the last of them; `workloads` are those whose thresholds or grants
-    /// changed. Answers the places to look at.
-    pub(crate) fn touch(&mut self, index: &Index, events: &[Event], workloads: &BTreeSet<String>) -> Touched {
+    /// Takes events and changes of rollouts in, in order, `index` standing after the last of them. Answers the places to look at.
+    pub(crate) fn touch(&mut self, index: &Index, events: &[Event], rollouts: &RolloutsTouched) -> Touched {
         let mut roots = BTreeSet::new();
         let mut touched = Touched::new();
         for event in events.iter().filter(|event| matters(event)) {
@@ -130,8 +138,13 @@ impl Publication {
                 self.everywhere(&Item::Placement(event.key.clone()), &mut touched);
             }
         }
-        for uid in workloads {
-            self.everywhere(&Item::Grant(uid.clone()), &mut touched);
+        for (uid, node) in &rollouts.grants {
+            let place = (Channel::Device(node.clone()), Item::Grant(uid.clone()));
+            if self.wants(&place.0, &place.1) {
+                touched.insert(place);
+            }
+        }
+        for uid in &rollouts.workloads {
             if let Some(workload) = index.by_uid(uid) {
                 roots.insert(workload.key());
                 self.everywhere(&Item::Document(workload.key()), &mut touched);
@@ -243,19 +256,15 @@ fn matters(event: &Event) -> bool {
     let Some(previous) = event.previous.as_deref().filter(|_| event.change == Change::Modified) else {
         return shipped.contains(&event.key.kind);
     };
-    let differs = |pointer: &str| previous.at(pointer) != event.object.at(pointer);
+    let object = &*event.object;
+    let differs = |pointer: &str| previous.at(pointer) != object.at(pointer);
     shipped.contains(&event.key.kind)
-        && (["/spec", "/data", "/binaryData", "/stringData", "/type", "/immutable"]
-            .iter()
-            .any(|pointer| differs(pointer))
-            || [
-                "/metadata/labels",
-                "/metadata/annotations",
-                "/metadata/deletionTimestamp",
-                "/metadata/ownerReferences",
-            ]
-            .iter()
-            .any(|pointer| differs(pointer)))
+        && (["/data", "/binaryData", "/stringData", "/type", "/immutable"].iter().any(|pointer| differs(pointer))
+            || ["/metadata/labels", "/metadata/deletionTimestamp", "/metadata/ownerReferences"]
+                .iter()
+                .any(|pointer| differs(pointer))
+            || content::differ_in_annotations(previous, object)
+            || content::differ_in_spec(previous, object))
 }
 
 /// What one object brings into channels.
@@ -277,7 +286,8 @@ fn brought_by(index: &Index, root: &Object) -> BTreeSet<(Channel, Item)> {
         if kind == &kind::DAEMON_SET {
             daemon_set(index, root, &mut places);
         }
-        for node in index.rollout(root.uid()).grants.keys().filter(|node| node_exists(index, node)) {
+        let granted = index.rollout_at(root.uid()).into_iter().flat_map(|state| state.grants.keys());
+        for node in granted.filter(|node| node_exists(index, node)) {
             places.insert((Channel::Device(node.clone()), Item::Grant(root.uid().to_owned())));
         }
     }

@@ -9,6 +9,7 @@ pub mod queue;
 pub mod trigger;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_manifests::api_error::{ApiError, Reason};
@@ -65,7 +66,7 @@ struct Runner {
     store: Store,
     contacts: Contacts,
     /// Contacts as last compared.
-    known: BTreeMap<String, Contact>,
+    known: Arc<BTreeMap<String, Contact>>,
     queue: Queue,
     events: mpsc::Receiver<WatchEvent>,
 }
@@ -74,7 +75,7 @@ impl Runner {
     fn starting(store: Store, contacts: Contacts) -> Self {
         // Replaced by the first watch.
         let (_unused, events) = mpsc::channel(1);
-        let known = contacts.all();
+        let known = Arc::new(contacts.all());
         Self { store, contacts, known, queue: Queue::default(), events }
     }
 
@@ -146,7 +147,7 @@ impl Runner {
             tasks
         });
         self.queue.add_all(tasks, now);
-        self.known = present;
+        self.known = Arc::new(present);
     }
 
     /// Plans what is due, and writes the plans; until nothing is due.
@@ -164,20 +165,32 @@ impl Runner {
                 self.compare_contacts();
             }
             due.retain(|task| !matches!(task, Task::Everything | Task::Contacts));
-            let plans: Vec<(Task, Plan)> = due.into_iter().map(|task| (task.clone(), self.plan(&task, now))).collect();
+            let mut plans = Vec::with_capacity(due.len());
+            for task in due {
+                match self.plan(&task, now).await {
+                    Ok(plan) => plans.push((task, plan)),
+                    Err(fault) => {
+                        let again = self.queue.failed(&task, now);
+                        tracing::error!(?task, %fault, %again, "a plan ended by a fault of this program");
+                    }
+                }
+            }
             self.write(plans, now).await;
         }
     }
 
-    /// A plan over all Nodes is made from what it looks at, taken out at once: commits, and all who read after them, would wait for it.
-    fn plan(&self, task: &Task, now: Timestamp) -> Plan {
-        let over = |index: &Index| {
-            let view = View { index, contacts: &self.known, started: self.contacts.started(), now };
-            plan(&view, task)
-        };
+    /// A plan over all Nodes is made from what it looks at, taken out at once, and beside the sessions: commits, and all who read after
+    /// them, would wait for it.
+    async fn plan(&self, task: &Task, now: Timestamp) -> Result<Plan, tokio::task::JoinError> {
+        let (known, started) = (Arc::clone(&self.known), self.contacts.started());
+        let over = move |index: &Index, task: &Task| plan(&View { index, contacts: &known, started, now }, task);
         match task {
-            Task::DaemonSet(key) => over(&Index::of(self.store.view(|index| index.around(key)))),
-            _ => self.store.view(over),
+            Task::DaemonSet(key) => {
+                let surroundings = self.store.view(|index| index.around(key));
+                let task = task.clone();
+                self.store.aside(move || over(&Index::of(surroundings), &task)).await
+            }
+            _ => Ok(self.store.view(|index| over(index, task))),
         }
     }
 

@@ -49,9 +49,9 @@ pub fn plan(view: &View<'_>) -> Plan {
     let mut plan = Plan::default();
     let mut waiting: Vec<&Object> = view
         .index
-        .list(&kind::POD, None)
+        .pods_unbound()
         .map(AsRef::as_ref)
-        .filter(|pod| pod.text("/spec/nodeName").is_empty() && pod.deletion_timestamp().is_none())
+        .filter(|pod| pod.deletion_timestamp().is_none())
         .filter(|pod| !pods::is_finished(pod) && matches!(pod.text("/spec/schedulerName"), "" | OWN_NAME))
         .collect();
     if waiting.is_empty() {

@@ -15,6 +15,7 @@ pub(crate) mod documents;
 mod history;
 pub(crate) mod inbox;
 mod index;
+mod lanes;
 pub(crate) mod learned;
 pub(crate) mod life;
 mod load;
@@ -45,11 +46,10 @@ pub use index::{Index, RolloutState};
 
 use crate::clock::Clock;
 use crate::config::Retention;
-use history::{History, Read};
-use writer::{Call, Grown, Job, Working};
+use history::{History, Kept, Read};
+use lanes::Entrances;
+use writer::{Call, Grown, Working};
 
-/// Writes waiting for the writer; beyond that, callers wait.
-const QUEUE_LEN_MAX: usize = 1024;
 /// Events a watcher may have unread in its channel; beyond that it falls behind in the history.
 const WATCH_LEN_MAX: usize = 256;
 
@@ -160,7 +160,7 @@ struct Committed {
 
 struct Handle {
     shared: Arc<Shared>,
-    queue: Option<mpsc::Sender<Box<dyn Job>>>,
+    entrances: Option<Entrances>,
     writer: Writing,
     path: PathBuf,
 }
@@ -182,19 +182,17 @@ impl Store {
         damage::check_length(path)?;
         let opened = || -> Result<Self, StoreError> {
             let ready = Ready::read(path, None, &retention, clock)?;
-            let (queue, mut jobs) = mpsc::channel(QUEUE_LEN_MAX);
+            let (entrances, mut lanes) = lanes::open();
             let shared = Arc::clone(&ready.shared);
             let mut writer = writer::Writer::over(ready, retention);
+            // Only waits for jobs: no sockets, no timers.
+            let waiting = tokio::runtime::Builder::new_current_thread().build().map_err(StoreError::Thread)?;
             let thread = std::thread::Builder::new()
                 .name("store-writer".into())
-                .spawn(move || {
-                    while let Some(first) = jobs.blocking_recv() {
-                        writer.commit(first, &mut jobs);
-                    }
-                })
+                .spawn(move || while waiting.block_on(writer.commit(&mut lanes)) {})
                 .map_err(StoreError::Thread)?;
             let writer = Writing::Thread(Some(thread));
-            let handle = Handle { shared, queue: Some(queue), writer, path: path.to_owned() };
+            let handle = Handle { shared, entrances: Some(entrances), writer, path: path.to_owned() };
             Ok(Self { handle: Arc::new(handle) })
         };
         opened().map_err(|error| damage::at_opening(path, error))
@@ -207,15 +205,11 @@ impl Store {
     /// When the file is no database of ours, or of a newer build, or the disk refuses.
     pub fn open_here(path: &Path, vfs: &str, retention: Retention, clock: Clock) -> Result<Self, StoreError> {
         let ready = Ready::read(path, Some(vfs), &retention, clock)?;
-        let (queue, mut jobs) = mpsc::channel(QUEUE_LEN_MAX);
+        let (entrances, mut lanes) = lanes::open();
         let shared = Arc::clone(&ready.shared);
         let mut writer = writer::Writer::over(ready, retention);
-        drop(tokio::spawn(async move {
-            while let Some(first) = jobs.recv().await {
-                writer.commit(first, &mut jobs);
-            }
-        }));
-        let handle = Handle { shared, queue: Some(queue), writer: Writing::Task, path: path.to_owned() };
+        drop(tokio::spawn(async move { while writer.commit(&mut lanes).await {} }));
+        let handle = Handle { shared, entrances: Some(entrances), writer: Writing::Task, path: path.to_owned() };
         Ok(Self { handle: Arc::new(handle) })
     }
 
@@ -229,13 +223,13 @@ impl Store {
         F: FnOnce(&mut Batch<'_>) -> Result<T, ApiError> + Send + 'static,
     {
         let (call, answer) = Call::of(work);
-        let queue = self.handle.queue.as_ref().ok_or_else(stopped)?;
-        queue.send(Box::new(call)).await.map_err(|_| stopped())?;
+        let entrances = self.handle.entrances.as_ref().ok_or_else(stopped)?;
+        entrances.fleet.send(Box::new(call)).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 
-    /// As [`write`](Self::write), for somebody who can ask again: 429 when the writer has had no room for a while. Sessions wait
-    /// instead, which holds their devices back.
+    /// As [`write`](Self::write), for somebody at the API: before what the fleet writes, and with 429 when the writer has had no room
+    /// for a while. Sessions wait instead, which holds their devices back.
     ///
     /// # Errors
     /// As for [`write`](Self::write); nothing was written after a 429.
@@ -245,8 +239,9 @@ impl Store {
         F: FnOnce(&mut Batch<'_>) -> Result<T, ApiError> + Send + 'static,
     {
         let (call, answer) = Call::of(work);
-        let queue = self.handle.queue.as_ref().ok_or_else(stopped)?;
-        let room = tokio::time::timeout(ROOM_TIMEOUT, queue.reserve()).await.map_err(|_elapsed| too_busy())?;
+        let entrances = self.handle.entrances.as_ref().ok_or_else(stopped)?;
+        let room =
+            tokio::time::timeout(ROOM_TIMEOUT, entrances.people.reserve()).await.map_err(|_elapsed| too_busy())?;
         room.map_err(|_| stopped())?.send(Box::new(call));
         answer.await.map_err(|_| stopped())?
     }
@@ -268,16 +263,23 @@ impl Store {
     /// 410 when it does not, or `version` is another server's.
     pub fn list_at(&self, kind: KindRef, namespace: Option<&str>, version: u64) -> Result<Listing, ApiError> {
         let committed = self.committed();
-        let undone = committed.history.since(kind, namespace, version, committed.version).ok_or_else(|| {
-            let floor = committed.history.floor();
+        let expired = |floor: u64| {
             ApiError::of(
                 Reason::Expired,
                 format!("The provided resource version is not kept any more: {version} ({floor})"),
             )
-        })?;
+        };
+        let floor = committed.history.floor();
+        let before = committed.history.before(kind, namespace, version, committed.version);
+        let before = before.ok_or_else(|| expired(floor))?;
         let items: Vec<Arc<Object>> = committed.index.list(kind, namespace).cloned().collect();
-        let undone: Vec<_> = undone.map(|event| (event.key.clone(), event.previous.clone())).collect();
         drop(committed);
+        let read = |(key, kept): (ObjectKey, Option<Kept>)| match kept {
+            Some(kept) => kept.object().map(|object| (key, Some(object))),
+            None => Some((key, None)),
+        };
+        let undone: Option<Vec<_>> = before.into_iter().map(read).collect();
+        let undone = undone.ok_or_else(|| expired(floor))?;
         Ok(Listing { resource_version: version, items: rewound(items, undone.into_iter()) })
     }
 
@@ -368,16 +370,27 @@ impl Store {
         &self,
         work: impl FnOnce(&logs::Logs) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        if matches!(self.handle.writer, Writing::Task) {
-            return work(self.logs());
-        }
         let store = self.clone();
-        tokio::task::spawn_blocking(move || work(store.logs())).await.map_err(|_fault| StoreError::Asked)?
+        self.aside(move || work(store.logs())).await.map_err(|_fault| StoreError::Asked)?
+    }
+
+    /// Does what takes long beside the tasks of the sessions, unless everything has one thread.
+    ///
+    /// # Errors
+    /// When it ended by a fault.
+    pub(crate) async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, tokio::task::JoinError> {
+        if matches!(self.handle.writer, Writing::Task) {
+            return Ok(work());
+        }
+        tokio::task::spawn_blocking(work).await
     }
 
     /// Writes that wait for the writer.
     pub fn queued(&self) -> usize {
-        self.handle.queue.as_ref().map_or(0, |queue| queue.max_capacity() - queue.capacity())
+        self.handle.entrances.as_ref().map_or(0, Entrances::queued)
     }
 
     fn committed(&self) -> std::sync::RwLockReadGuard<'_, Committed> {
@@ -512,7 +525,7 @@ impl std::fmt::Debug for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.queue = None;
+        self.entrances = None;
         // Every acknowledged write is on the disk already; waiting only lets the database close its WAL.
         if let Writing::Thread(thread) = &mut self.writer
             && let Some(thread) = thread.take()

@@ -11,6 +11,10 @@ const LATE_MS_MAX: u64 = 60_000;
 const STABLE_MS: u64 = 60_000;
 /// A device that a busy hub has nothing new for leaves so much more time to those that are behind.
 const NOTHING_NEW_FACTOR: u64 = 4;
+/// First upper bound of a wait for a hub that is there and has too much to do, and the largest in the first two minutes: a fleet that
+/// comes back takes a hub's time by asking, too.
+const BUSY_FIRST_MS: u64 = 1_000;
+const BUSY_MS_MAX: u64 = 16_000;
 /// Largest wait that a hub may ask for.
 const RETRY_AFTER_MS_MAX: u64 = 60 * 60_000;
 /// While on a worse road, how long until a better one is tried; doubled with each attempt, and spread upwards by as much.
@@ -48,6 +52,20 @@ impl Backoff {
     /// hub's retry-after wins over every other rule, spread upwards by up to a quarter so that those who were told the same do
     /// not come back together.
     pub fn wait_ms(&mut self, now_ms: u64, random: u64, retry_after_ms: Option<u64>) -> u64 {
+        let bound_ms = self.next_bound_ms(now_ms, FIRST_MS, EARLY_MS_MAX);
+        if let Some(asked_ms) = retry_after_ms {
+            let asked_ms = asked_ms.min(RETRY_AFTER_MS_MAX);
+            return asked_ms + random % (asked_ms / 4 + 1);
+        }
+        random % (bound_ms + 1)
+    }
+
+    /// The same after a hub had too much to do and did not say for how long.
+    pub fn busy_wait_ms(&mut self, now_ms: u64, random: u64) -> u64 {
+        random % (self.next_bound_ms(now_ms, BUSY_FIRST_MS, BUSY_MS_MAX) + 1)
+    }
+
+    fn next_bound_ms(&mut self, now_ms: u64, first_ms: u64, early_ms_max: u64) -> u64 {
         if let Some(since_ms) = self.connected_since_ms.take()
             && now_ms.saturating_sub(since_ms) >= STABLE_MS
         {
@@ -55,14 +73,10 @@ impl Backoff {
             self.outage_since_ms = None;
         }
         let since_ms = *self.outage_since_ms.get_or_insert(now_ms);
-        let exponential = FIRST_MS.saturating_mul(1 << self.attempts.min(16));
+        let exponential = first_ms.saturating_mul(1 << self.attempts.min(16));
         self.attempts = self.attempts.saturating_add(1);
-        if let Some(asked_ms) = retry_after_ms {
-            let asked_ms = asked_ms.min(RETRY_AFTER_MS_MAX);
-            return asked_ms + random % (asked_ms / 4 + 1);
-        }
         let early = now_ms.saturating_sub(since_ms) < EARLY_FOR_MS;
-        random % (exponential.min(if early { EARLY_MS_MAX } else { LATE_MS_MAX }) + 1)
+        exponential.min(if early { early_ms_max } else { LATE_MS_MAX })
     }
 }
 

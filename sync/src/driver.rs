@@ -34,17 +34,18 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// When a peer is to come back after the store failed. Milliseconds.
 const REPLICA_RETRY_MS: u64 = 5000;
 
-/// The application's hold on a running session. Clones share the session.
+/// The application's hold on a running session. Clones share the session. A channel has room for 32 messages from its first on: they
+/// are boxed, for the sake of the sessions that never get any.
 #[derive(Debug, Clone)]
 pub struct SessionHandle {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Box<Command>>,
 }
 
 /// The session's end of its handles. Given to [`run`].
 #[derive(Debug)]
 pub struct Commands {
-    receiver: mpsc::Receiver<Command>,
-    sender: mpsc::Sender<Command>,
+    receiver: mpsc::Receiver<Box<Command>>,
+    sender: mpsc::Sender<Box<Command>>,
 }
 
 /// What the application asks of a session.
@@ -83,7 +84,10 @@ impl SessionHandle {
     /// When the session is over or has too many open streams.
     pub async fn open_stream(&self, request: Bytes) -> Result<Stream, CommandError> {
         let (answer, opened) = oneshot::channel();
-        self.commands.send(Command::StreamOpen { request, answer }).await.map_err(|_ended| CommandError::Ended)?;
+        self.commands
+            .send(Box::new(Command::StreamOpen { request, answer }))
+            .await
+            .map_err(|_ended| CommandError::Ended)?;
         opened.await.map_err(|_ended| CommandError::Ended)
     }
 
@@ -91,7 +95,7 @@ impl SessionHandle {
     pub async fn close(&self, reason: &str, retry_after_ms: Option<u64>) {
         let close = Command::Close { reason: reason.to_owned(), retry_after_ms };
         // A session that has ended is closed.
-        self.commands.send(close).await.unwrap_or_default();
+        self.commands.send(Box::new(close)).await.unwrap_or_default();
     }
 }
 
@@ -139,13 +143,16 @@ pub async fn run<R: Replica>(pipe: Pipe, config: SessionConfig, replica: Arc<R>,
 async fn drive<R: Replica>(
     mut answers: Answers<R>,
     wire: &mut Wire,
-    mut commands: mpsc::Receiver<Command>,
+    mut commands: mpsc::Receiver<Box<Command>>,
     mut grown: watch::Receiver<u64>,
 ) -> SessionEnd {
     // The sender of a store that is gone never changes again.
     let mut watching = true;
     loop {
-        if let Err(error) = answers.carry_out().await {
+        // In a place of its own while there is something to do: a session that waits is a small task.
+        if answers.session.has_events()
+            && let Err(error) = Box::pin(answers.carry_out()).await
+        {
             let end = SessionEnd::Replica(chain_of(&error));
             warn!(error = %chain_of(&error), "the store failed, the session ends");
             let reason = "the store failed".to_owned();
@@ -189,12 +196,12 @@ async fn drive<R: Replica>(
             Woken::Written(Ok(())) => {}
             Woken::Grown(lives) => {
                 watching = lives;
-                if let Err(error) = answers.refresh().await {
+                if let Err(error) = Box::pin(answers.refresh()).await {
                     let end = SessionEnd::Replica(chain_of(&error));
                     answers.tell(Local::Close { reason: "the store failed".to_owned(), retry_after_ms: None, end });
                 }
             }
-            Woken::Command(command) => answers.command(command),
+            Woken::Command(command) => answers.command(*command),
             Woken::Timeout => answers.session.handle_timeout(answers.now_ms()),
         }
     }
@@ -205,7 +212,7 @@ enum Woken {
     Read(std::io::Result<usize>),
     Written(std::io::Result<()>),
     Grown(bool),
-    Command(Command),
+    Command(Box<Command>),
     Timeout,
 }
 
@@ -216,7 +223,7 @@ struct Answers<R> {
     peer: PeerIdentity,
     streams: BTreeMap<StreamId, OpenStream>,
     stream_ids: StreamIds,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Box<Command>>,
     started: Instant,
 }
 

@@ -14,6 +14,7 @@ pub mod channel;
 pub mod document;
 pub mod driver;
 pub mod enrol;
+pub mod few;
 pub mod identity;
 pub mod list;
 pub mod log;

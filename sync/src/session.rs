@@ -19,6 +19,7 @@ use bytes::Bytes;
 
 use crate::blob::{BlobRef, BlobStored, BlobWant};
 use crate::channel::{ChannelName, Hash, Head, Heads, Positions, WriterId, positions_of};
+use crate::few::Few;
 use crate::identity::writer::WriterChain;
 use crate::identity::{NodeName, PublicKey};
 use crate::observation::{Clock, OBSERVATIONS_BYTES_MAX, Observation, Urgency};
@@ -174,7 +175,7 @@ pub(crate) enum Local {
 pub(crate) struct Session {
     config: SessionConfig,
     /// Where the own logs stand, inputs that are being made durable included.
-    own: Heads,
+    own: Few<ChannelName, Few<WriterId, Head>>,
     /// The peer said hello.
     established: bool,
     sending: Sending,
@@ -218,7 +219,7 @@ impl Session {
             pace: Pace::new(now_ms, config.seed),
             streams: Streams::new(u64::from(is_hub)),
             config,
-            own,
+            own: few(own),
             established: false,
             sending: Sending::default(),
             receiving: Receiving::default(),
@@ -403,10 +404,10 @@ impl Session {
                 if !self.is_hub() {
                     self.want_again(&heads);
                 }
-                self.own = heads;
                 if self.is_hub() && channels_changed {
-                    self.frames.push_back(Frame::Channels { positions: positions_of(&self.own) });
+                    self.frames.push_back(Frame::Channels { positions: positions_of(&heads) });
                 }
+                self.own = few(heads);
                 self.ask_for_records();
             }
             Local::OutboxGrew => {
@@ -448,9 +449,9 @@ impl Session {
 
     /// Logs that go back were given up by the store, which wants to read them anew.
     fn want_again(&mut self, heads: &Heads) {
-        for (channel, logs) in &self.own {
+        for (channel, logs) in self.own.iter() {
             let Some(now) = heads.get(channel) else { continue };
-            for (writer, before) in logs {
+            for (writer, before) in logs.iter() {
                 let after = now.get(writer).map_or(0, |head| head.seq);
                 if after < before.seq {
                     self.frames.push_back(Frame::Want { channel: channel.clone(), writer: *writer, after });
@@ -586,6 +587,10 @@ impl Session {
         self.frames.push_back(Frame::Observations { number, observations: batch });
         self.ask_outbox(now_ms);
     }
+}
+
+fn few(heads: Heads) -> Few<ChannelName, Few<WriterId, Head>> {
+    heads.into_iter().map(|(channel, logs)| (channel, logs.into_iter().collect())).collect()
 }
 
 /// A goodbye without a session.

@@ -46,7 +46,7 @@ pub struct Stream {
 #[derive(Debug)]
 pub struct StreamSender {
     id: StreamId,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Box<Command>>,
     credit: Arc<Semaphore>,
 }
 
@@ -73,7 +73,7 @@ pub enum StreamError {
 impl Stream {
     pub(crate) fn new(
         id: StreamId,
-        commands: mpsc::Sender<Command>,
+        commands: mpsc::Sender<Box<Command>>,
         incoming: mpsc::Receiver<StreamEvent>,
         credit: Arc<Semaphore>,
     ) -> Self {
@@ -91,7 +91,7 @@ impl Stream {
         if self.consumed >= GRANT_BYTES {
             let grant = Command::StreamGrant { id: self.sender.id, bytes: self.consumed };
             let permit = self.sender.commands.reserve().await.map_err(|_closed| StreamError::SessionEnded)?;
-            permit.send(grant);
+            permit.send(Box::new(grant));
             self.consumed = 0;
         }
         match self.incoming.recv().await {
@@ -128,7 +128,7 @@ impl StreamSender {
             let permits = self.credit.acquire_many(cost_of(chunk.len())).await;
             permits.map_err(|_closed| StreamError::SessionEnded)?.forget();
             let data = Command::StreamData { id: self.id, bytes: chunk };
-            self.commands.send(data).await.map_err(|_closed| StreamError::SessionEnded)?;
+            self.commands.send(Box::new(data)).await.map_err(|_closed| StreamError::SessionEnded)?;
         }
         Ok(())
     }
@@ -136,14 +136,14 @@ impl StreamSender {
     async fn close(&self, reason: Option<String>) {
         let close = Command::StreamClose { id: self.id, reason };
         // A session that has ended has closed the stream.
-        self.commands.send(close).await.unwrap_or_default();
+        self.commands.send(Box::new(close)).await.unwrap_or_default();
     }
 }
 
 impl Drop for StreamSender {
     fn drop(&mut self) {
         // Closing twice is harmless. If the queue is full, the driver notices the dropped reader with the next data.
-        self.commands.try_send(Command::StreamClose { id: self.id, reason: None }).unwrap_or_default();
+        self.commands.try_send(Box::new(Command::StreamClose { id: self.id, reason: None })).unwrap_or_default();
     }
 }
 

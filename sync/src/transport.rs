@@ -419,6 +419,11 @@ impl ConnectError {
             _ => None,
         }
     }
+
+    /// Whether the hub is there and has too much to do.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Busy { .. })
+    }
 }
 
 impl fmt::Debug for Pipe {

@@ -63,6 +63,7 @@ fn settings(arguments: &[String]) -> Settings {
     Settings {
         devices,
         generators: number("--generators", devices.div_ceil(5000)),
+        dialling: number("--dialling", devices),
         road: value("--road").unwrap_or_else(|| "quic".to_owned()),
         folder: value("--folder").map(PathBuf::from),
         memory: value("--memory").map(PathBuf::from),

@@ -23,6 +23,10 @@ use rollout::Device;
 /// condition: the next write of a user would drop it.)
 const STEP_CONDITION: &str = "Progressing";
 
+/// Grants of one plan, and when the next goes on.
+const GRANTS_AT_ONCE_MAX: usize = 500;
+const GRANTS_GO_ON_MS: u64 = 100;
+
 /// One Node as this DaemonSet sees it.
 #[derive(Debug)]
 struct Seat<'a> {
@@ -77,15 +81,28 @@ pub fn plan(view: &View<'_>, key: &ObjectKey) -> Plan {
     if let Some(threshold) = step.threshold {
         plan.writes.push(Write::Threshold { workload_uid: workload_uid.clone(), number, threshold: Some(threshold) });
     }
-    for (node, number) in step.grants {
-        plan.writes.push(Write::Grant { workload_uid: workload_uid.clone(), node, number });
-    }
+    grant(&workload_uid, step.grants, view.now, &mut plan);
     if step.finished {
         forget_numbers(view, set, number, &state.thresholds, &mut plan);
     }
     history::write(view, set, &spec, &mut plan);
     write_status(view, set, &spec, &seats, number, stepping, &mut plan);
     plan
+}
+
+/// Gives grants and takes them away, some now and the rest soon: each is a record for a device, and others want to write meanwhile.
+fn grant(
+    workload_uid: &str,
+    grants: std::collections::BTreeMap<String, Option<RolloutNumber>>,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    if grants.len() > GRANTS_AT_ONCE_MAX {
+        plan.wake(Timestamp(now.0.saturating_add(GRANTS_GO_ON_MS)));
+    }
+    for (node, number) in grants.into_iter().take(GRANTS_AT_ONCE_MAX) {
+        plan.writes.push(Write::Grant { workload_uid: workload_uid.to_owned(), node, number });
+    }
 }
 
 /// Every Node that the DaemonSet selects or has a Pod on, in order of names.

@@ -14,6 +14,9 @@ const AGE_MS_MAX: u64 = 60 * 60 * 1000;
 const COUNT_MAX: usize = 10_000;
 /// Time between two looks at old Events.
 const SWEEP_MS: u64 = 60_000;
+/// Events forgotten at once, and when to go on: a fleet that returns leaves many, and others want to write meanwhile.
+const FORGOTTEN_MAX: usize = 500;
+const GOES_ON_MS: u64 = 250;
 /// Longest message kept (Kubernetes' limit).
 const MESSAGE_BYTES_MAX: usize = 1024;
 
@@ -129,6 +132,10 @@ pub fn sweep(view: &View<'_>) -> Plan {
     let surplus = seen.len().saturating_sub(COUNT_MAX);
     for (index, (last, event)) in seen.into_iter().enumerate() {
         if index < surplus || last.0.saturating_add(AGE_MS_MAX) <= view.now.0 {
+            if plan.writes.len() == FORGOTTEN_MAX {
+                plan.wake(Timestamp(view.now.0.saturating_add(GOES_ON_MS)));
+                break;
+            }
             plan.writes.push(Write::Remove { key: event.key(), uid: event.uid().to_owned() });
         }
     }
@@ -140,6 +147,7 @@ pub fn sweep(view: &View<'_>) -> Plan {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::controllers::fixture::State;
 
     #[test]
     fn the_same_thing_is_counted_and_another_is_another() {
@@ -156,6 +164,26 @@ mod tests {
         assert_eq!(second.text("/lastTimestamp"), "1970-01-01T00:00:09Z");
         let other = Note { message: "0/1 nodes are available".into(), ..note.clone() };
         assert_ne!(other.name(), note.name());
+    }
+
+    #[test]
+    fn many_old_ones_are_forgotten_in_pieces() {
+        let mut state = State::at(AGE_MS_MAX * 2);
+        for number in 0..FORGOTTEN_MAX + 7 {
+            let mut event = Object::empty(&kind::EVENT, "default", &format!("old-{number:04}"));
+            event.value_mut()["lastTimestamp"] = Timestamp(1000).to_rfc3339().into();
+            state.put(event);
+        }
+        let mut forgotten = Vec::new();
+        for (expected, goes_on_after) in [(FORGOTTEN_MAX, GOES_ON_MS), (7, SWEEP_MS)] {
+            let plan = sweep(&state.view());
+            assert_eq!(plan.writes.len(), expected);
+            assert_eq!(plan.wake_at, Some(Timestamp(state.now.0 + goes_on_after)));
+            forgotten.extend(plan.writes.clone());
+            state.carry_out(plan);
+        }
+        forgotten.dedup();
+        assert_eq!(forgotten.len(), FORGOTTEN_MAX + 7);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::Contact;
 const UNANSWERED_MS_MAX: u64 = 15_000;
 /// How often that is looked at.
 const PERIOD: Duration = Duration::from_secs(5);
+/// So many sessions are looked at without a pause.
+const LOOKED_AT_TOGETHER: usize = 100;
 
 /// Looks at all sessions from time to time, until `shutdown`.
 pub(crate) async fn watch(door: Arc<FleetDoor>, mut shutdown: watch::Receiver<bool>) {
@@ -24,21 +26,27 @@ pub(crate) async fn watch(door: Arc<FleetDoor>, mut shutdown: watch::Receiver<bo
         tokio::select! {
             biased;
             _ended = shutdown.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(PERIOD) => door.look_for_unanswered(door.store.now()),
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+        let now = door.store.now();
+        for nodes in door.connected().chunks(LOOKED_AT_TOGETHER) {
+            door.look_for_unanswered(nodes, now);
+            // A fleet is large, and others wait for this thread.
+            tokio::task::yield_now().await;
         }
     }
 }
 
 impl FleetDoor {
-    /// Marks those silent that have owed an acknowledgement for too long.
-    fn look_for_unanswered(&self, now: Timestamp) {
-        for node in self.connected() {
-            let behind = matches!(self.sync_state(&node), Some(SyncState::Behind(_)));
-            let Some(since) = self.owing(&node, behind.then_some(now)) else { continue };
+    /// Marks those of these nodes silent that have owed an acknowledgement for too long.
+    fn look_for_unanswered(&self, nodes: &[String], now: Timestamp) {
+        for node in nodes {
+            let behind = matches!(self.sync_state(node), Some(SyncState::Behind(_)));
+            let Some(since) = self.owing(node, behind.then_some(now)) else { continue };
             let long = now.0.saturating_sub(since.0) >= UNANSWERED_MS_MAX;
-            if long && matches!(self.contacts.of(&node), Some(Contact::Connected { .. })) {
+            if long && matches!(self.contacts.of(node), Some(Contact::Connected { .. })) {
                 tracing::info!(node, since = %since, "a connected device does not answer and counts as silent");
-                self.contacts.set(&node, Contact::Silent { last: since });
+                self.contacts.set(node, Contact::Silent { last: since });
             }
         }
     }

@@ -14,6 +14,7 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_sync::blob::{BlobRef, BlobStored, BlobWant};
 use flotilla_sync::channel::{ChannelName, Hash, Head, Heads, Positions, WriterId};
 use flotilla_sync::driver::SessionHandle;
+use flotilla_sync::few::Few;
 use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
 use flotilla_sync::identity::{Installation, NodeName};
 use flotilla_sync::observation::{Clock, Observation, Urgency};
@@ -48,12 +49,15 @@ pub(crate) struct FleetDoor {
     /// The session of each connected node, with a number that tells a later one from an earlier.
     sessions: Mutex<BTreeMap<String, Served>>,
     /// What each connected node has made durable, as its session said.
-    durable: Mutex<BTreeMap<String, Positions>>,
+    durable: Mutex<BTreeMap<String, Held>>,
     /// Connected nodes that owe an acknowledgement, and since when without any.
     owing: Mutex<BTreeMap<String, Timestamp>>,
     /// Whether this hub learns from its devices what its database has lost.
     pub(crate) lessons: Lessons,
 }
+
+/// How far each log of the hub's is durable at a device.
+type Held = Few<(ChannelName, WriterId), u64>;
 
 /// One session.
 #[derive(Debug)]
@@ -121,6 +125,11 @@ impl FleetDoor {
         self.contacts.of(node)
     }
 
+    /// Whether the Node of a device is there.
+    pub(super) fn has_node(&self, node: &str) -> bool {
+        self.store.view(|index| index.get(&ObjectKey::of(&kind::NODE, "", node)).is_some())
+    }
+
     /// Why a node cannot be asked now, for people.
     pub(crate) fn silence(&self, node: &str) -> String {
         match self.contacts.of(node) {
@@ -162,8 +171,8 @@ impl FleetDoor {
             return Some(SyncState::Learning { heard });
         }
         let name = NodeName::parse(node).ok()?;
-        let durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner).get(node)?.clone();
-        let writer = self.identity().id();
+        let durable = self.durable(node)?;
+        let writer = self.writer_id();
         let logs = self.store.logs();
         let behind = |channel: &ChannelName| {
             let heads = logs.heads(channel);
@@ -222,7 +231,7 @@ impl FleetDoor {
 
     /// Writes under a fresh id from now on, if `writer` is still the hub's: its log was continued elsewhere.
     async fn take_new_writer(&self, writer: &WriterId) -> Result<(), ReplicaError> {
-        if self.identity().id() != *writer {
+        if self.writer_id() != *writer {
             return Ok(());
         }
         let tried = || "take a new writer id".to_owned();
@@ -261,6 +270,10 @@ impl FleetDoor {
         self.writer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn writer_id(&self) -> WriterId {
+        self.writer.read().unwrap_or_else(PoisonError::into_inner).id()
+    }
+
     fn sessions(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Served>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,7 +281,7 @@ impl FleetDoor {
     /// The channels a device reads, each with where its logs stand.
     pub(crate) fn heads_of(&self, node: &NodeName) -> Heads {
         let logs = self.store.logs();
-        let own = self.identity().id();
+        let own = self.writer_id();
         let shown = |channel: ChannelName| (channel.clone(), proof::readable(logs.heads(&channel), &own));
         self.channels_of(node).into_iter().map(shown).collect()
     }
@@ -364,9 +377,13 @@ impl Replica for FleetDoor {
         }
         {
             let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = durable.entry(node.to_string()).or_default();
-            for (channel, logs) in positions {
-                known.entry(channel).or_default().extend(logs);
+            if !durable.contains_key(node.as_str()) {
+                durable.insert(node.to_string(), Few::default());
+            }
+            if let Some(known) = durable.get_mut(node.as_str()) {
+                for (channel, logs) in positions {
+                    logs.into_iter().for_each(|(writer, seq)| known.insert((channel.clone(), writer), seq));
+                }
             }
         }
         self.answered(node.as_str());
@@ -403,7 +420,7 @@ impl Replica for FleetDoor {
     ) -> Result<(), ReplicaError> {
         let node = device(peer)?;
         tracing::error!(%node, %channel, %writer, seq, "a log was forked by a restored or cloned database");
-        if self.identity().id() != *writer {
+        if self.writer_id() != *writer {
             return Ok(());
         }
         self.heed_fork()?;

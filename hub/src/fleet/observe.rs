@@ -245,13 +245,8 @@ fn event(batch: &mut Batch<'_>, node: &NodeName, body: Value) -> Result<(), ApiE
         })?;
         return Ok(());
     }
-    let all: Vec<_> = batch
-        .index()
-        .list(&kind::EVENT, Some(&key.namespace))
-        .map(|event| (event.resource_version(), event.key()))
-        .collect();
-    if all.len() >= EVENTS_MAX
-        && let Some((_, oldest)) = all.into_iter().min()
+    if batch.index().events_count(&key.namespace) >= EVENTS_MAX
+        && let Some(oldest) = batch.index().event_oldest(&key.namespace)
     {
         batch.remove(&oldest)?;
     }

@@ -66,7 +66,7 @@ pub(crate) fn of(index: &Index, channel: &Channel, item: &Item) -> Option<Conten
         }
         Item::Grant(uid) => {
             let Channel::Device(node) = channel else { return None };
-            let number = index.rollout(uid).grants.get(node)?.clone();
+            let number = index.rollout_at(uid)?.grants.get(node)?.clone();
             Some(Content::Register { id: format!("grant/{uid}"), value: json!({"number": number}) })
         }
         Item::Secret(key) => {
@@ -112,8 +112,36 @@ pub(crate) fn document(index: &Index, object: &Object) -> Content {
         uid: object.uid().to_owned(),
         kind: object.kind(),
         object: manifest(object),
-        rollouts: index.rollout(object.uid()).thresholds,
+        rollouts: index.rollout_at(object.uid()).map(|state| state.thresholds.clone()).unwrap_or_default(),
     }
+}
+
+/// Whether annotations that devices are shown are others.
+pub(crate) fn differ_in_annotations(before: &Object, after: &Object) -> bool {
+    fn shown(object: &Object) -> impl Iterator<Item = (&String, &Value)> {
+        let all = object.at("/metadata/annotations").and_then(Value::as_object);
+        all.into_iter().flatten().filter(|(name, _)| !KEPT_BACK_ANNOTATIONS.contains(&name.as_str()))
+    }
+    !shown(before).eq(shown(after))
+}
+
+/// Whether the specs differ in what devices are shown: that one fell silent is no news for them, and would be for twenty thousand.
+pub(crate) fn differ_in_spec(before: &Object, after: &Object) -> bool {
+    if before.kind() != &kind::NODE {
+        return before.spec() != after.spec();
+    }
+    fn fields(object: &Object) -> impl Iterator<Item = (&String, &Value)> {
+        object.spec().and_then(Value::as_object).into_iter().flatten().filter(|(name, _)| *name != "taints")
+    }
+    fn taints(object: &Object) -> impl Iterator<Item = &Value> {
+        let all = object.at("/spec/taints").and_then(Value::as_array).into_iter().flatten();
+        all.filter(|taint| !is_kept_back(taint))
+    }
+    !(fields(before).eq(fields(after)) && taints(before).eq(taints(after)))
+}
+
+fn is_kept_back(taint: &Value) -> bool {
+    KEPT_BACK_TAINTS.contains(&taint.get("key").and_then(Value::as_str).unwrap_or(""))
 }
 
 /// Everything of an object that a device needs: not status, not the hub's bookkeeping.
@@ -139,7 +167,7 @@ fn manifest(object: &Object) -> Value {
         && let Some(spec) = map.get_mut("spec").and_then(Value::as_object_mut)
         && let Some(taints) = spec.get_mut("taints").and_then(Value::as_array_mut)
     {
-        taints.retain(|taint| !KEPT_BACK_TAINTS.contains(&taint.get("key").and_then(Value::as_str).unwrap_or("")));
+        taints.retain(|taint| !is_kept_back(taint));
         if taints.is_empty() {
             // As before the silence: it is no news for the device.
             spec.remove("taints");

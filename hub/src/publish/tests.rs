@@ -7,7 +7,7 @@ use flotilla_manifests::time::Timestamp;
 use serde_json::{Value, json};
 
 use super::content::{self, Content};
-use super::{Channel, Item, Publication};
+use super::{Channel, Item, Publication, RolloutsTouched};
 use crate::store::{Change, Event, Index};
 
 /// An index, a publication kept up to date by events, and the versions they carry.
@@ -40,7 +40,7 @@ impl World {
             time: Timestamp(0),
             bytes: 0,
         };
-        let touched = self.publication.touch(&self.index, &[event], &BTreeSet::new());
+        let touched = self.publication.touch(&self.index, &[event], &RolloutsTouched::default());
         self.check_against_full();
         touched.iter().map(|(channel, item)| self.shown(channel, item)).collect()
     }
@@ -249,10 +249,20 @@ fn grants_and_thresholds_follow_the_rollout_rows() {
     state.grants.insert("a".into(), "1-2".into());
     state.thresholds.insert("1-2".into(), u64::MAX);
     world.index.set_rollout("web", state);
-    let touched = world.publication.touch(&world.index, &[], &BTreeSet::from(["web".to_owned()]));
-    let shown: Vec<String> = touched.iter().map(|(channel, item)| world.shown(channel, item)).collect();
-    assert_eq!(shown, ["fleet/north web", "device/a grant/web"]);
-    world.check_against_full();
+    let touch = |world: &mut World| {
+        let rollouts = RolloutsTouched {
+            workloads: BTreeSet::from(["web".to_owned()]),
+            grants: BTreeSet::from([("web".to_owned(), "a".to_owned())]),
+        };
+        let touched = world.publication.touch(&world.index, &[], &rollouts);
+        world.check_against_full();
+        touched.iter().map(|(channel, item)| world.shown(channel, item)).collect::<Vec<_>>()
+    };
+    assert_eq!(touch(&mut world), ["fleet/north web", "device/a grant/web"]);
+    world.index.set_grant("web", "a", Some("1-3"));
+    assert_eq!(touch(&mut world), ["fleet/north web", "device/a grant/web"], "the same place says another number");
+    world.index.set_grant("web", "a", None);
+    assert_eq!(touch(&mut world), ["fleet/north web", "device/a -"]);
     let document = Item::Document(ObjectKey::of(&kind::DAEMON_SET, "default", "web"));
     let Some(Content::Document { rollouts, .. }) =
         content::of(&world.index, &Channel::Fleet("north".into()), &document)
@@ -291,4 +301,22 @@ fn a_deleted_override_asks_its_device_to_revert() {
     assert_eq!(world.put(value.clone()), Vec::<String>::new());
     value["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     assert_eq!(world.put(value), ["device/a revert/x1"]);
+}
+
+#[test]
+fn a_silence_and_its_end_touch_no_channel() {
+    let node = |taints: Value, seen: &str, label: &str| {
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a", "uid": "n", "labels": {"site": label},
+            "annotations": {"flotilla.dev/last-seen": seen}}, "spec": {"podCIDR": "10.1.0.0/24", "taints": taints}})
+    };
+    let silent =
+        json!({"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule", "timeAdded": "1970-01-01T00:00:01Z"});
+    let own = json!({"key": "dedicated", "effect": "NoSchedule"});
+    let mut world = World::default();
+    assert_eq!(world.put(node(json!([]), "1", "x")), ["device/a n"]);
+    assert_eq!(world.put(node(json!([silent]), "1", "x")), [] as [&str; 0], "it fell silent");
+    assert_eq!(world.put(node(json!([silent]), "2", "x")), [] as [&str; 0], "it was heard later than that");
+    assert_eq!(world.put(node(json!([silent, own]), "2", "x")), ["device/a n"], "an operator's taint");
+    assert_eq!(world.put(node(json!([own]), "2", "x")), [] as [&str; 0], "it is back");
+    assert_eq!(world.put(node(json!([own]), "2", "y")), ["device/a n"]);
 }

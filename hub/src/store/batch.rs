@@ -18,12 +18,17 @@ use super::index::{Index, RolloutState};
 use super::writer::{Grown, Working};
 use super::{StoreError, schema};
 use crate::mint;
+use crate::publish::RolloutsTouched;
 
 /// One way back to the state before a job.
 #[derive(Debug)]
 pub(super) enum Undo {
     Object(ObjectKey, Option<Arc<Object>>),
     Rollout(String, RolloutState),
+    /// Workload, number, and its threshold before.
+    Threshold(String, String, Option<u64>),
+    /// Workload, node, and its grant before.
+    Grant(String, String, Option<String>),
 }
 
 /// The store as one job sees and changes it.
@@ -35,7 +40,7 @@ pub struct Batch<'a> {
     pub(super) events: Vec<Event>,
     pub(super) undo: Vec<Undo>,
     /// Workloads whose thresholds or grants this job changed.
-    pub(super) rollouts_touched: BTreeSet<String>,
+    pub(super) rollouts_touched: RolloutsTouched,
     /// Records this job adds to channels.
     pub(super) drafts: BTreeMap<ChannelName, Vec<Draft>>,
     /// Nodes whose Secrets are to be sealed to another key.
@@ -64,7 +69,7 @@ impl Batch<'_> {
             now,
             events: Vec::new(),
             undo: Vec::new(),
-            rollouts_touched: BTreeSet::new(),
+            rollouts_touched: RolloutsTouched::default(),
             drafts: BTreeMap::new(),
             resealed: BTreeSet::new(),
             grown: Vec::new(),
@@ -173,6 +178,10 @@ impl Batch<'_> {
 
     /// Overrides end with their base: their devices are told.
     fn revert_overrides_of(&mut self, base: &Object) -> Result<(), StoreError> {
+        if base.kind() == &kind::EVENT {
+            // The base of none, and they go by the thousand.
+            return Ok(());
+        }
         let stands = |object: &&Arc<Object>| {
             object.text("/spec/target/uid") == base.uid() && object.deletion_timestamp().is_none()
         };
@@ -197,14 +206,11 @@ impl Batch<'_> {
         number: &str,
         threshold: Option<u64>,
     ) -> Result<(), StoreError> {
-        let mut state = self.working.index.rollout(workload_uid);
-        let changed = match threshold {
-            Some(threshold) => state.thresholds.insert(number.to_owned(), threshold) != Some(threshold),
-            None => state.thresholds.remove(number).is_some(),
-        };
-        if !changed {
+        let previous = self.working.index.set_threshold(workload_uid, number, threshold);
+        if previous == threshold {
             return Ok(());
         }
+        self.undo.push(Undo::Threshold(workload_uid.to_owned(), number.to_owned(), previous));
         match threshold {
             Some(threshold) => self
                 .transaction
@@ -215,7 +221,7 @@ impl Batch<'_> {
                 .prepare_cached("DELETE FROM threshold WHERE workload = ?1 AND number = ?2")?
                 .execute(params![workload_uid, number])?,
         };
-        self.put_rollout(workload_uid, state);
+        self.touch_rollout(workload_uid);
         Ok(())
     }
 
@@ -224,14 +230,12 @@ impl Batch<'_> {
     /// # Errors
     /// When the database refuses.
     pub fn set_grant(&mut self, workload_uid: &str, node: &str, number: Option<&str>) -> Result<(), StoreError> {
-        let mut state = self.working.index.rollout(workload_uid);
-        let changed = match number {
-            Some(number) => state.grants.insert(node.to_owned(), number.to_owned()).as_deref() != Some(number),
-            None => state.grants.remove(node).is_some(),
-        };
-        if !changed {
+        let previous = self.working.index.set_grant(workload_uid, node, number);
+        if previous.as_deref() == number {
             return Ok(());
         }
+        self.undo.push(Undo::Grant(workload_uid.to_owned(), node.to_owned(), previous));
+        self.rollouts_touched.grants.insert((workload_uid.to_owned(), node.to_owned()));
         match number {
             Some(number) => self
                 .transaction
@@ -242,7 +246,7 @@ impl Batch<'_> {
                 .prepare_cached("DELETE FROM granted WHERE workload = ?1 AND node = ?2")?
                 .execute(params![workload_uid, node])?,
         };
-        self.put_rollout(workload_uid, state);
+        self.touch_rollout(workload_uid);
         Ok(())
     }
 
@@ -251,20 +255,20 @@ impl Batch<'_> {
     /// # Errors
     /// When the database refuses.
     pub fn forget_rollout(&mut self, workload_uid: &str) -> Result<(), StoreError> {
-        if self.working.index.rollout(workload_uid) == RolloutState::default() {
-            return Ok(());
-        }
+        let Some(state) = self.working.index.rollout_at(workload_uid) else { return Ok(()) };
+        let granted = state.grants.keys().map(|node| (workload_uid.to_owned(), node.clone()));
+        self.rollouts_touched.grants.extend(granted);
         self.transaction.prepare_cached("DELETE FROM threshold WHERE workload = ?1")?.execute([workload_uid])?;
         self.transaction.prepare_cached("DELETE FROM granted WHERE workload = ?1")?.execute([workload_uid])?;
-        self.put_rollout(workload_uid, RolloutState::default());
+        let previous = self.working.index.set_rollout(workload_uid, RolloutState::default());
+        self.undo.push(Undo::Rollout(workload_uid.to_owned(), previous));
+        self.touch_rollout(workload_uid);
         Ok(())
     }
 
-    fn put_rollout(&mut self, workload_uid: &str, state: RolloutState) {
-        let previous = self.working.index.set_rollout(workload_uid, state);
-        self.rollouts_touched.insert(workload_uid.to_owned());
+    fn touch_rollout(&mut self, workload_uid: &str) {
+        self.rollouts_touched.workloads.insert(workload_uid.to_owned());
         self.working.rollouts_touched.insert(workload_uid.to_owned());
-        self.undo.push(Undo::Rollout(workload_uid.to_owned(), previous));
     }
 
     fn take_version(&mut self) -> u64 {

@@ -41,7 +41,7 @@ struct Row {
 impl Batch<'_> {
     /// Takes this job's events into the channels. Before the hub has its writer, nothing is published.
     pub(super) fn publish(&mut self) -> Result<(), StoreError> {
-        let idle = self.events.is_empty() && self.rollouts_touched.is_empty() && self.resealed.is_empty();
+        let idle = self.events.is_empty() && self.rollouts_touched.workloads.is_empty() && self.resealed.is_empty();
         if self.working.log.is_none() || idle {
             return Ok(());
         }

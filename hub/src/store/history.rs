@@ -1,11 +1,13 @@
 //! The recent events of the commit log, in memory: what every watch reads from.
 //!
 //! Bounded by count, bytes and age; what is dropped here is dropped from the `event` table with the next commit, so both
-//! always hold the same events. Plain data: no lock, no I/O.
+//! always hold the same events. The newest are shared with whoever reads along; of the rest their JSON is kept, which is a tenth as
+//! large. Plain data: no lock, no I/O.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use flotilla_manifests::kind::KindRef;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::time::Timestamp;
@@ -51,31 +53,91 @@ pub struct Event {
     pub bytes: usize,
 }
 
-impl Event {
-    pub(crate) fn to_watch(&self) -> WatchEvent {
-        match (self.change, &self.previous) {
-            (Change::Added, _) => WatchEvent::Added(Arc::clone(&self.object)),
-            (Change::Modified, Some(previous)) => {
-                WatchEvent::Modified { previous: Arc::clone(previous), object: Arc::clone(&self.object) }
+/// Newest events whose objects are kept as they are: those that watchers read along.
+const SHARED_MAX: usize = 512;
+/// Memory that an object takes, for each byte of its JSON: measured with a DaemonSet of 1.3 KB (docs/benchmarks.md).
+const MEMORY_PER_JSON_BYTE: usize = 14;
+/// Memory of an event beside its objects.
+const EVENT_BYTES: usize = 400;
+
+/// What an event takes in memory, by the size of the object that it replaced: the objects before and after stand in two events each.
+pub(super) fn memory_bytes(json_bytes: usize) -> usize {
+    json_bytes * MEMORY_PER_JSON_BYTE + EVENT_BYTES
+}
+
+/// An object of the past.
+#[derive(Debug, Clone)]
+pub(crate) enum Kept {
+    Shared(Arc<Object>),
+    /// Its JSON.
+    Packed(Bytes),
+}
+
+impl Kept {
+    /// The object; `None` when its own JSON cannot be read again, which nothing but a fault of this program explains.
+    pub(crate) fn object(&self) -> Option<Arc<Object>> {
+        match self {
+            Self::Shared(object) => Some(Arc::clone(object)),
+            Self::Packed(json) => Object::parse(serde_json::from_slice(json).ok()?).ok().map(Arc::new),
+        }
+    }
+
+    /// Keeps the JSON alone; answers its bytes.
+    fn pack(&mut self) -> usize {
+        match self {
+            Self::Shared(object) => {
+                let json = Bytes::from(super::batch::encode(object));
+                let bytes = json.len();
+                *self = Self::Packed(json);
+                bytes
             }
-            (Change::Modified, None) => WatchEvent::Added(Arc::clone(&self.object)),
-            (Change::Deleted, _) => WatchEvent::Deleted(Arc::clone(&self.object)),
+            Self::Packed(json) => json.len(),
         }
     }
 }
 
-/// Memory that an object takes, for each byte of its JSON: measured with a DaemonSet of 1.3 KB (docs/benchmarks.md).
-const MEMORY_PER_JSON_BYTE: usize = 14;
+/// One event as it is kept.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) version: u64,
+    pub(super) change: Change,
+    pub(super) key: ObjectKey,
+    pub(super) object: Kept,
+    pub(super) previous: Option<Kept>,
+    pub(super) time: Timestamp,
+    pub(super) bytes: usize,
+}
 
-/// What an event takes in memory, by the size of the object that it replaced: the objects before and after stand in two events each.
-pub(super) fn memory_bytes(json_bytes: usize) -> usize {
-    json_bytes * MEMORY_PER_JSON_BYTE + 400
+impl From<Event> for Row {
+    fn from(event: Event) -> Self {
+        let Event { version, change, key, object, previous, time, bytes } = event;
+        Self { version, change, key, object: Kept::Shared(object), previous: previous.map(Kept::Shared), time, bytes }
+    }
+}
+
+impl Row {
+    /// `None` when what is packed cannot be read.
+    fn to_watch(&self) -> Option<WatchEvent> {
+        let object = self.object.object()?;
+        Some(match (self.change, &self.previous) {
+            (Change::Added, _) => WatchEvent::Added(object),
+            (Change::Modified, Some(previous)) => WatchEvent::Modified { previous: previous.object()?, object },
+            // A modification always knows what it modified; a lone one is shown as what it made.
+            (Change::Modified, None) => WatchEvent::Added(object),
+            (Change::Deleted, _) => WatchEvent::Deleted(object),
+        })
+    }
+
+    /// Of its objects the JSON is kept from now on.
+    pub(super) fn pack(&mut self) {
+        self.bytes = EVENT_BYTES + self.object.pack() + self.previous.as_mut().map_or(0, Kept::pack);
+    }
 }
 
 /// The window of events still known.
 #[derive(Debug)]
 pub(crate) struct History {
-    events: VecDeque<Event>,
+    events: VecDeque<Row>,
     bytes: usize,
     /// A watch from this version or later can be served.
     floor: u64,
@@ -98,9 +160,16 @@ impl History {
         self.floor
     }
 
-    pub(crate) fn push(&mut self, event: Event) {
-        self.bytes += event.bytes;
-        self.events.push_back(event);
+    pub(super) fn push(&mut self, event: impl Into<Row>) {
+        let row = event.into();
+        self.bytes += row.bytes;
+        self.events.push_back(row);
+        let aged = self.events.len().checked_sub(SHARED_MAX + 1);
+        if let Some(row) = aged.and_then(|aged| self.events.get_mut(aged)) {
+            let before = row.bytes;
+            row.pack();
+            self.bytes = self.bytes - before + row.bytes;
+        }
     }
 
     /// Drops what the bounds no longer allow.
@@ -117,21 +186,23 @@ impl History {
         }
     }
 
-    /// The events of this kind after `version`, newest first; `None` when they are not all known. `end` is the newest version.
-    pub(crate) fn since<'a>(
+    /// What the objects of this kind that have changed after `version` were then, `None` for those that were not there; nothing when
+    /// not all events are known. `end` is the newest version.
+    pub(crate) fn before<'a>(
         &'a self,
         kind: KindRef,
         namespace: Option<&'a str>,
         version: u64,
         end: u64,
-    ) -> Option<impl Iterator<Item = &'a Event>> {
+    ) -> Option<BTreeMap<ObjectKey, Option<Kept>>> {
         if version < self.floor || version > end {
             return None;
         }
         let start = self.events.partition_point(|event| event.version <= version);
         let mine =
-            move |event: &&Event| event.key.kind == kind && namespace.is_none_or(|name| event.key.namespace == name);
-        Some(self.events.range(start..).rev().filter(mine))
+            move |event: &&Row| event.key.kind == kind && namespace.is_none_or(|name| event.key.namespace == name);
+        let undone = self.events.range(start..).rev().filter(mine);
+        Some(undone.map(|event| (event.key.clone(), event.previous.clone())).collect())
     }
 
     /// Up to `count_max` events of wanted objects after `from`; `end` is the newest committed version.
@@ -144,7 +215,9 @@ impl History {
         let mut found = Vec::new();
         for event in self.events.range(start..) {
             if wanted(&event.key) {
-                found.push(event.to_watch());
+                // Whoever cannot be told all starts anew.
+                let Some(told) = event.to_watch() else { return Read::Expired };
+                found.push(told);
                 if found.len() == count_max {
                     return Read::Events(found, event.version);
                 }

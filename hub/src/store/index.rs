@@ -15,8 +15,10 @@ pub struct Index {
     by_uid: HashMap<String, ObjectKey>,
     /// Dependents by the uid of each of their owners.
     by_owner: HashMap<String, BTreeSet<ObjectKey>>,
-    /// Pods by `spec.nodeName`.
+    /// Pods by `spec.nodeName`; those that have no place yet by none.
     by_node: HashMap<String, BTreeSet<ObjectKey>>,
+    /// Events by namespace and age: they come in numbers, and the oldest go first.
+    events: BTreeMap<String, BTreeSet<(u64, String)>>,
     /// Rollout facts of each workload, by its uid.
     rollouts: BTreeMap<String, RolloutState>,
 }
@@ -47,15 +49,15 @@ impl Index {
         Surroundings { objects, rollout: Some((uid.to_owned(), self.rollout(uid))) }
     }
 
-    /// These alone.
+    /// These alone, to be asked by key, kind and owner: there are many, and a plan asks for nothing else.
     pub(crate) fn of(surroundings: Surroundings) -> Self {
         let mut index = Self::default();
-        for object in surroundings.objects {
-            index.set(&object.key(), Some(object));
-        }
-        if let Some((workload, state)) = surroundings.rollout {
-            index.set_rollout(&workload, state);
-        }
+        let Surroundings { objects, rollout } = surroundings;
+        let Some((workload, state)) = rollout else { return index };
+        let owned = objects.iter().filter(|object| object.owner_references().iter().any(|owner| owner.uid == workload));
+        index.by_owner.insert(workload.clone(), owned.map(|object| object.key()).collect());
+        index.objects = objects.into_iter().map(|object| (object.key(), object)).collect();
+        index.set_rollout(&workload, state);
         index
     }
 
@@ -95,9 +97,30 @@ impl Index {
         self.by_node.get(node).into_iter().flatten().filter_map(|key| self.objects.get(key))
     }
 
+    /// Pods without a place.
+    pub fn pods_unbound(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.pods_on("")
+    }
+
+    /// How many Events a namespace has.
+    pub fn events_count(&self, namespace: &str) -> usize {
+        self.events.get(namespace).map_or(0, BTreeSet::len)
+    }
+
+    /// The Event of a namespace that was changed longest ago.
+    pub fn event_oldest(&self, namespace: &str) -> Option<ObjectKey> {
+        let (_, name) = self.events.get(namespace)?.first()?;
+        Some(ObjectKey::of(&kind::EVENT, namespace, name.as_str()))
+    }
+
     /// Thresholds and grants of a workload; empty when it has none.
     pub fn rollout(&self, workload_uid: &str) -> RolloutState {
         self.rollouts.get(workload_uid).cloned().unwrap_or_default()
+    }
+
+    /// The same where it stands: with a grant for every device it is large.
+    pub fn rollout_at(&self, workload_uid: &str) -> Option<&RolloutState> {
+        self.rollouts.get(workload_uid)
     }
 
     pub fn rollouts(&self) -> &BTreeMap<String, RolloutState> {
@@ -126,19 +149,61 @@ impl Index {
             for owner in previous.owner_references() {
                 take(&mut self.by_owner, &owner.uid, key);
             }
-            take(&mut self.by_node, bound_node(previous), key);
+            if previous.kind() == &kind::EVENT
+                && let Some(events) = self.events.get_mut(&key.namespace)
+            {
+                events.remove(&(previous.resource_version(), key.name.clone()));
+                if events.is_empty() {
+                    self.events.remove(&key.namespace);
+                }
+            }
+            if previous.kind() == &kind::POD {
+                take(&mut self.by_node, place(previous), key);
+            }
         }
         if let Some(object) = object {
             self.by_uid.insert(object.uid().to_owned(), key.clone());
             for owner in object.owner_references() {
                 self.by_owner.entry(owner.uid).or_default().insert(key.clone());
             }
-            if !bound_node(&object).is_empty() {
-                self.by_node.entry(bound_node(&object).to_owned()).or_default().insert(key.clone());
+            if object.kind() == &kind::EVENT {
+                let events = self.events.entry(key.namespace.clone()).or_default();
+                events.insert((object.resource_version(), key.name.clone()));
+            }
+            if object.kind() == &kind::POD {
+                self.by_node.entry(place(&object).to_owned()).or_default().insert(key.clone());
             }
             self.objects.insert(key.clone(), object);
         }
         previous
+    }
+
+    /// Sets or (with `None`) removes the threshold of one number; answers what it was.
+    pub(crate) fn set_threshold(&mut self, workload_uid: &str, number: &str, threshold: Option<u64>) -> Option<u64> {
+        let state = self.rollouts.entry(workload_uid.to_owned()).or_default();
+        let previous = match threshold {
+            Some(threshold) => state.thresholds.insert(number.to_owned(), threshold),
+            None => state.thresholds.remove(number),
+        };
+        self.forget_if_empty(workload_uid);
+        previous
+    }
+
+    /// Sets or (with `None`) removes the grant of one node; answers what it was.
+    pub(crate) fn set_grant(&mut self, workload_uid: &str, node: &str, number: Option<&str>) -> Option<String> {
+        let state = self.rollouts.entry(workload_uid.to_owned()).or_default();
+        let previous = match number {
+            Some(number) => state.grants.insert(node.to_owned(), number.to_owned()),
+            None => state.grants.remove(node),
+        };
+        self.forget_if_empty(workload_uid);
+        previous
+    }
+
+    fn forget_if_empty(&mut self, workload_uid: &str) {
+        if self.rollouts.get(workload_uid) == Some(&RolloutState::default()) {
+            self.rollouts.remove(workload_uid);
+        }
     }
 
     /// Replaces the rollout facts of one workload; an empty state removes the entry.
@@ -160,7 +225,53 @@ fn take(map: &mut HashMap<String, BTreeSet<ObjectKey>>, name: &str, key: &Object
     }
 }
 
-/// `spec.nodeName` of a Pod; empty for every other kind and for an unbound Pod.
-fn bound_node(object: &Object) -> &str {
-    if object.kind() == &kind::POD { object.text("/spec/nodeName") } else { "" }
+/// `spec.nodeName` of a Pod; empty for one that has no place yet.
+fn place(pod: &Object) -> &str {
+    pod.text("/spec/nodeName")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn set(index: &mut Index, mut object: Object, version: u64) {
+        object.set_resource_version(version);
+        index.set(&object.key(), Some(Arc::new(object)));
+    }
+
+    #[test]
+    fn events_are_known_by_their_age() {
+        let mut index = Index::default();
+        let event = |name: &str| Object::empty(&kind::EVENT, "shop", name);
+        let oldest = |index: &Index| index.event_oldest("shop").map(|key| key.name);
+        assert_eq!((index.events_count("shop"), oldest(&index)), (0, None));
+        set(&mut index, event("a"), 1);
+        set(&mut index, event("b"), 2);
+        set(&mut index, Object::empty(&kind::EVENT, "other", "c"), 3);
+        assert_eq!((index.events_count("shop"), oldest(&index)), (2, Some("a".to_owned())));
+        set(&mut index, event("a"), 4);
+        assert_eq!((index.events_count("shop"), oldest(&index)), (2, Some("b".to_owned())), "it happened again");
+        index.set(&ObjectKey::of(&kind::EVENT, "shop", "b"), None);
+        assert_eq!((index.events_count("shop"), oldest(&index)), (1, Some("a".to_owned())));
+        index.set(&ObjectKey::of(&kind::EVENT, "shop", "a"), None);
+        assert_eq!((index.events_count("shop"), oldest(&index)), (0, None));
+    }
+
+    #[test]
+    fn a_pod_waits_until_it_has_a_place() {
+        let mut index = Index::default();
+        let pod = |node: Option<&str>| {
+            let mut pod = Object::empty(&kind::POD, "shop", "web");
+            pod.value_mut()["spec"] = node.map_or(json!({}), |node| json!({"nodeName": node}));
+            pod
+        };
+        set(&mut index, pod(None), 1);
+        set(&mut index, Object::empty(&kind::CONFIG_MAP, "shop", "web"), 2);
+        assert_eq!((index.pods_unbound().count(), index.pods_on("a").count()), (1, 0));
+        set(&mut index, pod(Some("a")), 3);
+        assert_eq!((index.pods_unbound().count(), index.pods_on("a").count()), (0, 1));
+    }
 }

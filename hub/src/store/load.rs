@@ -8,7 +8,7 @@ use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::time::Timestamp;
 use rusqlite::{Connection, Row, Transaction, params};
 
-use super::history::{Change, Event, History};
+use super::history::{Change, History, Kept, Row as EventRow};
 use super::index::Index;
 use super::{StoreError, damage, schema};
 use crate::config::Retention;
@@ -95,17 +95,13 @@ fn load_rollouts(transaction: &Transaction<'_>, index: &mut Index) -> Result<(),
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (workload, number, threshold): (String, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let mut state = index.rollout(&workload);
-        state.thresholds.insert(number, threshold.cast_unsigned());
-        index.set_rollout(&workload, state);
+        index.set_threshold(&workload, &number, Some(threshold.cast_unsigned()));
     }
     let mut statement = transaction.prepare("SELECT workload, node, number FROM granted")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (workload, node, number): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let mut state = index.rollout(&workload);
-        state.grants.insert(node, number);
-        index.set_rollout(&workload, state);
+        index.set_grant(&workload, &node, Some(&number));
     }
     Ok(())
 }
@@ -116,7 +112,7 @@ fn load_history(transaction: &Transaction<'_>, index: &Index, version: u64) -> R
         "SELECT version, change, api_group, kind, namespace, name, time, body FROM event ORDER BY version DESC",
     )?;
     let mut rows = statement.query([])?;
-    let mut after: HashMap<ObjectKey, Arc<Object>> = HashMap::new();
+    let mut after: HashMap<ObjectKey, Kept> = HashMap::new();
     let mut events = Vec::new();
     let mut floor = version;
     while let Some(row) = rows.next()? {
@@ -133,8 +129,8 @@ fn load_history(transaction: &Transaction<'_>, index: &Index, version: u64) -> R
 fn read_event(
     row: &Row<'_>,
     index: &Index,
-    after: &mut HashMap<ObjectKey, Arc<Object>>,
-) -> Result<Option<Event>, StoreError> {
+    after: &mut HashMap<ObjectKey, Kept>,
+) -> Result<Option<EventRow>, StoreError> {
     let version = row.get::<_, i64>(0)?.cast_unsigned();
     let (group, name): (String, String) = (row.get(2)?, row.get(3)?);
     let (Some(change), Some(kind)) = (Change::from_code(row.get(1)?), kind::find(&group, &name)) else {
@@ -143,29 +139,32 @@ fn read_event(
     let key = ObjectKey::of(kind, row.get::<_, String>(4)?, row.get::<_, String>(5)?);
     let time = Timestamp(row.get::<_, i64>(6)?.cast_unsigned());
     let body: Option<Vec<u8>> = row.get(7)?;
-    let bytes = super::history::memory_bytes(body.as_ref().map_or(0, Vec::len));
     let previous = match body.as_deref().map(decode) {
-        Some(Ok(object)) => Some(Arc::new(object)),
+        Some(Ok(object)) => Some(object),
         Some(Err(_)) => return Ok(None),
         None => None,
     };
-    let object = match (change, &previous) {
-        (Change::Deleted, Some(last)) => {
-            let mut last = (**last).clone();
+    let object = match (change, previous) {
+        (Change::Deleted, Some(mut last)) => {
             last.set_resource_version(version);
-            Arc::new(last)
+            Kept::Shared(Arc::new(last))
         }
         (Change::Deleted, None) => return Ok(None),
-        _ => match after.get(&key).or_else(|| index.get(&key)) {
-            Some(object) => Arc::clone(object),
-            None => return Ok(None),
+        _ => match (after.get(&key), index.get(&key)) {
+            (Some(kept), _) => kept.clone(),
+            (None, Some(object)) => Kept::Shared(Arc::clone(object)),
+            (None, None) => return Ok(None),
         },
     };
+    let previous = body.map(|json| Kept::Packed(json.into()));
     match &previous {
-        Some(previous) => after.insert(key.clone(), Arc::clone(previous)),
+        Some(previous) => after.insert(key.clone(), previous.clone()),
         None => after.remove(&key),
     };
-    Ok(Some(Event { version, change, key, object, previous, time, bytes }))
+    let mut row = EventRow { version, change, key, object, previous, time, bytes: 0 };
+    // Nobody reads along yet, and all of them at once are many.
+    row.pack();
+    Ok(Some(row))
 }
 
 fn decode(body: &[u8]) -> Result<Object, String> {

@@ -97,14 +97,17 @@ impl Logs {
         bells.entry(node.to_owned()).or_insert_with(|| watch::channel(0).0).subscribe()
     }
 
+    /// What is longer now can be read: before anybody is told, see [`Self::ring`].
     pub(super) fn grew(&self, grown: &[Grown]) {
         if grown.is_empty() {
             return;
         }
+        // Worked out before the lock that all who read wait for.
+        let told = self.told_by_difference(grown);
         let mut tails = self.tails.write().unwrap_or_else(PoisonError::into_inner);
-        for log in grown {
-            match &log.batch {
-                Some(batch) => tails.grew(batch.clone()),
+        for (log, batch) in grown.iter().zip(told) {
+            match batch {
+                Some(batch) => tails.grew(batch),
                 None => tails.forget(&(log.channel.clone(), log.writer)),
             }
         }
@@ -113,9 +116,43 @@ impl Logs {
         for log in grown {
             heads.entry(log.channel.clone()).or_default().insert(log.writer, log.head);
         }
-        drop(heads);
+    }
+
+    /// The batches that were added, each with how it differs from the one before it.
+    fn told_by_difference(&self, grown: &[Grown]) -> Vec<Option<Batch>> {
+        let mut newest: BTreeMap<(&ChannelName, &WriterId), Batch> = BTreeMap::new();
+        let mut told = Vec::with_capacity(grown.len());
+        for log in grown {
+            let Some(mut batch) = log.batch.clone() else {
+                told.push(None);
+                continue;
+            };
+            // A device's own channel has one reader.
+            if matches!(batch.channel, ChannelName::Fleet(_)) {
+                let key = (&log.channel, &log.writer);
+                let known = || self.tails.read().unwrap_or_else(PoisonError::into_inner).newest(key.0, key.1);
+                if let Some(before) = newest.get(&key).cloned().or_else(known) {
+                    batch.follows(&before);
+                }
+                newest.insert(key, batch.clone());
+            }
+            told.push(Some(batch));
+        }
+        told
+    }
+
+    /// Tells the sessions of what has grown.
+    pub(super) fn ring(&self, grown: &[Grown]) {
+        if grown.is_empty() {
+            return;
+        }
         let bells = self.bells.read().unwrap_or_else(PoisonError::into_inner);
-        let ring = |bell: &watch::Sender<u64>| bell.send_modify(|count| *count = count.wrapping_add(1));
+        let ring = |bell: &watch::Sender<u64>| {
+            // Those of devices that are away hang where they were.
+            if bell.receiver_count() > 0 {
+                bell.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        };
         if grown.iter().any(|log| matches!(log.channel, ChannelName::Fleet(_))) {
             bells.values().for_each(ring);
             return;
@@ -129,9 +166,9 @@ impl Logs {
         }
     }
 
-    /// Records have gone because they are old: memory keeps none that the disk does not.
+    /// Records have gone because they are old, and that is committed: memory keeps none that the disk does not.
     pub(super) fn forget_newest(&self) {
-        *self.tails.write().unwrap_or_else(PoisonError::into_inner) = Tails::default();
+        self.tails.write().unwrap_or_else(PoisonError::into_inner).forget_all();
     }
 
     /// What the hub's own log of a channel has after a position, where memory knows it all. Never waits for the disk.
@@ -191,6 +228,8 @@ impl Logs {
         bytes_max: usize,
     ) -> Result<Reading, StoreError> {
         let mut reader = self.reader();
+        // What is read here may be swept away meanwhile.
+        let life = self.tails.read().unwrap_or_else(PoisonError::into_inner).life();
         // One moment for all that follows.
         let transaction = reader.transaction()?;
         let Some((floor, head)) = floor_and_head(&transaction, channel, writer)? else {
@@ -225,7 +264,8 @@ impl Logs {
             batches.push(batch);
         }
         if own && batches.last().is_some_and(|last| last.last_seq == head.seq) {
-            self.tails.write().unwrap_or_else(PoisonError::into_inner).learn(&batches);
+            tail::tell_by_difference(&mut batches);
+            self.tails.write().unwrap_or_else(PoisonError::into_inner).learn(life, &batches);
         }
         Ok(Reading::Batches(batches))
     }

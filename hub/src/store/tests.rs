@@ -159,6 +159,72 @@ async fn a_watch_gives_every_change_once_in_order_from_any_version() {
 }
 
 #[tokio::test]
+async fn a_failing_job_leaves_rollouts_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.sqlite");
+    let store = open(&path, Retention::default());
+    let set = |batch: &mut crate::store::Batch<'_>, number: &str| -> Result<(), ApiError> {
+        batch.set_threshold("web", number, Some(7))?;
+        batch.set_grant("web", "a", Some(number))?;
+        batch.set_grant("web", number, Some(number))?;
+        Ok(())
+    };
+    store.write(move |batch| set(batch, "1-1")).await.unwrap();
+    let before = store.view(|index| index.rollout("web"));
+    assert_eq!((before.thresholds.len(), before.grants.len()), (1, 2));
+    let failing = store.write(move |batch| {
+        set(batch, "1-2")?;
+        batch.set_threshold("web", "1-1", None)?;
+        batch.set_grant("web", "a", None)?;
+        batch.forget_rollout("web")?;
+        set(batch, "1-3")?;
+        Err::<(), _>(ApiError::of(Reason::Conflict, "no"))
+    });
+    failing.await.unwrap_err();
+    store.write(move |batch| Ok(batch.set_grant("web", "b", Some("1-1"))?)).await.unwrap();
+    let mut after = store.view(|index| index.rollout("web"));
+    assert_eq!(after.grants.remove("b").as_deref(), Some("1-1"));
+    assert_eq!(after, before);
+    drop(store);
+    let mut again = open(&path, Retention::default()).view(|index| index.rollout("web"));
+    again.grants.remove("b");
+    assert_eq!(again, before);
+}
+
+#[tokio::test]
+async fn what_is_kept_as_json_is_told_and_rewound_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.sqlite");
+    let store = open(&path, Retention::default());
+    let start = store.version();
+    // More than are shared as objects.
+    for step in 0..700 {
+        put(&store, "a", &step.to_string()).await;
+    }
+    store.write(|batch| Ok(batch.remove(&key("a")).map(drop)?)).await.unwrap();
+    let mut told = Vec::new();
+    let mut all = store.watch(&kind::CONFIG_MAP, None, start).unwrap();
+    while told.len() < 701 {
+        told.extend(Some(text(&all.recv().await.unwrap())).filter(|told| told != "progress"));
+    }
+    let values = |store: &Store, at: u64| {
+        let listing = store.list_at(&kind::CONFIG_MAP, None, at).unwrap();
+        listing.items.iter().map(|item| item.text("/data/text").to_owned()).collect::<Vec<_>>()
+    };
+    let early = [start, start + 1, start + 100, start + 650, start + 701];
+    let then = early.map(|at| values(&store, at));
+    assert_eq!(then, [vec![], vec!["0".to_owned()], vec!["99".to_owned()], vec!["649".to_owned()], vec![]]);
+    drop((all, store));
+    // The same after a start, when everything is JSON.
+    let store = open(&path, Retention::default());
+    assert_eq!(early.map(|at| values(&store, at)), then);
+    let mut again = store.watch(&kind::CONFIG_MAP, None, start).unwrap();
+    for before in told {
+        assert_eq!(text(&again.recv().await.unwrap()), before);
+    }
+}
+
+#[tokio::test]
 async fn a_watch_goes_on_over_a_reopening() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hub.sqlite");
@@ -264,6 +330,7 @@ async fn many_writes_share_a_commit() {
 
 #[tokio::test]
 async fn a_writer_without_room_asks_people_to_come_back_and_lets_sessions_wait() {
+    const EACH: usize = crate::store::lanes::QUEUE_LEN_MAX;
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder.path().join("hub.sqlite"), Retention::default());
     let (open_gate, gate) = std::sync::mpsc::sync_channel::<()>(1);
@@ -275,11 +342,19 @@ async fn a_writer_without_room_asks_people_to_come_back_and_lets_sessions_wait()
     });
     begun.await.unwrap();
     let mut waiting = tokio::task::JoinSet::new();
-    for number in 0..=crate::store::QUEUE_LEN_MAX {
+    for number in 0..=EACH {
         let store = store.clone();
         waiting.spawn(async move { store.write(move |_| Ok(number)).await });
     }
-    while store.queued() < crate::store::QUEUE_LEN_MAX {
+    while store.queued() < EACH {
+        tokio::task::yield_now().await;
+    }
+    // What the fleet writes takes no room of the people's.
+    for number in 0..EACH {
+        let store = store.clone();
+        waiting.spawn(async move { store.write_soon(move |_| Ok(number)).await });
+    }
+    while store.queued() < 2 * EACH {
         tokio::task::yield_now().await;
     }
     let refused = store.write_soon(|_| Ok(())).await.unwrap_err();

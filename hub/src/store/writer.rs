@@ -11,17 +11,15 @@ use flotilla_sync::log::{Batch as LogBatch, LogWriter};
 use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::record::Draft;
 use rusqlite::{Connection, Transaction};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::batch::{Batch, Undo};
 use super::history::Event;
 use super::index::Index;
+use super::lanes::{Lanes, Turn};
 use super::{Shared, StoreError, channels, logs, retention, schema};
 use crate::config::Retention;
 use crate::publish::Publication;
-
-/// Jobs in one transaction at most: bounds the time the first of them waits.
-const BATCH_JOBS_MAX: usize = 256;
 
 /// What the writer alone holds: the state as of the newest job, committed or not.
 #[derive(Debug)]
@@ -138,39 +136,41 @@ impl Writer {
         Self { connection, working, shared, retention }
     }
 
-    /// Commits `first` and what waits behind it in one transaction, then answers all.
-    pub(super) fn commit(&mut self, first: Box<dyn Job>, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
-        let mut jobs = vec![first];
-        while jobs.len() < BATCH_JOBS_MAX {
-            let Ok(next) = queue.try_recv() else { break };
-            jobs.push(next);
-        }
-        commit(&mut self.connection, &mut self.working, &self.shared, &self.retention, &mut jobs);
-        for job in jobs {
-            job.answer();
-        }
+    /// Commits what waits, in one transaction, then answers all; `false` when nobody can bring anything any more.
+    pub(super) async fn commit(&mut self, lanes: &mut Lanes) -> bool {
+        let Some(mut turn) = lanes.turn().await else { return false };
+        let grown = commit(&mut self.connection, &mut self.working, &self.shared, &self.retention, &mut turn);
+        turn.answer();
+        // Each device has a bell: whoever was answered does not wait for twenty thousand.
+        self.shared.logs.ring(&grown);
+        true
     }
 }
 
+/// Answers which logs are longer now: whoever reads them finds it, and is to be told.
 fn commit(
     connection: &mut Connection,
     working: &mut Working,
     shared: &Shared,
     retention: &Retention,
-    jobs: &mut [Box<dyn Job>],
-) {
+    turn: &mut Turn<'_>,
+) -> Vec<Grown> {
     let now = (shared.clock)();
     let (version_before, incarnation_before) = (working.version, working.incarnation);
     let mut undo = Vec::new();
-    match attempt(connection, working, shared, retention, jobs, now, &mut undo) {
-        Ok((events, grown)) => {
+    let grown = match attempt(connection, working, shared, retention, turn, now, &mut undo) {
+        Ok(done) => {
+            if done.swept {
+                shared.logs.forget_newest();
+            }
             if let Some(publication) = &mut working.publication {
                 publication.settle();
             }
-            shared.publish(events, &grown, working, retention, now);
+            shared.publish(done.events, &done.grown, working, retention, now);
+            done.grown
         }
         Err(error) => {
-            tracing::error!(error = %Chain(&error), jobs = jobs.len(), "a commit failed; its writes were undone");
+            tracing::error!(error = %Chain(&error), jobs = turn.len(), "a commit failed; its writes were undone");
             roll_back(working, undo, version_before);
             working.incarnation = incarnation_before;
             working.reborn = false;
@@ -181,12 +181,22 @@ fn commit(
             }
             let answer = ApiError::from(error);
             if !planted::is(Bug::FailedCommitAnswered) {
-                jobs.iter_mut().for_each(|job| job.fail(answer.clone()));
+                turn.all_mut().for_each(|job| job.fail(answer.clone()));
             }
+            Vec::new()
         }
-    }
+    };
     working.rollouts_touched.clear();
     working.reborn = false;
+    grown
+}
+
+/// What a transaction did.
+struct Done {
+    events: Vec<Event>,
+    grown: Vec<Grown>,
+    /// Records went because they are old.
+    swept: bool,
 }
 
 fn attempt(
@@ -194,15 +204,15 @@ fn attempt(
     working: &mut Working,
     shared: &Shared,
     retention: &Retention,
-    jobs: &mut [Box<dyn Job>],
+    turn: &mut Turn<'_>,
     now: Timestamp,
     undo: &mut Vec<Undo>,
-) -> Result<(Vec<Event>, Vec<Grown>), StoreError> {
+) -> Result<Done, StoreError> {
     // It will write: waiting for the lock now is possible, turning a reader into a writer later is not (`token create` beside us).
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let mut events = Vec::new();
     let mut grown: Vec<Grown> = Vec::new();
-    for job in jobs {
+    while let Some(job) = turn.next() {
         transaction.execute_batch("SAVEPOINT job")?;
         let version_before = working.version;
         let mut batch = Batch::on(&transaction, working, now);
@@ -233,17 +243,16 @@ fn attempt(
         channels::truncate(&transaction, &writer, &channels, retention.log_records_max, retention.log_bytes_max)?;
         grown.extend(own);
     }
+    let mut swept = false;
     if now.0.abs_diff(working.swept.0) >= retention::SWEEP_MS {
-        if retention::sweep(&transaction, retention, now)? > 0 {
-            shared.logs.forget_newest();
-        }
+        swept = retention::sweep(&transaction, retention, now)? > 0;
         working.swept = now;
     }
     if !events.is_empty() {
         trim(&transaction, shared, working.version)?;
     }
     transaction.commit()?;
-    Ok((events, grown))
+    Ok(Done { events, grown, swept })
 }
 
 /// Runs a job and publishes what it did; whatever fails of it, all of it is undone.
@@ -298,6 +307,12 @@ fn roll_back(working: &mut Working, undo: Vec<Undo>, version: u64) {
             }
             Undo::Rollout(workload, state) => {
                 working.index.set_rollout(&workload, state);
+            }
+            Undo::Threshold(workload, number, threshold) => {
+                working.index.set_threshold(&workload, &number, threshold);
+            }
+            Undo::Grant(workload, node, number) => {
+                working.index.set_grant(&workload, &node, number.as_deref());
             }
         }
     }

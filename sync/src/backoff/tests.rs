@@ -23,6 +23,21 @@ fn bound(backoff: &Backoff, now_ms: u64) -> u64 {
 }
 
 #[test]
+fn a_busy_hub_is_given_more_time() {
+    let bound = |backoff: &Backoff, now_ms| {
+        (0..=60_000).map(|random| backoff.clone().busy_wait_ms(now_ms, random)).max().unwrap()
+    };
+    let mut backoff = Backoff::new();
+    let mut longest = Vec::new();
+    for _ in 0..6 {
+        longest.push(bound(&backoff, 0));
+        assert_eq!(backoff.busy_wait_ms(0, 0), 0, "full jitter begins at nothing");
+    }
+    assert_eq!(longest, [1_000, 2_000, 4_000, 8_000, 16_000, 16_000]);
+    assert_eq!(bound(&backoff, 120_000), 60_000);
+}
+
+#[test]
 fn only_a_stable_connection_ends_an_outage() {
     let mut backoff = Backoff::new();
     for _ in 0..10 {

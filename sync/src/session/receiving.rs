@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::frame::Frame;
 use super::{Event, Session, Violation};
 use crate::channel::{CHANNELS_MAX, ChannelName, Hash, Head, Positions, WRITERS_MAX, WriterId};
+use crate::few::Few;
 use crate::identity::writer::WriterChain;
 use crate::list::{ChannelSnapshot, SNAPSHOT_BYTES_MAX, STATE_BYTES_MAX, SignedList};
 use crate::log::{Batch, Placement, VerifiedBatch, difference, place};
@@ -163,7 +164,7 @@ impl Session {
                 self.receiving.chained.insert(key.clone(), Chained::of(&verified, !self.is_hub()));
                 self.receiving.asked.remove(&key);
                 self.sending.peer_holds(&channel, &chain.id, head.seq);
-                self.own.entry(channel).or_default().insert(chain.id, head);
+                self.own.get_or_insert_with(channel, Few::default).insert(chain.id, head);
                 self.receiving.unacknowledged.insert((channel_index, writer_index), head.seq);
                 self.events.push_back(Event::Ingest(Input::Batch(verified)));
             }
@@ -249,10 +250,10 @@ impl Session {
         }
         // What the list of another branch does not name is not deleted; what it names holds all the same.
         let branches: BTreeSet<WriterId> = list.covers.keys().copied().filter(is_branch).collect();
-        let logs = self.own.entry(list.channel.clone()).or_default();
+        let logs = self.own.get_or_insert_with(list.channel.clone(), Few::default);
         for (writer, head) in list.covers.iter().filter(|(writer, _)| !branches.contains(*writer)) {
             let key = (list.channel.clone(), *writer);
-            let stands_at = logs.entry(*writer).or_insert(*head);
+            let stands_at = logs.get_or_insert_with(*writer, || *head);
             if head.seq > stands_at.seq {
                 *stands_at = *head;
             }

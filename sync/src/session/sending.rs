@@ -1,12 +1,13 @@
 //! The sending half of replication: what the peer lacks, what is in flight, and names introduced to the peer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 
 use super::frame::{Frame, STATE_PIECE_BYTES};
 use super::{Event, Session, Violation};
 use crate::channel::{ChannelName, Hash, Positions, WriterId};
+use crate::few::Few;
 use crate::identity::writer::WriterChain;
 use crate::list::ChannelSnapshot;
 use crate::log::Batch;
@@ -24,15 +25,15 @@ type LogKey = (ChannelName, WriterId);
 #[derive(Debug, Default)]
 pub(super) struct Sending {
     /// Where the peer stood at its hello, for logs not yet sent from.
-    peer: Positions,
+    peer: Few<ChannelName, Few<WriterId, u64>>,
     /// Device: only channels the hub reads are sent in.
     restricted: bool,
     /// The peer is a device that takes [`Frame::Difference`].
     differences: bool,
-    logs: BTreeMap<LogKey, SendingLog>,
-    channels: BTreeMap<ChannelName, u64>,
-    writers: BTreeMap<WriterId, u64>,
-    names: BTreeMap<(u64, u64), LogKey>,
+    logs: Few<LogKey, SendingLog>,
+    channels: Few<ChannelName, u64>,
+    writers: Few<WriterId, u64>,
+    names: Few<(u64, u64), LogKey>,
     flight: VecDeque<Flying>,
     flight_bytes: usize,
     snapshots: VecDeque<Leaving>,
@@ -67,7 +68,7 @@ struct Leaving {
 
 impl Sending {
     pub(super) fn peer_stands_at(&mut self, positions: &Positions, restricted: bool) {
-        self.peer = positions.clone();
+        self.peer = positions.iter().map(|(channel, logs)| (channel.clone(), few(logs))).collect();
         self.restricted = restricted;
     }
 
@@ -80,14 +81,14 @@ impl Sending {
     pub(super) fn subscribe(&mut self, positions: &Positions) {
         self.peer.retain(|channel, _| positions.contains_key(channel));
         for (channel, logs) in positions {
-            self.peer.entry(channel.clone()).or_insert_with(|| logs.clone());
+            self.peer.get_or_insert_with(channel.clone(), || few(logs));
         }
         self.logs.retain(|(channel, _), _| positions.contains_key(channel));
     }
 
     fn log(&mut self, key: &LogKey) -> &mut SendingLog {
         let stands_at = self.peer.get(&key.0).and_then(|logs| logs.get(&key.1)).copied().unwrap_or(0);
-        self.logs.entry(key.clone()).or_insert_with(|| SendingLog { sent: stands_at, ..SendingLog::default() })
+        self.logs.get_or_insert_with(key.clone(), || SendingLog { sent: stands_at, ..SendingLog::default() })
     }
 
     /// The peer has sent this itself: it is not sent back.
@@ -160,7 +161,7 @@ impl Sending {
             (None, None) => return None,
         };
         let known = self.channels.len() as u64;
-        let channel = *self.channels.entry(key.0.clone()).or_insert_with(|| {
+        let channel = *self.channels.get_or_insert_with(key.0.clone(), || {
             frames.push_back(Frame::Channel { index: known, name: key.0.clone() });
             known
         });
@@ -200,17 +201,21 @@ impl Sending {
     }
 }
 
+fn few(logs: &std::collections::BTreeMap<WriterId, u64>) -> Few<WriterId, u64> {
+    logs.iter().map(|(writer, seq)| (*writer, *seq)).collect()
+}
+
 impl Session {
     /// Asks the store for what the peer lacks, one question per log, within the bounds of what is in flight.
     pub(super) fn ask_for_records(&mut self) {
         if !self.established {
             return;
         }
-        for (channel, logs) in &self.own {
+        for (channel, logs) in self.own.iter() {
             if self.sending.restricted && !self.sending.peer.contains_key(channel) {
                 continue;
             }
-            for (writer, head) in logs {
+            for (writer, head) in logs.iter() {
                 if self.sending.flight_bytes >= FLIGHT_BYTES_MAX {
                     return;
                 }

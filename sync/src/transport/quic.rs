@@ -39,6 +39,8 @@ const STALLED_AFTER: Duration = Duration::from_secs(2);
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Wished socket buffers of a door: a burst of ten thousand devices must not fall out of them. The system may give less.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+/// Names of connections that share a device's socket.
+const SHARED_ID_BYTES: usize = 3;
 /// Label of the value that binds an enrolment to its connection (RFC 5705).
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-flotilla-enrol";
 /// Application close codes.
@@ -173,8 +175,7 @@ impl SharedSocket {
     /// When the system gives none.
     pub fn towards(hub: SocketAddr) -> io::Result<Self> {
         let socket = socket(unspecified(hub), SOCKET_BUFFER_BYTES)?;
-        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))?;
-        Ok(Self { endpoint })
+        Ok(Self { endpoint: dialling(socket, SHARED_ID_BYTES)? })
     }
 }
 
@@ -278,7 +279,11 @@ async fn dial_one(
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport(Some(KEEP_ALIVE))));
     // A fresh socket each time: a device's addresses change beneath it.
-    let fresh = || Endpoint::client(unspecified(address)).map_err(|error| unreachable(error.to_string()));
+    let fresh = || {
+        let socket = std::net::UdpSocket::bind(unspecified(address));
+        // Its one connection needs no name: whatever comes is of it.
+        socket.and_then(|socket| dialling(socket, 0)).map_err(|error| unreachable(error.to_string()))
+    };
     let endpoint = shared.map_or_else(fresh, |shared| Ok(shared.endpoint.clone()))?;
     let connection = endpoint
         .connect_with(config, address, &installation.door_name())
@@ -297,6 +302,13 @@ async fn dial_one(
             None => unreachable(error.to_string()),
         }),
     }
+}
+
+/// An endpoint that only dials. Every packet to it carries the name of its connection, of so many bytes.
+fn dialling(socket: std::net::UdpSocket, id_bytes: usize) -> io::Result<Endpoint> {
+    let mut config = EndpointConfig::default();
+    config.cid_generator(move || Box::new(quinn_proto::RandomConnectionIdGenerator::new(id_bytes)));
+    Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime))
 }
 
 /// Any address of the same family, any port.
@@ -356,6 +368,8 @@ fn transport(keep_alive: Option<Duration>) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .send_window(u64::from(STREAM_WINDOW_BYTES))
+        // With it every connection keeps a buffer of ten datagrams from the first list it sends on; most changes are one datagram.
+        .enable_segmentation_offload(false)
         // Looking for larger datagrams costs both sides some 5 kB in each session, more than most sessions carry.
         .mtu_discovery_config(None)
         .keep_alive_interval(keep_alive)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 /// Kinds of trouble that are told apart.
 const TROUBLES_MAX: usize = 32;
@@ -39,10 +39,12 @@ struct State {
     troubles: BTreeMap<String, u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Crowd {
     state: Mutex<State>,
     arrived: Notify,
+    /// Devices that may dial at one time: they share a processor, which devices do not.
+    pub(crate) dialling: Semaphore,
 }
 
 impl Standing {
@@ -52,9 +54,9 @@ impl Standing {
 }
 
 impl Crowd {
-    pub(crate) fn of(count: usize) -> Self {
+    pub(crate) fn of(count: usize, dialling: usize) -> Self {
         let state = State { devices: vec![Standing::default(); count], lacking: count, ..State::default() };
-        Self { state: Mutex::new(state), arrived: Notify::new() }
+        Self { state: Mutex::new(state), arrived: Notify::new(), dialling: Semaphore::new(dialling) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -33,6 +33,8 @@ pub(crate) struct Device {
     pub(crate) replica: Arc<Watched>,
     config: SessionConfig,
     connector: Connector,
+    /// A connector that remembers no session.
+    anew: Box<dyn Fn() -> Connector + Send + Sync>,
     node: NodeRef,
     sealing: [u8; 32],
     clock: Arc<Clock>,
@@ -71,13 +73,13 @@ impl Device {
             boot,
         };
         let node = NodeRef { name: identity.node.to_string(), uid: identity.node_uid.clone() };
-        let connector =
-            Connector::new(&enrolment.credentials, &enrolment.authority, &enrolment.root, identity.node.clone(), &time)
-                .map_err(|error| error.to_string())?;
-        let connector = match socket {
-            Some(socket) => connector.through(socket),
-            None => connector,
+        let (credentials, authority) = (enrolment.credentials.clone(), enrolment.authority.clone());
+        let (root, name) = (enrolment.root, identity.node.clone());
+        let anew = move || {
+            let made = Connector::new(&credentials, &authority, &root, name.clone(), &time).unwrap();
+            socket.iter().fold(made, |made, socket| made.through(socket.clone()))
         };
+        let connector = anew();
         let config = SessionConfig {
             root: enrolment.root,
             node: Some(identity.node.clone()),
@@ -88,7 +90,8 @@ impl Device {
         let (replica, _streams) = DeviceReplica::take_up(store, &loaded, life, Arc::clone(&clock), trust)
             .map_err(|error| error.to_string())?;
         let sealing = identity.keys.sealing.to_bytes();
-        Ok(Self { replica: Arc::new(Watched::over(replica, place)), config, connector, node, sealing, clock })
+        let replica = Arc::new(Watched::over(replica, place));
+        Ok(Self { replica, config, connector, anew: Box::new(anew), node, sealing, clock })
     }
 
     /// Connects, serves the session, comes back: until the task is aborted, which breaks the session off as a cut does.
@@ -96,7 +99,11 @@ impl Device {
         tokio::time::sleep(after).await;
         let mut backoff = Backoff::new();
         loop {
-            let retry_after_ms = match self.connector.connect(&target).await {
+            let mut busy = false;
+            let dialling = self.replica.crowd.dialling.acquire().await.unwrap();
+            let connected = self.connector.connect(&target).await;
+            drop(dialling);
+            let retry_after_ms = match connected {
                 Ok(pipe) => {
                     backoff.connected(monotonic_ms());
                     self.replica.crowd.count("connections");
@@ -113,12 +120,26 @@ impl Device {
                 }
                 Err(error) => {
                     self.replica.crowd.trouble("connect", &error.to_string());
+                    busy = error.is_busy() && error.retry_after_ms().is_none();
                     error.retry_after_ms()
                 }
             };
             self.replica.disconnected();
-            let wait_ms = backoff.wait_ms(monotonic_ms(), random(), retry_after_ms);
+            let wait_ms = if busy {
+                backoff.busy_wait_ms(monotonic_ms(), random())
+            } else {
+                backoff.wait_ms(monotonic_ms(), random(), retry_after_ms)
+            };
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        }
+    }
+
+    /// Opens a pipe to the hub and lets it go, as often as the hub is too busy for it. `fresh`: as a device that was never here.
+    pub(crate) async fn shake_hands(&self, target: &Target, fresh: bool) {
+        let connector = if fresh { (self.anew)() } else { self.connector.clone() };
+        while let Err(error) = connector.connect(target).await {
+            self.replica.crowd.trouble("connect", &error.to_string());
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

@@ -18,6 +18,9 @@ const DEVICES_PER_SOCKET: usize = 250;
 /// Devices opened, or joining, at one time.
 const OPENING_MAX: usize = 16;
 
+/// Handshakes at one time.
+const SHAKING_MAX: usize = 8;
+
 /// What the bench says a generator is.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
@@ -26,18 +29,22 @@ pub(crate) struct Part {
     pub(crate) count: usize,
     /// The hub's UDP address, or a broker's URL.
     pub(crate) road: String,
+    /// Devices of this generator that dial at one time.
+    pub(crate) dialling: usize,
 }
 
 impl Part {
     pub(crate) fn arguments(&self) -> Vec<String> {
         let folder = self.folder.to_string_lossy().into_owned();
-        vec!["generate".to_owned(), folder, self.first.to_string(), self.count.to_string(), self.road.clone()]
+        let [first, count, dialling] = [self.first, self.count, self.dialling].map(|number| number.to_string());
+        vec!["generate".to_owned(), folder, first, count, self.road.clone(), dialling]
     }
 
     pub(crate) fn parse(arguments: &[String]) -> Self {
-        let [folder, first, count, road] = arguments else { panic!("a generator needs four arguments") };
+        let [folder, first, count, road, dialling] = arguments else { panic!("a generator needs five arguments") };
         let number = |text: &String| text.parse().unwrap();
-        Self { folder: folder.into(), first: number(first), count: number(count), road: road.clone() }
+        let road = road.clone();
+        Self { folder: folder.into(), first: number(first), count: number(count), road, dialling: number(dialling) }
     }
 
     fn target(&self) -> Target {
@@ -78,7 +85,7 @@ struct Generator {
 }
 
 async fn obey(part: &Part, mut commands: mpsc::Receiver<Value>) {
-    let crowd = Arc::new(Crowd::of(part.count));
+    let crowd = Arc::new(Crowd::of(part.count, part.dialling));
     let mut generator = Generator { part: part.clone(), crowd, devices: Vec::new(), lives: JoinSet::new() };
     while let Some(command) = commands.recv().await {
         let answer = generator.answer(&command).await;
@@ -103,6 +110,19 @@ impl Generator {
             "cut" => {
                 self.lives.shutdown().await;
                 self.crowd.cut();
+                json!({})
+            }
+            "shake" => {
+                let fresh = command["fresh"].as_bool().unwrap();
+                let mut shaking = JoinSet::new();
+                for device in &self.devices {
+                    if shaking.len() >= SHAKING_MAX {
+                        shaking.join_next().await.unwrap().unwrap();
+                    }
+                    let (device, target) = (Arc::clone(device), self.part.target());
+                    shaking.spawn(async move { device.shake_hands(&target, fresh).await });
+                }
+                shaking.join_all().await;
                 json!({})
             }
             "expect" => {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::generator::Part;
 use super::hub;
+use super::phases::Settings;
 
 struct Generator {
     child: Child,
@@ -29,13 +30,15 @@ pub(crate) struct Arrival {
 }
 
 impl Generators {
-    pub(crate) fn start(folder: &Path, devices: usize, processes: usize, road: &str) -> Self {
+    pub(crate) fn start(folder: &Path, settings: &Settings, road: &str) -> Self {
+        let (devices, processes) = (settings.devices, settings.generators);
         let share = devices.div_ceil(processes);
         let parts = (0..processes).map(|index| Part {
             folder: folder.join("devices"),
             first: index * share,
             count: share.min(devices - index * share),
             road: road.to_owned(),
+            dialling: settings.dialling.div_ceil(processes),
         });
         let start = |part: Part| {
             let log = std::fs::File::create(folder.join(format!("generator-{}.log", part.first))).unwrap();

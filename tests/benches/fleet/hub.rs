@@ -9,14 +9,17 @@ use flotilla_tests::wait;
 
 use crate::api::Server;
 
-/// Below this share of a core over a second, a hub has nothing to do.
+/// Below this share of a core over a second, a hub has nothing to do: at all, and for each device it knows.
 const REST_CPU_MS_PER_S: f64 = 30.0;
+const REST_CPU_MS_PER_S_AND_DEVICE: f64 = 0.01;
 /// No rest is waited for longer than this.
 const REST_MAX: Duration = Duration::from_secs(180);
 
 pub(crate) struct Hub {
     pub(crate) folder: PathBuf,
     pub(crate) quic: SocketAddr,
+    /// Devices that it is to have.
+    devices: usize,
     process: Process,
 }
 
@@ -29,7 +32,7 @@ pub(crate) struct Usage {
 
 impl Hub {
     /// Starts a hub in `folder`, on free ports of the loopback; with a broker if one is named.
-    pub(crate) fn start(binary: &str, folder: &Path, broker: Option<&str>) -> Self {
+    pub(crate) fn start(binary: &str, folder: &Path, broker: Option<&str>, devices: usize) -> Self {
         let api: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let quic: SocketAddr = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let data = folder.join("hub");
@@ -49,7 +52,7 @@ impl Hub {
             let server = kubeconfig.exists().then(|| Server::of(&kubeconfig).ok()).flatten().ok_or("no kubeconfig")?;
             server.connect().map(|_open| ())
         });
-        Self { folder: data, quic, process }
+        Self { folder: data, quic, devices, process }
     }
 
     pub(crate) fn server(&self) -> Server {
@@ -76,7 +79,8 @@ impl Hub {
         while quiet < 2 && start.elapsed() < REST_MAX {
             let before = self.usage().cpu_ms;
             std::thread::park_timeout(Duration::from_secs(1));
-            quiet = if self.usage().cpu_ms - before < REST_CPU_MS_PER_S { quiet + 1 } else { 0 };
+            let little = self.devices as f64 * REST_CPU_MS_PER_S_AND_DEVICE + REST_CPU_MS_PER_S;
+            quiet = if self.usage().cpu_ms - before < little { quiet + 1 } else { 0 };
         }
     }
 }

@@ -32,6 +32,8 @@ const AIMS_IN_A_STORM: (f64, f64, f64) = (200.0, 1000.0, 200.0);
 pub(crate) struct Settings {
     pub(crate) devices: usize,
     pub(crate) generators: usize,
+    /// Devices that dial at one time.
+    pub(crate) dialling: usize,
     pub(crate) road: String,
     /// Where the hub lives; kept when named, so that the next run need not enrol again.
     pub(crate) folder: Option<PathBuf>,
@@ -58,7 +60,7 @@ pub(crate) fn run(binary: &str, settings: &Settings, report: &mut Report) {
     let folder = settings.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
     std::fs::create_dir_all(&folder).unwrap();
     let asked = |name: &str| settings.phases.iter().any(|phase| phase == name);
-    if ["change", "idle", "reconnect"].into_iter().any(asked) {
+    if ["change", "idle", "reconnect", "handshakes"].into_iter().any(asked) {
         let memory = settings.memory.clone().unwrap_or_else(|| folder.clone());
         enrol(binary, &folder, &memory, settings, report);
         let broker = (settings.road == "mqtt").then(|| Broker::start(temporary.path()));
@@ -74,6 +76,10 @@ pub(crate) fn run(binary: &str, settings: &Settings, report: &mut Report) {
         if asked("reconnect") {
             say("reconnect ...");
             bench.reconnect(report);
+        }
+        if asked("handshakes") {
+            say("handshakes ...");
+            bench.handshakes(report);
         }
         bench.hub.stop();
     }
@@ -92,7 +98,7 @@ fn enrol(binary: &str, folder: &Path, memory: &Path, settings: &Settings, report
         return;
     }
     say(&format!("{} devices join ...", settings.devices));
-    let hub = Hub::start(binary, folder, None);
+    let hub = Hub::start(binary, folder, None, settings.devices);
     let mut connection = hub.server().connect().unwrap();
     prepare(&mut connection);
     let request = TokenRequest {
@@ -105,7 +111,7 @@ fn enrol(binary: &str, folder: &Path, memory: &Path, settings: &Settings, report
     let tokens: Vec<String> = (0..count).map(|_| tokens::create(&hub.folder, &request).unwrap()).collect();
     let start = Instant::now();
     let before = hub.usage();
-    let mut generators = Generators::start(memory, settings.devices, settings.generators, &hub.quic.to_string());
+    let mut generators = Generators::start(memory, settings, &hub.quic.to_string());
     generators.open(&tokens);
     let devices = settings.devices as f64;
     report.add("joins per second", devices / start.elapsed().as_secs_f64(), "1/s");
@@ -142,12 +148,12 @@ impl<'a> Bench<'a> {
         report: &mut Report,
     ) -> Self {
         let url = broker.as_ref().map(Broker::url);
-        let hub = Hub::start(binary, folder, url.as_deref());
+        let hub = Hub::start(binary, folder, url.as_deref(), settings.devices);
         let connection = hub.server().connect().unwrap();
         hub.rest();
         let alone = hub.usage();
         let road = url.unwrap_or_else(|| hub.quic.to_string());
-        let generators = Generators::start(memory, settings.devices, settings.generators, &road);
+        let generators = Generators::start(memory, settings, &road);
         let mut bench = Self { settings, hub, generators, connection, used: Instant::now(), broker, edits: 0 };
         bench.generators.open(&[]);
         let (before, traffic_before) = (bench.hub.usage(), Traffic::now());
@@ -319,6 +325,28 @@ impl<'a> Bench<'a> {
         report.add("hub: memory after the return (PSS)", self.hub.usage().pss_kib / 1024.0, "MiB");
         let right = self.generators.sum(&json!({"do": "check", "value": (100_000 + self.edits).to_string()}), "right");
         assert_eq!(right, self.settings.devices as u64, "not every device understands the newest value");
+    }
+
+    /// Every device opens a pipe and lets it go: each anew, then each with what its last session left it.
+    fn handshakes(&mut self, report: &mut Report) {
+        let devices = self.settings.devices as f64;
+        self.generators.ask(&json!({"do": "cut"}));
+        self.hub.rest();
+        self.generators.counts();
+        for (what, fresh) in [("full", true), ("resumed", false)] {
+            let (hub, generators, traffic, start) =
+                (self.hub.usage(), self.generators.cpu_ms(), Traffic::now(), Instant::now());
+            self.generators.ask(&json!({"do": "shake", "fresh": fresh}));
+            let seconds = start.elapsed().as_secs_f64();
+            self.hub.rest();
+            report.add(&format!("{what} handshakes (the hub takes 500 a second)"), devices / seconds, "1/s");
+            let each = (self.hub.usage().cpu_ms - hub.cpu_ms) / devices;
+            report.add(&format!("hub: processor per {what} handshake and session begun and ended"), each, "ms");
+            let each = (self.generators.cpu_ms() - generators) / devices;
+            report.add(&format!("generators: processor per {what} handshake"), each, "ms");
+            report.add(&format!("bytes per {what} handshake"), Traffic::now().since(traffic).bytes / devices, "B");
+        }
+        say(&format!("{}", self.generators.counts()));
     }
 
     /// Until the hub shows every Node as silent: a day has passed long before that matters.

@@ -42,7 +42,7 @@ pub(crate) fn measure(binary: &str, folder: &Path, report: &mut Report) {
         of_etcd.push(rate);
     }
     drop(etcd);
-    let hub = Hub::start(binary, folder, None);
+    let hub = Hub::start(binary, folder, None, 0);
     for (writers, beside) in WRITERS.into_iter().zip(&of_etcd) {
         let (rate, latency) = rate(writers, |writer| Some(over_api(&hub, writer)));
         report.add(&format!("writes: the hub, REST API (JSON over HTTPS), {writers} writers"), rate, "1/s");

@@ -104,3 +104,23 @@ fn a_step_is_published_with_its_time() {
     state.now = Timestamp(10_006_000);
     assert_eq!(run(&mut state).writes, [], "the budget is spent");
 }
+
+#[test]
+fn grants_for_a_large_fleet_are_given_in_pieces() {
+    let number = RolloutNumber::default();
+    let mut left: std::collections::BTreeMap<String, Option<RolloutNumber>> =
+        (0..GRANTS_AT_ONCE_MAX * 2 + 3).map(|node| (format!("n{node:05}"), Some(number))).collect();
+    let mut wakes = Vec::new();
+    while !left.is_empty() {
+        let mut plan = Plan::default();
+        grant("web", left.clone(), Timestamp(1000), &mut plan);
+        assert!(plan.writes.len() <= GRANTS_AT_ONCE_MAX && !plan.writes.is_empty());
+        for write in plan.writes {
+            let Write::Grant { node, .. } = write else { panic!("{write:?}") };
+            left.remove(&node);
+        }
+        wakes.push(plan.wake_at);
+    }
+    let soon = Some(Timestamp(1000 + GRANTS_GO_ON_MS));
+    assert_eq!(wakes, [soon, soon, None]);
+}

@@ -11,12 +11,21 @@ use crate::Contact;
 impl FleetDoor {
     /// How far a device is, as its newest bundle said; a session says it better.
     pub(crate) fn remember(&self, node: &str, positions: Positions) {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner).entry(node.to_owned()).or_insert(positions);
+        let logs = positions
+            .into_iter()
+            .flat_map(|(channel, logs)| logs.into_iter().map(move |(writer, seq)| ((channel.clone(), writer), seq)));
+        let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        durable.entry(node.to_owned()).or_insert_with(|| logs.collect());
     }
 
     /// What a device is known to hold.
     pub(crate) fn durable(&self, node: &str) -> Option<Positions> {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
+        let durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut positions = Positions::new();
+        for ((channel, writer), seq) in durable.get(node)?.iter() {
+            positions.entry(channel.clone()).or_default().insert(*writer, *seq);
+        }
+        Some(positions)
     }
 
     /// Whether this hub knows less than its devices, and says nothing until it has learned.

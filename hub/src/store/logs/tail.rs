@@ -26,6 +26,8 @@ pub(super) struct Tails {
     order: BTreeMap<u64, LogKey>,
     grown: u64,
     bytes: usize,
+    /// How often all was forgotten.
+    life: u64,
 }
 
 /// Consecutive batches at the end of one log.
@@ -47,7 +49,7 @@ pub(super) enum Rest {
 
 impl Tails {
     /// The log has grown by this batch, and it is durable.
-    pub(super) fn grew(&mut self, mut batch: Batch) {
+    pub(super) fn grew(&mut self, batch: Batch) {
         let key = (batch.channel.clone(), batch.writer);
         self.grown += 1;
         let tail = self.logs.entry(key.clone()).or_default();
@@ -57,12 +59,6 @@ impl Tails {
         if tail.batches.back().is_some_and(|last| last.last_seq + 1 != batch.first_seq) {
             self.bytes -= tail.bytes;
             (tail.batches, tail.bytes) = (VecDeque::new(), 0);
-        }
-        if let Some(last) = tail.batches.back()
-            && matches!(batch.channel, ChannelName::Fleet(_))
-        {
-            // Worked out once for every session that will send it; a device's own channel has one.
-            batch.follows(last);
         }
         let size = size_of(&batch);
         tail.batches.push_back(batch);
@@ -80,9 +76,19 @@ impl Tails {
         }
     }
 
-    /// What was read from the disk up to the head: the next reader finds it here.
-    pub(super) fn learn(&mut self, batches: &[Batch]) {
-        let Some(first) = batches.first() else { return };
+    /// The newest batch of a log.
+    pub(super) fn newest(&self, channel: &ChannelName, writer: &WriterId) -> Option<Batch> {
+        self.logs.get(&(channel.clone(), *writer))?.batches.back().cloned()
+    }
+
+    /// What [`Self::learn`] is to be told of a reading that begins now.
+    pub(super) fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// What was read from the disk up to the head, from a time when this life had begun: the next reader finds it here.
+    pub(super) fn learn(&mut self, life: u64, batches: &[Batch]) {
+        let Some(first) = batches.first().filter(|_| life == self.life) else { return };
         let key = (first.channel.clone(), first.writer);
         let known = self.logs.get(&key).and_then(|tail| tail.batches.front()).map_or(u64::MAX, |batch| batch.first_seq);
         if known <= first.first_seq {
@@ -98,6 +104,10 @@ impl Tails {
             self.order.remove(&tail.grown);
             self.bytes -= tail.bytes;
         }
+    }
+
+    pub(super) fn forget_all(&mut self) {
+        *self = Self { life: self.life + 1, ..Self::default() };
     }
 
     /// Payload bytes of all that the log has after `after`; `None` when not all of it is here.
@@ -134,6 +144,18 @@ impl Tails {
             first || bytes <= bytes_max
         };
         Rest::Batches(tail.batches.range(from..).take_while(fits).cloned().collect())
+    }
+}
+
+/// Works out once, for every session that will send them, how batches in a row differ from one another.
+pub(super) fn tell_by_difference(batches: &mut [Batch]) {
+    for at in 1..batches.len() {
+        let (before, rest) = batches.split_at_mut(at);
+        if let (Some(before), Some(batch)) = (before.last(), rest.first_mut())
+            && matches!(batch.channel, ChannelName::Fleet(_))
+        {
+            batch.follows(before);
+        }
     }
 }
 
@@ -198,10 +220,25 @@ mod tests {
         let fleet = ChannelName::parse("fleet/default").unwrap();
         let mut tails = Tails::default();
         tails.grew(batch("fleet/default", 3, 3, 10));
-        tails.learn(&[batch("fleet/default", 1, 2, 10), batch("fleet/default", 3, 3, 10)]);
+        let life = tails.life();
+        tails.learn(life, &[batch("fleet/default", 1, 2, 10), batch("fleet/default", 3, 3, 10)]);
         assert_eq!(seqs(tails.after(&fleet, &WRITER, 3, 0, 100)), Some(vec![1, 3]));
-        tails.learn(&[batch("fleet/default", 3, 3, 10)]);
+        tails.learn(life, &[batch("fleet/default", 3, 3, 10)]);
         assert_eq!(seqs(tails.after(&fleet, &WRITER, 3, 0, 100)), Some(vec![1, 3]));
+        // Read before old records went, kept after: it would be more than the disk has.
+        tails.forget_all();
+        tails.learn(life, &[batch("fleet/default", 1, 2, 10), batch("fleet/default", 3, 3, 10)]);
+        assert_eq!(seqs(tails.after(&fleet, &WRITER, 3, 0, 100)), None);
+    }
+
+    #[test]
+    fn batches_in_a_row_are_told_by_their_difference_and_those_of_one_device_are_not() {
+        let mut shared = [batch("fleet/default", 1, 1, 400), batch("fleet/default", 2, 2, 400)];
+        tell_by_difference(&mut shared);
+        assert_eq!(shared.each_ref().map(|batch| batch.difference.is_some()), [false, true]);
+        let mut own = [batch("device/a", 1, 1, 400), batch("device/a", 2, 2, 400)];
+        tell_by_difference(&mut own);
+        assert_eq!(own.each_ref().map(|batch| batch.difference.is_some()), [false, false]);
     }
 
     #[test]
