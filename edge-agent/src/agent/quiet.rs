@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_manifests::time::Timestamp;
+
 use super::Agent;
 use super::meant::Ground;
 use crate::runtime::{Runtime, SandboxStatus};
@@ -20,13 +22,14 @@ pub(crate) struct Quiet {
     ground: Ground,
     sandboxes: BTreeMap<String, SandboxStatus>,
     sync: &'static str,
+    at: Timestamp,
     looks: u32,
 }
 
 impl<R: Runtime> Agent<R> {
     /// After a whole pass.
     pub(super) fn settle_on(&mut self, ground: Ground, sandboxes: BTreeMap<String, SandboxStatus>) {
-        self.state.quiet = Some(Quiet { ground, sandboxes, sync: self.sync(), looks: 0 });
+        self.state.quiet = Some(Quiet { ground, sandboxes, sync: self.sync(), at: self.clock.now(), looks: 0 });
     }
 
     /// Nothing has woken the loop for a while: whether a pass would find everything as the last one did.
@@ -41,6 +44,10 @@ impl<R: Runtime> Agent<R> {
         let (ground, sync) = (self.ground(), self.sync());
         let Some(quiet) = &mut self.state.quiet else { return false };
         quiet.looks += 1;
+        if now < quiet.at {
+            // The clock was set back: what waits for a time would wait too long.
+            return false;
+        }
         quiet.looks < LOOKS_MAX && quiet.ground == ground && quiet.sync == sync && quiet.sandboxes == sandboxes
     }
 }
