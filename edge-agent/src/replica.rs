@@ -205,8 +205,8 @@ impl DeviceReplica {
         self.changed.subscribe()
     }
 
-    /// Of the items: it changes whenever they do.
-    pub(crate) fn generation(&self) -> u64 {
+    /// It changes with whatever [`DeviceReplica::items`] answers from: each change in memory says so before anything else can fail.
+    pub fn generation(&self) -> u64 {
         *self.changed.borrow()
     }
 
@@ -474,9 +474,8 @@ impl DeviceReplica {
             state.channels.retain(|name, _| !left.contains(name));
             state.evidence.leave(&left);
         }
-        self.settle_beside().await?;
         self.bump(&self.changed);
-        Ok(())
+        self.settle_beside().await
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Bug {
     CommitLeftInMemory,
     /// Records are acknowledged whatever came of storing them.
     AcknowledgedBeforeDurable,
+    /// A device's loop is told of what came only once the disk has tidied up behind it.
+    ChangeUntold,
     /// A technician's change is answered although the disk did not take it.
     OverrideBeforeDurable,
     /// A technician's change ends with the next pass that has a session.
@@ -69,6 +71,7 @@ impl Bug {
         Self::FailedCommitAnswered,
         Self::CommitLeftInMemory,
         Self::AcknowledgedBeforeDurable,
+        Self::ChangeUntold,
         Self::OverrideBeforeDurable,
         Self::OverrideDropped,
         Self::AbsenceIgnored,

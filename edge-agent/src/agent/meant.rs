@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::time::Timestamp;
 use serde_json::Value;
 
@@ -16,7 +17,10 @@ use crate::host::Strain;
 use crate::knowledge::Read;
 use crate::runtime::Runtime;
 use crate::store::Damage;
-use flotilla_manifests::object::ObjectKey;
+
+/// Derived again after this at the latest, whatever seems to be as it was: a fault in what tells of changes costs ten minutes, not a
+/// day. By the clock that nobody sets.
+const AGAIN_MS: u64 = 10 * 60 * 1000;
 
 /// What a pass is made from besides what runs, as far as it can be told from what the last pass was made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,17 +47,14 @@ pub(crate) struct Meant {
     of: Option<Known>,
     /// An override ends then, by proven time.
     until: Option<Timestamp>,
+    /// When it was derived, in milliseconds of this boot.
+    since_ms: u64,
 }
 
 impl Meant {
     /// Something it was derived from has changed that nothing else tells of: what this device remembers.
     pub(super) fn forget(&mut self) {
         self.of = None;
-    }
-
-    /// When time alone changes it.
-    pub(super) fn until(&self) -> Option<Timestamp> {
-        self.until
     }
 
     /// The hub's manifest of this name.
@@ -79,20 +80,26 @@ impl<R: Runtime> Agent<R> {
         Ground { known, images, strain, damage: self.damage() }
     }
 
+    /// Whether what is meant is still what follows from this.
+    pub(super) fn still_means(&self, ground: &Ground) -> bool {
+        let meant = &self.state.meant;
+        let lasts = meant.until.is_none_or(|until| until > self.clock.proven());
+        let fresh = self.clock.monotonic_ms().saturating_sub(meant.since_ms) < AGAIN_MS;
+        meant.of == Some(ground.known) && lasts && fresh && !self.replica.is_salvaged()
+    }
+
     /// Derives what is meant, if anything it follows from has changed. `true`: it is new.
     pub(super) async fn understand(&mut self, ground: &Ground, now: Timestamp) -> Result<bool, PassError> {
-        let proven = self.clock.proven();
-        let meant = &self.state.meant;
-        let holds = meant.of == Some(ground.known) && meant.until.is_none_or(|until| until > proven);
-        if holds && !self.replica.is_salvaged() {
+        if self.still_means(ground) {
             return Ok(false);
         }
+        let since_ms = self.clock.monotonic_ms();
         self.state.meant.forget();
         let read = self.knowledge.read(&self.replica);
         let mut read = self.end_overrides(read, now).await?;
         self.expect_remembered(&mut read.known);
         // By proven time: an override never ends early because a clock runs ahead.
-        let next = effective(&self.node, &read.known, &self.memory, proven);
+        let next = effective(&self.node, &read.known, &self.memory, self.clock.proven());
         let remembered = next.memory != self.memory;
         if remembered {
             self.store.set_meta("memory", serde_json::to_vec(&next.memory)?).await?;
@@ -101,7 +108,7 @@ impl<R: Runtime> Agent<R> {
         let until = read.known.overrides.iter().filter_map(|record| record.expires).min();
         // What was just remembered may itself change what follows.
         let of = (!remembered).then_some(ground.known);
-        self.state.meant = Meant { read: Arc::new(read), effective: Arc::new(next), of, until };
+        self.state.meant = Meant { read: Arc::new(read), effective: Arc::new(next), of, until, since_ms };
         Ok(true)
     }
 }

@@ -12,9 +12,6 @@ use super::Agent;
 use super::meant::Ground;
 use crate::runtime::{Runtime, SandboxStatus};
 
-/// So many quiet looks in a row, then a whole pass whatever the looks say: a fault in the comparison costs ten minutes, not a day.
-const LOOKS_MAX: u32 = 20;
-
 /// What the newest whole pass was made from, besides what wakes the loop by itself: containers that end, work that is done, probes,
 /// writes.
 #[derive(Debug)]
@@ -22,32 +19,28 @@ pub(crate) struct Quiet {
     ground: Ground,
     sandboxes: BTreeMap<String, SandboxStatus>,
     sync: &'static str,
+    /// When it was last looked at.
     at: Timestamp,
-    looks: u32,
 }
 
 impl<R: Runtime> Agent<R> {
     /// After a whole pass.
     pub(super) fn settle_on(&mut self, ground: Ground, sandboxes: BTreeMap<String, SandboxStatus>) {
-        self.state.quiet = Some(Quiet { ground, sandboxes, sync: self.sync(), at: self.clock.now(), looks: 0 });
+        self.state.quiet = Some(Quiet { ground, sandboxes, sync: self.sync(), at: self.clock.now() });
     }
 
     /// Nothing has woken the loop for a while: whether a pass would find everything as the last one did.
     pub(super) async fn is_quiet(&mut self) -> bool {
         let now = self.clock.now();
-        let ends = self.state.meant.until().is_some_and(|until| until <= self.clock.proven());
-        let due = ends || self.state.wake_at.is_some_and(|at| at <= now) || !self.state.events.untold(now).is_empty();
-        if due || !self.state.unsaved.is_empty() || self.replica.is_salvaged() {
+        let due = self.state.wake_at.is_some_and(|at| at <= now) || !self.state.events.untold(now).is_empty();
+        let (ground, sync) = (self.ground(), self.sync());
+        if due || !self.state.unsaved.is_empty() || !self.still_means(&ground) {
             return false;
         }
         let Ok(sandboxes) = self.runtime.list().await else { return false };
-        let (ground, sync) = (self.ground(), self.sync());
         let Some(quiet) = &mut self.state.quiet else { return false };
-        quiet.looks += 1;
-        if now < quiet.at {
-            // The clock was set back: what waits for a time would wait too long.
-            return false;
-        }
-        quiet.looks < LOOKS_MAX && quiet.ground == ground && quiet.sync == sync && quiet.sandboxes == sandboxes
+        // A clock that was set back: what waits for a time would wait too long.
+        let set_back = now < std::mem::replace(&mut quiet.at, now);
+        !set_back && quiet.ground == ground && quiet.sync == sync && quiet.sandboxes == sandboxes
     }
 }

@@ -209,8 +209,8 @@ impl DeviceReplica {
             }
         }
         if stored == BlobStored::Whole {
-            self.settle_beside().await?;
             self.bump(&self.changed);
+            self.settle_beside().await?;
         }
         Ok(stored)
     }
@@ -228,6 +228,7 @@ impl DeviceReplica {
         let rows = Ingest { beside, ..Ingest::default() };
         self.store.ingest(rows).await.map_err(|error| failed("take newer items into force", error))?;
         self.state().beside.take(plan);
+        self.bump(&self.changed);
         Ok(())
     }
 }

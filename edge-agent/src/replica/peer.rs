@@ -134,13 +134,19 @@ impl Replica for DeviceReplica {
             state.evidence = evidence;
             state.settle_evidence();
         }
+        // What is in force has changed, whatever the disk says of the tidying that follows.
+        if !planted::is(Bug::ChangeUntold) {
+            self.bump(&self.changed);
+        }
         self.leave().await?;
         self.forget_damaged().await?;
         self.shorten_evidence().await?;
         if !branched.is_empty() {
             self.state_again(&branched).await?;
         }
-        self.bump(&self.changed);
+        if planted::is(Bug::ChangeUntold) {
+            self.bump(&self.changed);
+        }
         Ok(result)
     }
 
@@ -160,6 +166,8 @@ impl Replica for DeviceReplica {
             }
             state.subscribed = Some(channels.clone());
         }
+        // Which channels count follows from it.
+        self.bump(&self.changed);
         self.leave().await?;
         self.ask_for_evidence(&channels).await?;
         self.forget_damaged().await

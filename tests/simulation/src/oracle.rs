@@ -8,6 +8,7 @@
 //! | `restart` | 2: nothing that runs is stopped unless something new was wished since it started |
 //! | `twice` | 2: nothing is started that runs |
 //! | `meant` | 6: a device runs what selects it, and only what somebody wished for |
+//! | `told` | 1: whatever a device has learned, its loop was told of |
 //! | `watch` | the API's: nothing lost, repeated or out of order |
 //! | `bounded` | 7 |
 //! | `converge` | 4, once faults have ended |
@@ -77,6 +78,8 @@ struct Seen {
 #[derive(Debug, Default)]
 struct Wishes {
     fingerprint: u64,
+    /// What the device's loop was told of by then; nothing before the first look at a life of its agent.
+    generation: Option<u64>,
     /// Of its own channel: its changes, and what is placed on it.
     own: (u64, u64),
     /// Of each document of a fleet, by uid.
@@ -144,7 +147,13 @@ impl Oracles {
         };
         let wishes = &mut seen.wishes;
         let fingerprint = replica.fingerprint();
+        let generation = replica.generation();
+        let told = wishes.generation.replace(generation) != Some(generation);
         if fingerprint != wishes.fingerprint {
+            if !told {
+                let what = format!("{} holds something new, and its loop has not been told", node.name);
+                self.trace.fail("told", what);
+            }
             wishes.fingerprint = fingerprint;
             let mut own = 0_u64;
             for (channel, logs) in replica.positions() {
@@ -210,6 +219,7 @@ impl Oracles {
     pub(crate) fn device_started(&mut self, index: usize, node: &Node) {
         if let Some(seen) = self.devices.get_mut(index) {
             seen.hidden_ms.clear();
+            seen.wishes.generation = None;
         }
         if let Some(held) = node.held() {
             self.holds(index, node, &held);
