@@ -183,6 +183,7 @@ impl Device {
                             self.evidence.push(Input::Snapshot(verified));
                             assert_eq!(folded.set_aside, []);
                         }
+                        Reading::Later => break,
                         Reading::NotKept => {
                             state.heads.insert(writer, Head { seq: head.seq, hash: head.hash });
                         }

@@ -318,7 +318,7 @@ impl<R: Replica> Answers<R> {
                 let chain = match &reading {
                     Reading::Snapshot(snapshot) => self.replica.writer(&snapshot.list.writer).await?,
                     Reading::Batches(_) if with_chain => self.replica.writer(&writer).await?,
-                    Reading::Batches(_) | Reading::NotKept => None,
+                    Reading::Batches(_) | Reading::NotKept | Reading::Later => None,
                 };
                 self.tell(Local::Records { channel, writer, reading, chain });
             }

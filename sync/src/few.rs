@@ -63,6 +63,11 @@ impl<K: Ord, V> Few<K, V> {
         self.0.iter().map(|(key, value)| (key, value))
     }
 
+    /// All values, by key.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.0.iter_mut().map(|(_, value)| value)
+    }
+
     /// All keys, in order.
     pub fn keys(&self) -> impl Iterator<Item = &K> {
         self.0.iter().map(|(key, _)| key)

@@ -54,6 +54,9 @@ pub enum Reading {
     Snapshot(ChannelSnapshot),
     /// This replica keeps the effects of this log, not its records, and cannot pass them on.
     NotKept,
+    /// What the channel holds is not known at present: it is to be asked again once the channel's logs have grown
+    /// ([`Replica::grown`]).
+    Later,
 }
 
 /// What an ingestion changed. Poison records are set aside and counted, they are no error.

@@ -408,6 +408,7 @@ impl Session {
                     self.frames.push_back(Frame::Channels { positions: positions_of(&heads) });
                 }
                 self.own = few(heads);
+                self.sending.grown();
                 self.ask_for_records();
             }
             Local::OutboxGrew => {

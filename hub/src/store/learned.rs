@@ -157,7 +157,25 @@ impl Batch<'_> {
         for holder in holders {
             self.put_document_blobs(&holder, &[], &[])?;
         }
+        self.tell_learned()?;
         self.transaction.execute("DELETE FROM learned", [])?;
+        Ok(())
+    }
+
+    /// Whoever was told to come back for a list is woken.
+    fn tell_learned(&mut self) -> Result<(), StoreError> {
+        let mut statement = self.transaction.prepare(
+            "SELECT channel, writer, seq, hash FROM head WHERE channel IN (SELECT DISTINCT channel FROM learned)",
+        )?;
+        let rows = statement.query_map([], |row| {
+            let head = Head { seq: row.get::<_, i64>(2)?.cast_unsigned(), hash: row.get(3)? };
+            Ok((row.get::<_, String>(0)?, WriterId(row.get(1)?), head))
+        })?;
+        for row in rows {
+            let (channel, writer, head) = row?;
+            let Ok(channel) = ChannelName::parse(&channel) else { continue };
+            self.grown.push(Grown { channel, writer, head, batch: None });
+        }
         Ok(())
     }
 
@@ -422,6 +440,12 @@ fn read(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Row> {
         deleted: row.get(column + 2)?,
         listed: row.get(column + 3)?,
     })
+}
+
+/// Whether something of a channel is learned and not taken in yet.
+pub(super) fn is_pending(connection: &Connection, channel: &ChannelName) -> Result<bool, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT 1 FROM learned WHERE channel = ?1 LIMIT 1")?;
+    Ok(statement.exists([channel.to_string()])?)
 }
 
 /// Whether large values that learned documents name are not here as a whole.

@@ -236,10 +236,15 @@ impl Logs {
             return Ok(Reading::Batches(Vec::new()));
         };
         let own = *writer == identity.id();
-        let listed = own && is_longer_than_its_list(&transaction, channel, writer, head.seq, after)?;
+        // A list would claim to know what is learned and not taken in yet.
+        let pending = super::learned::is_pending(&transaction, channel)?;
+        let listed = own && !pending && is_longer_than_its_list(&transaction, channel, writer, head.seq, after)?;
         if after < floor || listed {
             if !is_hub(&transaction, writer)? {
                 return Ok(Reading::NotKept);
+            }
+            if pending {
+                return Ok(Reading::Later);
             }
             // Whatever an earlier writer of this hub said is in the present one's list.
             let head = if own { head } else { own_head(&transaction, identity, channel)? };
@@ -315,10 +320,11 @@ impl Logs {
         channel: &ChannelName,
         head: Head,
     ) -> Result<ChannelSnapshot, StoreError> {
+        let covers = earlier_writers(connection, identity, channel)?;
         // Not held while a list is made: whoever makes one holds the connection, and the next one finds it here.
         let kept = || self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
         let is_it = |(name, at, kept): &&(ChannelName, Head, ChannelSnapshot)| {
-            name == channel && *at == head && kept.list.writer == identity.id()
+            name == channel && *at == head && kept.list.writer == identity.id() && kept.list.covers == covers
         };
         if let Some((_, _, snapshot)) = kept().iter().find(is_it) {
             return Ok(snapshot.clone());
@@ -346,7 +352,6 @@ impl Logs {
             entries.push(ListEntry { item: record.draft.item, epoch: 0, digest: state_digest(&state) });
             states.push(state);
         }
-        let covers = earlier_writers(connection, identity, channel)?;
         let list =
             SignedList::sign(identity, channel, head, entries, covers).map_err(|error| refused(error.to_string()))?;
         let snapshot = ChannelSnapshot { list, states };

@@ -167,7 +167,7 @@ async fn channel_logs<R: Replica>(
         let mut after = known.get(writer).copied().unwrap_or(0);
         while after < head.seq {
             match replica.read(channel, writer, after, READ_BYTES).await? {
-                Reading::NotKept => break,
+                Reading::NotKept | Reading::Later => break,
                 Reading::Batches(batches) if batches.is_empty() => break,
                 Reading::Batches(batches) => {
                     out.introduce(replica, writer, introduced).await?;

@@ -49,6 +49,8 @@ struct SendingLog {
     asked: u64,
     /// The peer found a fork, or this replica does not keep the log.
     stopped: bool,
+    /// See [`Reading::Later`].
+    waits: bool,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,11 @@ impl Sending {
             log.sent = after;
             log.chained = None;
         }
+    }
+
+    /// Logs have grown: those that could not be read may be read now.
+    pub(super) fn grown(&mut self) {
+        self.logs.values_mut().for_each(|log| log.waits = false);
     }
 
     /// Nothing more is sent of a log.
@@ -221,7 +228,7 @@ impl Session {
                 }
                 let with_chain = !self.sending.writers.contains_key(writer);
                 let log = self.sending.log(&(channel.clone(), *writer));
-                if head.seq > log.sent && !log.reading && !log.stopped {
+                if head.seq > log.sent && !log.reading && !log.stopped && !log.waits {
                     log.reading = true;
                     log.asked = log.sent;
                     let (channel, after) = (channel.clone(), log.sent);
@@ -252,11 +259,15 @@ impl Session {
             Reading::Batches(batches) => batches.is_empty(),
             Reading::Snapshot(_) => false,
             Reading::NotKept => true,
+            Reading::Later => {
+                log.waits = true;
+                return;
+            }
         };
         // A list may be that of a later writer, whose covers contain this log.
         let speaker = match &reading {
             Reading::Snapshot(snapshot) => (channel.clone(), snapshot.list.writer),
-            Reading::Batches(_) | Reading::NotKept => key.clone(),
+            Reading::Batches(_) | Reading::NotKept | Reading::Later => key.clone(),
         };
         let names = if nothing_newer { None } else { self.sending.introduce(&speaker, chain, &mut self.frames) };
         let Some(names) = names else {
@@ -276,7 +287,7 @@ impl Session {
                     planted::is(Bug::SilentAfterList) || !snapshot.list.covers.contains_key(&writer);
                 self.sending.snapshot(&key, names.1, snapshot);
             }
-            Reading::NotKept => {}
+            Reading::NotKept | Reading::Later => {}
         }
         self.ask_for_records();
     }
