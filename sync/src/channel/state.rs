@@ -120,8 +120,8 @@ impl ChannelState {
         folded
     }
 
-    /// Signs the list of the items, live or known to be removed, whose every record comes from a writer that `identity` may speak for: all logs in
-    /// `covers`, its own included. Absence deletes; a removal that is named also wins over what another writer, unknown here, says of
+    /// Signs the list of the items, live or known to be removed, of which `identity` has said anything, and of those whose every record comes from
+    /// a writer that it may speak for: all logs in `covers`. Absence deletes; a removal that is named also wins over what another writer, unknown here, says of
     /// the item. The states are in the list's order.
     ///
     /// # Errors
@@ -135,9 +135,10 @@ impl ChannelState {
         let mut all = covers.clone();
         all.insert(identity.id(), head);
         let (mut entries, mut states) = (Vec::new(), Vec::new());
-        for (id, item) in
-            self.items.iter().filter(|(_, item)| (item.is_live() || item.removed().is_some()) && item.is_covered(&all))
-        {
+        let stands = |item: &Item| item.is_live() || item.removed().is_some();
+        // Whoever takes the list stands at its head: what was said up to there is in it, whoever else has spoken of the same item.
+        let spoken = |item: &Item| item.touched.contains_key(&identity.id()) || item.is_covered(&all);
+        for (id, item) in self.items.iter().filter(|(_, item)| stands(item) && spoken(item)) {
             let state = item.encode();
             entries.push(ListEntry { item: id.clone(), epoch: item.epoch(), digest: state_digest(&state) });
             states.push(state);

@@ -83,6 +83,28 @@ fn a_list_of_another_branch_tells_what_it_names_and_deletes_nothing() {
     assert!(!reader.items.contains_key(&grant(1)), "without another branch, absence deletes");
 }
 
+/// Found by the simulation: a device whose card was put back listed its log for the hub, and what it had written anew of an item that its
+/// earlier writer knew was in no list and in no batch.
+#[test]
+fn a_list_has_all_that_its_writer_said_also_of_what_others_spoke_of() {
+    let root = SigningKey::from_seed([1; 32]).unwrap();
+    let mut earlier = LogWriter::new(WriterIdentity::for_hub([8; 32], 1, &root).unwrap(), BTreeMap::new());
+    let mut log = writer();
+    let (mut state, mut reader) = (ChannelState::new(channel()), ChannelState::new(channel()));
+    let first = [Draft::register(grant(1), &b"1"[..], "", 0), Draft::register(grant(2), &b"1"[..], "", 0)];
+    let first = earlier.append(&channel(), first.to_vec()).unwrap();
+    log.start_at(&channel(), first.head().seq);
+    let second = log.append(&channel(), vec![Draft::register(grant(1), &b"2"[..], "", 0)]).unwrap();
+    for batch in [&first, &second] {
+        state.apply_batch(batch).unwrap();
+    }
+    reader.apply_batch(&first).unwrap();
+    let list = state.snapshot(log.identity(), BTreeMap::new()).unwrap().verify(log.identity().chain()).unwrap();
+    assert_eq!(list.snapshot().list.items.len(), 1, "what it has said nothing of is another's to list");
+    reader.apply_snapshot(&list);
+    assert_eq!(live(&reader), live(&state));
+}
+
 /// What a writer does next to one of a few items.
 #[derive(Debug, Clone)]
 enum Step {
