@@ -137,6 +137,11 @@ fn pod(batch: &mut Batch<'_>, node: &NodeName, report: &PodReport) -> Result<(),
         return Ok(());
     }
     let Some(number) = report.number else { return Ok(()) };
+    let workload = batch.index().by_uid(&report.workload).map(|workload| workload.kind().name);
+    if workload != Some(kind::DAEMON_SET.name) && learn::stored(batch)?.is_none() {
+        // Only the hub places Pods, and this one has not: it was restored, and what said so is lost.
+        return Ok(batch.end_unknown_placement(node, &report.uid)?);
+    }
     let key = ObjectKey::of(&kind::POD, report.namespace.as_str(), report.name.as_str());
     let other = batch.get(&key);
     if let Some(other) = &other

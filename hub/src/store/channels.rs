@@ -11,7 +11,7 @@ use flotilla_manifests::kind;
 use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{ChannelName, Head, ItemId, WriterId};
-use flotilla_sync::identity::seal;
+use flotilla_sync::identity::{NodeName, seal};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::log::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, LogWriter};
 use flotilla_sync::record::{Body, Draft, RECORD_BODY_BYTES_MAX};
@@ -283,6 +283,21 @@ impl Batch<'_> {
             .prepare_cached("DELETE FROM item WHERE channel = ?1 AND source = ?2")?
             .execute(params![channel, source])?;
         Ok(())
+    }
+
+    /// Ends what an earlier life of the hub placed on a device and this one knows nothing of, once: the device goes by its channel, and there
+    /// nobody else would ever take the placement back.
+    pub(crate) fn end_unknown_placement(&mut self, node: &NodeName, uid: &str) -> Result<(), StoreError> {
+        let (channel, id) = (ChannelName::Device(node.clone()).to_string(), format!("placement/{uid}"));
+        let known = "SELECT 1 FROM item WHERE channel = ?1 AND id = ?2
+                     UNION ALL SELECT 1 FROM tombstone WHERE channel = ?1 AND id = ?2";
+        let known = self.transaction.prepare_cached(known)?.exists([&channel, &id])?;
+        // What devices have given back and nobody has taken in yet may explain it.
+        if known || self.working.log.is_none() || self.has_learned()? {
+            return Ok(());
+        }
+        let seq = self.draft(&channel, Draft::remove(item_id(&id)?, &self.author, self.now.0))?;
+        self.bury(&channel, &id, seq)
     }
 
     /// Queues a record for its channel; answers the number it will have.

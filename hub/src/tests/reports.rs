@@ -5,6 +5,7 @@ use flotilla_manifests::derive::{NodeRef, daemon_pod_name, daemon_pod_uid};
 use flotilla_manifests::kind;
 use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::rollout;
+use flotilla_sync::channel::{ChannelName, ItemId};
 use flotilla_sync::observation::{Clock, Observation};
 use flotilla_sync::replica::Replica;
 use serde_json::{Value, json};
@@ -105,6 +106,34 @@ async fn what_a_device_does_not_list_has_ended() {
     world.observe(vec![observation(&format!("pod/{uid}"), 9, Some(body))]).await;
     world.observe(all(8, &[])).await;
     assert!(world.bench.store.read(&world.pod_key()).is_some());
+}
+
+/// Found by the simulation: a restored hub that nobody could teach a placement let its Pod run on for ever, unseen.
+#[tokio::test]
+async fn what_the_hub_never_placed_is_ended_once() {
+    let mut world = Reported::new().await;
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "app", "namespace": "default"},
+        "spec": {"replicas": 0, "selector": {"matchLabels": {"app": "app"}}, "template": {"metadata": {"labels": {"app": "app"}},
+            "spec": {"containers": [{"name": "c", "image": "host"}]}}}});
+    world.bench.create(deployment).await.unwrap();
+    let deployment = world.bench.store.read(&ObjectKey::of(&kind::DEPLOYMENT, "default", "app")).unwrap();
+    let uid = "3b0d0f44-6d0c-4c0e-8b0e-0a8c6b8f4a11";
+    let report = |seq| {
+        let body = json!({"namespace": "default", "name": "app-x", "uid": uid, "workload": deployment.uid(), "number": "1-1",
+            "attempt": 0, "status": {"phase": "Running"}});
+        observation(&format!("pod/{uid}"), seq, Some(body))
+    };
+    world.device.pull(&world.bench.door).await;
+    world.observe(vec![report(1)]).await;
+    world.device.pull(&world.bench.door).await;
+    let own = ChannelName::Device(world.device.node.clone());
+    let placement = ItemId::parse(&format!("placement/{uid}")).unwrap();
+    let ended = world.device.channels[&own].items[&placement].clone();
+    assert!(ended.removed().is_some(), "{ended:?}");
+    let heads = world.device.channels[&own].heads.clone();
+    world.observe(vec![report(2)]).await;
+    world.device.pull(&world.bench.door).await;
+    assert_eq!(world.device.channels[&own].heads, heads, "it has been said");
 }
 
 #[tokio::test]
