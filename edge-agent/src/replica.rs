@@ -354,13 +354,6 @@ impl DeviceReplica {
         state.channels.iter().map(|(name, channel)| (name.clone(), of(channel))).collect()
     }
 
-    /// [`positions`](Self::positions) as one number: another one whenever anything was wished, here or at the hub.
-    pub fn fingerprint(&self) -> u64 {
-        let state = self.state();
-        let seqs = state.channels.values().flat_map(|channel| channel.heads.values().map(|head| head.seq));
-        seqs.fold(state.channels.len() as u64, |sum, seq| sum.wrapping_mul(31).wrapping_add(seq))
-    }
-
     /// Whether the database was damaged and more may be missing than is known.
     pub fn is_salvaged(&self) -> bool {
         self.state().salvaged

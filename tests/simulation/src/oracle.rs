@@ -22,7 +22,7 @@ use flotilla_hub::{Retention, Store};
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_rest::Backend as _;
-use flotilla_sync::channel::{ChannelName, Item, ItemId, Positions};
+use flotilla_sync::channel::{ChannelName, Item, ItemKind, Positions, Version};
 
 use crate::device::Node;
 use crate::hub::HubLife;
@@ -74,14 +74,18 @@ struct Seen {
     troubled_ms: Option<u64>,
 }
 
+/// One item in force at a device, and its newest word as a number.
+type Wish = (ChannelName, String, u64);
+
 /// What is wished of one device, each as one number with the moment since when it has been that. Milliseconds.
 #[derive(Debug, Default)]
 struct Wishes {
-    fingerprint: u64,
+    /// All of them.
+    items: Vec<Wish>,
     /// What the device's loop was told of by then; nothing before the first look at a life of its agent.
     generation: Option<u64>,
-    /// Of its own channel: its changes, and what is placed on it.
-    own: (u64, u64),
+    /// Since when those of its own channel are as they are: its changes, and what is placed on it. Milliseconds.
+    own_ms: u64,
     /// Of each document of a fleet, by uid.
     documents: BTreeMap<String, u64>,
     /// Of each DaemonSet, by name.
@@ -92,7 +96,7 @@ impl Wishes {
     /// Since when what runs as this Pod is wished as it is.
     fn since_ms(&self, pod: &str) -> u64 {
         let set = pod.split_once('-').map_or(pod, |(set, _)| set);
-        self.sets.get(set).map_or(0, |(_, since)| *since).max(self.own.1)
+        self.sets.get(set).map_or(0, |(_, since)| *since).max(self.own_ms)
     }
 }
 
@@ -146,30 +150,23 @@ impl Oracles {
             return;
         };
         let wishes = &mut seen.wishes;
-        let fingerprint = replica.fingerprint();
+        let items = replica.items(|channel, id, item| Some((channel.clone(), id.as_str().to_owned(), print_of(item))));
         let generation = replica.generation();
         let told = wishes.generation.replace(generation) != Some(generation);
-        if fingerprint != wishes.fingerprint {
+        if items != wishes.items {
             if !told {
                 let what = format!("{} holds something new, and its loop has not been told", node.name);
                 self.trace.fail("told", what);
             }
-            wishes.fingerprint = fingerprint;
-            let mut own = 0_u64;
-            for (channel, logs) in replica.positions() {
-                if matches!(channel, ChannelName::Device(_)) {
-                    own = logs.values().fold(own, |sum, seq| sum.wrapping_mul(31).wrapping_add(*seq));
-                }
-            }
-            if own != wishes.own.0 {
-                wishes.own = (own, now);
-            }
-            let document = |channel: &ChannelName, id: &ItemId, item: &Item| {
-                let of_fleet = matches!(channel, ChannelName::Fleet(_));
-                let newest = item.touched.values().fold(0_u64, |sum, seq| sum.wrapping_mul(31).wrapping_add(*seq));
-                of_fleet.then(|| (id.as_str().to_owned(), newest))
+            let own = |items: &[Wish]| -> Vec<Wish> {
+                items.iter().filter(|(channel, ..)| matches!(channel, ChannelName::Device(_))).cloned().collect()
             };
-            wishes.documents = replica.items(document).into_iter().collect();
+            if own(&items) != own(&wishes.items) {
+                wishes.own_ms = now;
+            }
+            let of_fleet = items.iter().filter(|(channel, ..)| matches!(channel, ChannelName::Fleet(_)));
+            wishes.documents = of_fleet.map(|(_, id, print)| (id.clone(), *print)).collect();
+            wishes.items = items;
         }
         // Nothing is shown before the first pass of an agent.
         let Some(sets) = backend.list(&kind::DAEMON_SET, None).await.ok().filter(|sets| !sets.items.is_empty()) else {
@@ -544,6 +541,21 @@ fn base_ended(model: &Model, device: usize, key: &ObjectKey, cell: &Cell) -> boo
     let deleted = model.deleted.get(key).copied() > cell.sure;
     let held = model.held.contains(&(device, key.clone()));
     deleted || held || model.restored || key.name == format!("set{ROAMING}")
+}
+
+/// Another number whenever something has been said of an item, on whatever branch of whichever log.
+fn print_of(item: &Item) -> u64 {
+    let mix = |sum: u64, value: u64| sum.wrapping_mul(0x0000_0100_0000_01b3) ^ value;
+    let of = |sum: u64, version: &Version| {
+        let writer = version.writer.0.iter().fold(sum, |sum, byte| mix(sum, u64::from(*byte)));
+        mix(mix(writer, version.seq), version.incarnation)
+    };
+    let touched = item.touched.values().fold(1, |sum, seq| mix(sum, *seq));
+    match &item.kind {
+        ItemKind::Document(document) => of(mix(touched, document.epoch), &document.newest),
+        ItemKind::Register(register) => of(touched, &register.version),
+        ItemKind::Absent | ItemKind::Removed(_) => touched,
+    }
 }
 
 /// Whether a device has acknowledged all that the hub has for it.
