@@ -1,8 +1,8 @@
 //! The device's copy of its channels: what sessions write into and read from, and what the agent's loop acts on.
 //!
 //! Owns the order "durable first, then visible": state in memory is swapped only after the store has it. Refuses meaning: what
-//! items say is [`crate::knowledge`]'s. What sessions ask is in `replica/peer.rs`, the device's own log in
-//! `replica/own_log.rs`. Start reading at [`DeviceReplica::take_up`].
+//! items say is [`crate::knowledge`]'s. What sessions ask is in `replica/peer.rs`, what they bring in
+//! `replica/incoming.rs`, what waits for the hub in `replica/outbox.rs`, the device's own log in `replica/own_log.rs`. Start reading at [`DeviceReplica::take_up`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use flotilla_sync::channel::{ChannelName, ChannelState, Head, Item, ItemId, Posi
 use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
 use flotilla_sync::identity::{DeviceCertificate, FlooredClock, NodeName, PublicKey, SigningKey};
 use flotilla_sync::log::{Batch, LogWriter, Placement};
-use flotilla_sync::observation::{Clock as ObservationClock, Observation};
+use flotilla_sync::observation::Clock as ObservationClock;
 use flotilla_sync::replica::ReplicaError;
 use flotilla_sync::session::Greeting;
 use flotilla_sync::stream::Stream;
@@ -21,23 +21,20 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 use crate::store::salvage::SALVAGED;
-use crate::store::{HeadRow, Ingest, ItemRow, Loaded, OutboxRow, Store};
+use crate::store::{Ingest, ItemRow, Loaded, OutboxRow, Store};
 
 mod beside;
 mod evidence;
 mod greeting;
+mod incoming;
+mod outbox;
 mod own_log;
 mod peer;
 
+pub(crate) use outbox::Fact;
+
 /// Log streams the hub may have waiting for the loop.
 const STREAMS_LEN_MAX: usize = 16;
-
-/// Ends and Events that wait for the hub: rows, and their bytes.
-const OUTBOX_ROWS_MAX: usize = 1024;
-const OUTBOX_BYTES_MAX: usize = 512 * 1024;
-
-/// Subject, urgency, and JSON or the confirmation of an end.
-pub(crate) type Fact = (String, bool, Option<Vec<u8>>);
 
 /// A stream the hub opened, with its request.
 #[derive(Debug)]
@@ -229,72 +226,6 @@ impl DeviceReplica {
         seen
     }
 
-    /// Puts facts into the outbox: subject, urgency, JSON or the confirmation of an end. What can be observed again after a
-    /// restart is kept in memory alone, to spare the flash; ends and events are durable.
-    pub async fn report(&self, facts: Vec<Fact>) -> Result<(), ReplicaError> {
-        if facts.is_empty() {
-            return Ok(());
-        }
-        let rows = self.rows_of(facts);
-        let durable: Vec<OutboxRow> = rows.iter().filter(|row| must_last(row)).cloned().collect();
-        if !durable.is_empty() {
-            self.store.put_outbox(durable).await.map_err(|error| failed("store what it observed", error))?;
-        }
-        self.put(rows);
-        self.bound_outbox().await
-    }
-
-    /// A device that is away for years goes on writing down what ends and what happens: of these the oldest Events go first, then
-    /// the oldest ends. What is the case now is always told.
-    async fn bound_outbox(&self) -> Result<(), ReplicaError> {
-        let dropped = {
-            let mut state = self.state();
-            let dropped = surplus(state.outbox.values().filter(|row| must_last(row)));
-            for row in &dropped {
-                state.outbox.remove(&row.subject);
-            }
-            dropped
-        };
-        if dropped.is_empty() {
-            return Ok(());
-        }
-        let ends = dropped.iter().filter(|row| row.body.is_none()).count();
-        tracing::warn!(
-            dropped = dropped.len(),
-            ends,
-            "more waits for the hub than this device keeps; the oldest is dropped"
-        );
-        let entries = dropped.into_iter().map(|row| (row.subject, row.incarnation, row.boot, row.seq)).collect();
-        self.store.remove_outbox(entries).await.map_err(|error| failed("shorten its outbox", error))
-    }
-
-    /// Dates facts and gives them their place in this boot's order.
-    pub(crate) fn rows_of(&self, facts: Vec<Fact>) -> Vec<OutboxRow> {
-        let now = self.clock.now();
-        let mut state = self.state();
-        let row = |(subject, urgent, body)| {
-            state.seq += 1;
-            let (incarnation, boot, seq) = (state.incarnation, state.boot, state.seq);
-            OutboxRow { subject, incarnation, boot, seq, time_ms: now.0, urgent, body }
-        };
-        facts.into_iter().map(row).collect()
-    }
-
-    /// Puts rows into the outbox that are durable, or need not be.
-    pub(crate) fn put(&self, rows: Vec<OutboxRow>) {
-        let mut state = self.state();
-        for mut row in rows {
-            if row.boot < state.boot {
-                // A greeting came while it was made durable.
-                state.seq += 1;
-                (row.boot, row.seq) = (state.boot, state.seq);
-            }
-            state.outbox.insert(row.subject.clone(), row);
-        }
-        drop(state);
-        self.bump(&self.grown);
-    }
-
     /// Who signs for this device now.
     pub(crate) fn identity(&self) -> WriterIdentity {
         self.state().log.identity().clone()
@@ -333,11 +264,6 @@ impl DeviceReplica {
         self.state().replaced
     }
 
-    /// Observations the hub has not acknowledged.
-    pub fn unreported(&self) -> usize {
-        self.state().outbox.len()
-    }
-
     /// Uids of documents and placements whose rows were damaged and that did not come again yet, and of documents that wait for
     /// large values and of which nothing older is here.
     pub fn damaged(&self) -> BTreeSet<String> {
@@ -374,41 +300,6 @@ impl DeviceReplica {
         let own = state.log.identity().id();
         let read = positions.get(&self.own_channel).and_then(|logs| logs.get(&own)).copied().unwrap_or(0);
         read > state.log.head(&self.own_channel).seq
-    }
-
-    /// Observations count from the hub's own time on: whatever a newer state of this database has told, before it was
-    /// replaced by an older copy, is older. What waits in the outbox is dated anew, in its order.
-    async fn outrank_copies(&self, greeting: &Greeting) -> Result<(), ReplicaError> {
-        let durable: Vec<OutboxRow> = {
-            let mut state = self.state();
-            let boot = greeting.time_ms;
-            if boot <= state.boot {
-                return Ok(());
-            }
-            state.boot = boot;
-            let mut rows: Vec<OutboxRow> = std::mem::take(&mut state.outbox).into_values().collect();
-            rows.sort_by_key(|row| (row.incarnation, row.boot, row.seq));
-            for row in &mut rows {
-                state.seq += 1;
-                (row.boot, row.seq) = (boot, state.seq);
-            }
-            let durable = rows.iter().filter(|row| must_last(row)).cloned().collect();
-            state.outbox = rows.into_iter().map(|row| (row.subject.clone(), row)).collect();
-            durable
-        };
-        if durable.is_empty() {
-            return Ok(());
-        }
-        self.store.put_outbox(durable).await.map_err(|error| failed("store what it observed", error))
-    }
-
-    /// The copy of a channel that an ingestion works on.
-    fn opened<'a>(
-        &self,
-        next: &'a mut BTreeMap<ChannelName, ChannelState>,
-        name: &ChannelName,
-    ) -> &'a mut ChannelState {
-        next.entry(name.clone()).or_insert_with(|| self.state().channel(name))
     }
 
     fn bump(&self, signal: &watch::Sender<u64>) {
@@ -549,69 +440,3 @@ fn channels_of(loaded: &Loaded) -> Result<Channels, DamagedRow> {
     }
     Ok((channels, unreadable))
 }
-
-fn rows_of(channel: &ChannelState, changed: &[ItemId]) -> Ingest {
-    let mut rows = Ingest::default();
-    append_rows(&mut rows, channel, changed);
-    rows
-}
-
-/// Rows of changed items, and every head of their channel.
-fn append_rows(rows: &mut Ingest, channel: &ChannelState, changed: &[ItemId]) {
-    let name = channel.channel.to_string();
-    for id in changed {
-        let bytes = channel.items.get(id).map(|item| item.encode().to_vec()).unwrap_or_default();
-        rows.items.push(ItemRow { channel: name.clone(), id: id.as_str().to_owned(), bytes });
-    }
-    let head = |(writer, head): (&WriterId, &Head)| HeadRow {
-        channel: name.clone(),
-        writer: writer.0.to_vec(),
-        seq: head.seq,
-        hash: head.hash.to_vec(),
-    };
-    rows.heads.extend(channel.heads.iter().map(head));
-}
-
-/// Which rows have to go so that the others are within bounds, a tenth below them.
-fn surplus<'a>(rows: impl Iterator<Item = &'a OutboxRow>) -> Vec<OutboxRow> {
-    let size = |row: &OutboxRow| row.subject.len() + row.body.as_ref().map_or(0, Vec::len);
-    let mut rows: Vec<&OutboxRow> = rows.collect();
-    let mut bytes: usize = rows.iter().map(|row| size(row)).sum();
-    if rows.len() <= OUTBOX_ROWS_MAX && bytes <= OUTBOX_BYTES_MAX {
-        return Vec::new();
-    }
-    // Ends have no body: they sort behind Events.
-    rows.sort_by_key(|row| (row.body.is_none(), row.incarnation, row.boot, row.seq));
-    let mut left = rows.len();
-    let mut dropped = Vec::new();
-    for row in rows {
-        if left <= OUTBOX_ROWS_MAX / 10 * 9 && bytes <= OUTBOX_BYTES_MAX / 10 * 9 {
-            break;
-        }
-        (left, bytes) = (left - 1, bytes - size(row));
-        dropped.push(row.clone());
-    }
-    dropped
-}
-
-/// Whether a restart could not observe this again.
-fn must_last(row: &OutboxRow) -> bool {
-    row.body.is_none() || row.subject.starts_with("event/")
-}
-
-fn clock_of(row: &OutboxRow) -> ObservationClock {
-    ObservationClock { incarnation: row.incarnation, boot: row.boot, seq: row.seq }
-}
-
-fn observation_of(row: &OutboxRow) -> Observation {
-    Observation {
-        subject: row.subject.clone(),
-        clock: clock_of(row),
-        time_ms: row.time_ms,
-        body: row.body.clone().map(Bytes::from),
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests;

@@ -10,7 +10,8 @@ use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::record::Draft;
 use flotilla_sync::replica::ReplicaError;
 
-use super::{DeviceReplica, Misplaced, WriterMaterial, failed, restore, rows_of};
+use super::incoming::rows_of;
+use super::{DeviceReplica, Misplaced, WriterMaterial, failed, restore};
 use crate::store::{BatchRow, Ingest};
 
 /// Batches of the device's own log kept for reading; a hub further behind gets a signed list.

@@ -6,17 +6,15 @@ use bytes::Bytes;
 use flotilla_sync::blob::{BlobRef, BlobStored, BlobWant};
 use flotilla_sync::channel::{ChannelName, ChannelState, Hash, Heads, Positions, WriterId};
 use flotilla_sync::identity::writer::WriterChain;
-use flotilla_sync::log::{Batch, Placement};
+use flotilla_sync::log::Batch;
 use flotilla_sync::observation::{Clock as ObservationClock, Observation, Urgency};
-use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::replica::{Ingested, Input, Reading, Replica, ReplicaError};
 use flotilla_sync::session::{Greeting, PeerHello};
 use flotilla_sync::stream::Stream;
 use flotilla_sync::transport::PeerIdentity;
 use tokio::sync::watch;
 
-use super::{DeviceReplica, Misplaced, OpenedStream, State, append_rows, clock_of, failed, must_last, observation_of};
-use crate::store::{Ingest, OutboxRow};
+use super::{DeviceReplica, OpenedStream, failed};
 
 impl Replica for DeviceReplica {
     async fn heads(&self, _peer: &PeerIdentity) -> Result<Heads, ReplicaError> {
@@ -64,90 +62,7 @@ impl Replica for DeviceReplica {
     }
 
     async fn ingest(&self, _peer: &PeerIdentity, inputs: Vec<Input>) -> Result<Ingested, ReplicaError> {
-        let _gate = self.gate.lock().await;
-        let mut rows = Ingest::default();
-        let mut next: BTreeMap<ChannelName, ChannelState> = BTreeMap::new();
-        let mut writers = Vec::new();
-        let mut result = Ingested::default();
-        let mut branched = Vec::new();
-        let mut evidence = self.state().evidence.clone();
-        for input in inputs {
-            match input {
-                Input::Writer(chain) => {
-                    rows.writers.push((chain.id.0.to_vec(), chain.encode().to_vec()));
-                    writers.push(chain);
-                }
-                Input::Batch(batch) => {
-                    if self.is_of_hub(&batch.batch().writer, &writers) {
-                        evidence.batch(&batch, &mut rows.evidence);
-                    }
-                    let channel = self.opened(&mut next, &batch.batch().channel);
-                    match channel.apply_batch(&batch) {
-                        Ok(folded) => {
-                            result.applied += batch.records().len();
-                            result.set_aside.extend(folded.set_aside.iter().map(ToString::to_string));
-                            append_rows(&mut rows, channel, &folded.changed);
-                        }
-                        Err(Placement::Duplicate) => {}
-                        Err(placement) => return Err(failed("take a batch", Misplaced(placement))),
-                    }
-                }
-                Input::Branch(batch) => {
-                    let channel = self.opened(&mut next, &batch.batch().channel);
-                    let folded = channel.apply_branch(&batch);
-                    result.applied += folded.changed.len();
-                    result.set_aside.extend(folded.set_aside.iter().map(ToString::to_string));
-                    append_rows(&mut rows, channel, &folded.changed);
-                    branched.extend(folded.changed);
-                }
-                Input::Snapshot(snapshot) => {
-                    if self.is_of_hub(&snapshot.snapshot().list.writer, &writers) {
-                        evidence.list(&snapshot, &mut rows.evidence);
-                    }
-                    let channel = self.opened(&mut next, &snapshot.snapshot().list.channel);
-                    let folded = channel.apply_snapshot(&snapshot);
-                    result.applied += folded.changed.len();
-                    result.set_aside.extend(folded.set_aside.iter().map(ToString::to_string));
-                    append_rows(&mut rows, channel, &folded.changed);
-                }
-            }
-        }
-        for why in &result.set_aside {
-            tracing::warn!(reason = %why, "a record was set aside");
-        }
-        let plan = {
-            let state = self.state();
-            let mut after: BTreeMap<_, _> = state.channels.iter().collect();
-            after.extend(&next);
-            state.beside.plan(&state.channels, &after)
-        };
-        rows.beside = plan.rows();
-        let greeting = self.state().unsaved_greeting();
-        rows.meta.extend(greeting.clone());
-        self.store.ingest(rows).await.map_err(|error| failed("store what the hub sent", error))?;
-        {
-            let mut state = self.state();
-            state.beside.take(plan);
-            state.greeting_saved(greeting.as_ref());
-            state.writers.extend(writers.into_iter().map(|chain| (chain.id, chain)));
-            state.channels.extend(next);
-            state.evidence = evidence;
-            state.settle_evidence();
-        }
-        // What is in force has changed, whatever the disk says of the tidying that follows.
-        if !planted::is(Bug::ChangeUntold) {
-            self.bump(&self.changed);
-        }
-        self.leave().await?;
-        self.forget_damaged().await?;
-        self.shorten_evidence().await?;
-        if !branched.is_empty() {
-            self.state_again(&branched).await?;
-        }
-        if planted::is(Bug::ChangeUntold) {
-            self.bump(&self.changed);
-        }
-        Ok(result)
+        self.take_in(inputs).await
     }
 
     async fn subscribed(&self, _peer: &PeerIdentity, channels: Positions) -> Result<(), ReplicaError> {
@@ -207,38 +122,11 @@ impl Replica for DeviceReplica {
     }
 
     async fn outbox(&self, urgency: Urgency, limit: usize) -> Result<Vec<Observation>, ReplicaError> {
-        let mut state = self.state();
-        let mut waiting: Vec<&OutboxRow> =
-            state.outbox.values().filter(|row| urgency == Urgency::All || row.urgent).collect();
-        waiting.sort_by_key(|row| (row.incarnation, row.boot, row.seq));
-        let sent: Vec<Observation> = waiting.into_iter().take(limit).map(observation_of).collect();
-        if planted::is(Bug::ReportForgottenUnanswered) {
-            sent.iter().for_each(|one| drop(state.outbox.remove(&one.subject)));
-        }
-        Ok(sent)
+        Ok(self.waiting(urgency, limit))
     }
 
     async fn outbox_acknowledged(&self, entries: Vec<(String, ObservationClock)>) -> Result<(), ReplicaError> {
-        let same = |state: &State, (subject, clock): &(String, ObservationClock)| {
-            state.outbox.get(subject).filter(|row| clock_of(row) == *clock).is_some()
-        };
-        let durable: Vec<_> = {
-            let state = self.state();
-            let taken = entries.iter().filter(|entry| same(&state, entry));
-            let lasting = taken.filter(|(subject, _)| state.outbox.get(subject).is_some_and(must_last));
-            lasting.map(|(subject, clock)| (subject.clone(), clock.incarnation, clock.boot, clock.seq)).collect()
-        };
-        // From the disk first: what it does not let go of is told again, and goes then.
-        if !(durable.is_empty() || planted::is(Bug::OutboxUncleared)) {
-            self.store.remove_outbox(durable).await.map_err(|error| failed("clear its outbox", error))?;
-        }
-        let mut state = self.state();
-        for entry in &entries {
-            if same(&state, entry) {
-                state.outbox.remove(&entry.0);
-            }
-        }
-        Ok(())
+        self.let_go(entries).await
     }
 
     fn grown(&self, _peer: &PeerIdentity) -> watch::Receiver<u64> {
