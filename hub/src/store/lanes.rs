@@ -13,7 +13,8 @@ use super::writer::Job;
 pub(super) const QUEUE_LEN_MAX: usize = 1024;
 /// Jobs in one transaction at most: bounds the time the first of them waits.
 const BATCH_JOBS_MAX: usize = 256;
-/// Jobs of the fleet in a transaction after the first of the people's: bounds the time that one waits.
+/// Jobs of the fleet in a transaction after the first of the people's, if so many wait: bounds the time that one waits, and is the
+/// fleet's share however many people write.
 const FLEET_BESIDE_PEOPLE_MAX: usize = 16;
 
 type Boxed = Box<dyn Job>;
@@ -84,7 +85,11 @@ impl Turn<'_> {
         if self.run.len() >= BATCH_JOBS_MAX {
             return None;
         }
-        let job = match self.first.take().or_else(|| self.lanes.people.try_recv().ok()) {
+        // The fleet's share is kept for it: people who never pause would fill every transaction.
+        let room = BATCH_JOBS_MAX - self.run.len();
+        let share = self.lanes.taken.len().min(self.fleet_left).min(FLEET_BESIDE_PEOPLE_MAX);
+        let person = if room > share { self.first.take().or_else(|| self.lanes.people.try_recv().ok()) } else { None };
+        let job = match person {
             Some(job) => {
                 self.fleet_left = self.fleet_left.min(FLEET_BESIDE_PEOPLE_MAX);
                 job
@@ -180,6 +185,23 @@ mod tests {
             turns += 1;
         }
         assert!((5..=7).contains(&turns), "{turns} commits for the 74 that were left");
+    }
+
+    #[tokio::test]
+    async fn people_who_fill_every_transaction_leave_the_fleet_its_share() {
+        let (entrances, mut lanes) = open();
+        let (told, heard) = std::sync::mpsc::channel();
+        let fleet = || entrances.fleet.try_send(Box::new(Named("fleet", told.clone()))).map_err(drop).unwrap();
+        let person = || entrances.people.try_send(Box::new(Named("person", told.clone()))).map_err(drop).unwrap();
+        (0..40).for_each(|_| fleet());
+        (0..BATCH_JOBS_MAX + 44).for_each(|_| person());
+        for left in [40, 40 - FLEET_BESIDE_PEOPLE_MAX, 40 - 2 * FLEET_BESIDE_PEOPLE_MAX, 0] {
+            // As many come as are taken.
+            let count = run(&mut lanes, |_| person()).await;
+            assert_eq!(count, BATCH_JOBS_MAX);
+            let fleet_run = heard.try_iter().filter(|name| *name == "fleet").count();
+            assert_eq!(fleet_run, left.min(FLEET_BESIDE_PEOPLE_MAX), "of {left} that waited");
+        }
     }
 
     #[tokio::test]
