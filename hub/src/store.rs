@@ -51,7 +51,9 @@ use lanes::Entrances;
 use writer::{Call, Grown, Working};
 
 /// Events a watcher may have unread in its channel; beyond that it falls behind in the history.
-const WATCH_LEN_MAX: usize = 256;
+const WATCH_LEN_MAX: usize = 16;
+/// Events read from the history at a time, as they are kept there: references, for the most part.
+const WATCH_ROWS_MAX: usize = 256;
 
 /// How long somebody at the API waits for room in the queue, and when to ask again after that.
 const ROOM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
@@ -399,7 +401,8 @@ impl Store {
 }
 
 /// Copies one watcher's events from the history into its channel, at the watcher's own pace. The history is shared and
-/// bounded, so a slow watcher costs nothing: it falls out of the window and is told so.
+/// bounded: a slow watcher costs what its channel holds, in the end falls out of the window, and is told so. What is packed is unpacked
+/// here, once there is room for it, and not while others wait for the history.
 async fn feed(
     shared: Arc<Shared>,
     mut revision: watch::Receiver<u64>,
@@ -412,7 +415,7 @@ async fn feed(
         revision.mark_unchanged();
         let read = {
             let committed = shared.committed.read().unwrap_or_else(PoisonError::into_inner);
-            committed.history.read(&wanted, position, committed.version, WATCH_LEN_MAX)
+            committed.history.read(&wanted, position, committed.version, WATCH_ROWS_MAX)
         };
         match read {
             Read::Expired => {
@@ -421,12 +424,16 @@ async fn feed(
                 return;
             }
             Read::Events(events, end) => {
-                let full = events.len() == WATCH_LEN_MAX;
+                let full = events.len() == WATCH_ROWS_MAX;
                 let progressed = events.is_empty() && end > position;
                 for event in events {
-                    if sender.send(event).await.is_err() {
+                    let Ok(room) = sender.reserve().await else { return };
+                    // Whoever cannot be told all starts anew.
+                    let Some(told) = event.to_watch() else {
+                        room.send(WatchEvent::Expired);
                         return;
-                    }
+                    };
+                    room.send(told);
                 }
                 position = end;
                 if full {
@@ -452,7 +459,10 @@ impl Shared {
         if events.is_empty() && working.rollouts_touched.is_empty() && !working.reborn {
             return;
         }
+        // Nobody else changes the history in between.
+        let aged = self.committed.read().unwrap_or_else(PoisonError::into_inner).history.aged(events.len());
         let mut committed = self.committed.write().unwrap_or_else(PoisonError::into_inner);
+        committed.history.exchange(aged);
         if working.reborn {
             // Watches of an earlier life start anew.
             committed.incarnation = working.incarnation;

@@ -54,7 +54,7 @@ pub struct Event {
 }
 
 /// Newest events whose objects are kept as they are: those that watchers read along.
-const SHARED_MAX: usize = 512;
+pub(super) const SHARED_MAX: usize = 512;
 /// Memory that an object takes, for each byte of its JSON: measured with a DaemonSet of 1.3 KB (docs/benchmarks.md).
 const MEMORY_PER_JSON_BYTE: usize = 14;
 /// Memory of an event beside its objects.
@@ -96,8 +96,8 @@ impl Kept {
     }
 }
 
-/// One event as it is kept.
-#[derive(Debug)]
+/// One event as it is kept. A copy shares what it holds.
+#[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) version: u64,
     pub(super) change: Change,
@@ -117,7 +117,7 @@ impl From<Event> for Row {
 
 impl Row {
     /// `None` when what is packed cannot be read.
-    fn to_watch(&self) -> Option<WatchEvent> {
+    pub(super) fn to_watch(&self) -> Option<WatchEvent> {
         let object = self.object.object()?;
         Some(match (self.change, &self.previous) {
             (Change::Added, _) => WatchEvent::Added(object),
@@ -138,6 +138,8 @@ impl Row {
 #[derive(Debug)]
 pub(crate) struct History {
     events: VecDeque<Row>,
+    /// So many of the oldest are packed.
+    packed: usize,
     bytes: usize,
     /// A watch from this version or later can be served.
     floor: u64,
@@ -145,15 +147,15 @@ pub(crate) struct History {
 
 /// What a reader at a version gets.
 #[derive(Debug)]
-pub(crate) enum Read {
-    /// Events of what was asked for, and the version up to which was looked.
-    Events(Vec<WatchEvent>, u64),
+pub(super) enum Read {
+    /// Events of what was asked for, as they are kept, and the version up to which was looked.
+    Events(Vec<Row>, u64),
     Expired,
 }
 
 impl History {
     pub(crate) fn starting_at(floor: u64) -> Self {
-        Self { events: VecDeque::new(), bytes: 0, floor }
+        Self { events: VecDeque::new(), packed: 0, bytes: 0, floor }
     }
 
     pub(crate) fn floor(&self) -> u64 {
@@ -162,14 +164,40 @@ impl History {
 
     pub(super) fn push(&mut self, event: impl Into<Row>) {
         let row = event.into();
+        if self.packed == self.events.len() && matches!(row.object, Kept::Packed(_)) {
+            self.packed += 1;
+        }
         self.bytes += row.bytes;
         self.events.push_back(row);
-        let aged = self.events.len().checked_sub(SHARED_MAX + 1);
-        if let Some(row) = aged.and_then(|aged| self.events.get_mut(aged)) {
-            let before = row.bytes;
-            row.pack();
-            self.bytes = self.bytes - before + row.bytes;
+    }
+
+    /// The rows whose objects are not to be kept as they are once so many more events have come, packed: that takes long, and is done
+    /// before the lock that all readers wait for.
+    pub(super) fn aged(&self, coming: usize) -> Vec<Row> {
+        let shared_from = (self.events.len() + coming).saturating_sub(SHARED_MAX).min(self.events.len());
+        let mut aged: Vec<Row> = self.events.range(self.packed.min(shared_from)..shared_from).cloned().collect();
+        aged.iter_mut().for_each(Row::pack);
+        aged
+    }
+
+    /// Puts what [`aged`](Self::aged) packed into its place.
+    pub(super) fn exchange(&mut self, aged: Vec<Row>) {
+        for row in aged {
+            let Some(place) = self.events.get_mut(self.packed).filter(|place| place.version == row.version) else {
+                return;
+            };
+            self.bytes = self.bytes - place.bytes + row.bytes;
+            *place = row;
+            self.packed += 1;
         }
+    }
+
+    /// Events, and how many of them keep their objects as they are.
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let shared =
+            |row: &&Row| matches!(row.object, Kept::Shared(_)) || matches!(row.previous, Some(Kept::Shared(_)));
+        (self.events.len(), self.events.iter().filter(shared).count())
     }
 
     /// Drops what the bounds no longer allow.
@@ -183,6 +211,7 @@ impl History {
             self.bytes -= first.bytes;
             self.floor = first.version;
             self.events.pop_front();
+            self.packed = self.packed.saturating_sub(1);
         }
     }
 
@@ -206,7 +235,7 @@ impl History {
     }
 
     /// Up to `count_max` events of wanted objects after `from`; `end` is the newest committed version.
-    pub(crate) fn read(&self, wanted: impl Fn(&ObjectKey) -> bool, from: u64, end: u64, count_max: usize) -> Read {
+    pub(super) fn read(&self, wanted: impl Fn(&ObjectKey) -> bool, from: u64, end: u64, count_max: usize) -> Read {
         if from < self.floor {
             return Read::Expired;
         }
@@ -215,9 +244,7 @@ impl History {
         let mut found = Vec::new();
         for event in self.events.range(start..) {
             if wanted(&event.key) {
-                // Whoever cannot be told all starts anew.
-                let Some(told) = event.to_watch() else { return Read::Expired };
-                found.push(told);
+                found.push(event.clone());
                 if found.len() == count_max {
                     return Read::Events(found, event.version);
                 }

@@ -13,6 +13,7 @@ use flotilla_rest::backend::WatchEvent;
 use serde_json::json;
 
 use super::Store;
+use super::history::SHARED_MAX;
 use crate::clock::Clock;
 use crate::config::Retention;
 
@@ -252,7 +253,7 @@ async fn history_is_bounded_and_an_old_or_foreign_version_is_expired() {
     let retention = Retention { events_count_max: 10, ..Retention::default() };
     let store = open(&path, retention);
     let start = store.version();
-    // Its channel holds 256 events, the history 10: a watcher that does not read falls out and is told.
+    // Its channel holds 16 events, the history 10: a watcher that does not read falls out and is told.
     let mut slow = store.watch(&kind::CONFIG_MAP, None, start).unwrap();
     for step in 0..600 {
         put(&store, "a", &step.to_string()).await;
@@ -271,6 +272,36 @@ async fn history_is_bounded_and_an_old_or_foreign_version_is_expired() {
     let store = open(&path, retention);
     assert!(store.watch(&kind::CONFIG_MAP, None, store.version() - 10).is_ok());
     assert!(store.watch(&kind::CONFIG_MAP, None, store.version() - 13).is_err());
+}
+
+#[tokio::test]
+async fn what_is_old_is_kept_as_json_and_told_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hub.sqlite");
+    let store = open(&path, Retention::default());
+    let start = store.version();
+    let count = SHARED_MAX + 60;
+    for step in 0..count {
+        put(&store, "a", &step.to_string()).await;
+    }
+    let kept = |store: &Store| store.handle.shared.committed.read().unwrap().history.counts();
+    assert_eq!(kept(&store), (count, SHARED_MAX));
+    let told = async |store: &Store| {
+        let mut events = store.watch(&kind::CONFIG_MAP, None, start).unwrap();
+        for step in 0..count {
+            let expected = if step == 0 { "+a=0".to_owned() } else { format!("~a={step}<{}", step - 1) };
+            assert_eq!(text(&events.recv().await.unwrap()), expected);
+        }
+    };
+    told(&store).await;
+    drop(store);
+    let store = open(&path, Retention::default());
+    assert_eq!(kept(&store), (count, 0), "what was read from the disk is JSON");
+    told(&store).await;
+    for step in count..count + 3 {
+        put(&store, "a", &step.to_string()).await;
+    }
+    assert_eq!(kept(&store), (count + 3, 3));
 }
 
 #[tokio::test]
