@@ -425,7 +425,7 @@ impl World {
             let Some(node) = self.nodes.get(index) else { continue };
             let alone = !self.clones.contains_key(&index);
             if !self.oracles.look_at_card(index, node, self.hub.life().filter(|_| alone)) {
-                self.oracles.look_at_overrides(index, node).await;
+                self.oracles.look_at_overrides(index, node, self.hub.life()).await;
             }
         }
     }
