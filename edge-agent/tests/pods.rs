@@ -1,6 +1,8 @@
 //! Real shims and real processes: exits, signals, logs, stops, adoption, and what is left when a shim is killed.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod wait;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,8 +17,7 @@ use flotilla_agent::shim::files::{self, ShimFile};
 use flotilla_agent::shim::proc_table::{self, Family};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-
-const LIMIT: Duration = Duration::from_secs(20);
+use wait::LIMIT;
 
 /// A device's folder and its pods; whatever still runs when it goes is killed.
 struct Device {
@@ -98,13 +99,8 @@ impl Device {
 
     /// Waits until the container has printed a line.
     async fn printed(&self, name: &str, wanted: &str) {
-        let waited = timeout(LIMIT, async {
-            while !self.log(name, 0).iter().any(|(_, _, text)| text == wanted) {
-                tokio::task::yield_now().await;
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        });
-        waited.await.unwrap_or_else(|_| panic!("{name} never printed {wanted:?}"));
+        let printed = || self.log(name, 0).iter().any(|(_, _, text)| text == wanted);
+        wait::until(&format!("{wanted:?} of {name}"), printed).await;
     }
 }
 

@@ -248,13 +248,7 @@ async fn hooks_run_after_the_start_and_before_the_stop() {
     device.want(json!({"terminationGracePeriodSeconds": 20, "containers": [app.clone()]}));
     let ready = |plan: &Plan| plan.statuses[&uid]["containerStatuses"][0]["ready"] == true;
     device.until("ready", ready).await;
-    let waited = tokio::time::timeout(LIMIT, async {
-        while !begun.exists() {
-            device.turn().await;
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    waited.await.expect("postStart was never run");
+    device.until("postStart", |_| begun.exists()).await;
     assert!(!ended.exists());
     device.desired.pods.get_mut(&uid).unwrap().deletion = Some(Deletion { grace_seconds: None });
     device.until("its end", |plan| plan.ended.contains(&uid)).await;

@@ -72,9 +72,7 @@ async fn after_a_power_cut_the_old_state_is_in_nobodys_way() {
         device.until("the loss of the sandbox", |_, state| state == SandboxState::Lost).await;
         // As after a reboot: no cgroups, another boot id, the OCI runtime's state still there, its pid somebody else's.
         if let Some(cgroup) = device.cgroup() {
-            while cgroup.remove().is_err() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            wait::until("the end of the cgroup", || cgroup.remove().is_ok()).await;
         }
         assert!(
             files::oci_state_path(&device.dir()).join("app-0").exists(),
@@ -101,12 +99,7 @@ async fn what_a_container_wrote_goes_without_holding_anybody_up() {
         device.start(&device.shell("writes", script)).await;
         assert_eq!(device.exit_of("writes").await.code, 0);
         let root = files::root_path(&device.dir(), "writes", 0);
-        let waited = timeout(LIMIT, async {
-            while root.exists() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-        waited.await.expect("what the container wrote was never removed");
+        wait::until("the removal of what the container wrote", || !root.exists()).await;
         device.remove_and_search().await;
     }
 }

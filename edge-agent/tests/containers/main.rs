@@ -3,6 +3,8 @@
 
 mod life;
 mod unfit;
+#[path = "../wait/mod.rs"]
+mod wait;
 mod world;
 
 use std::collections::BTreeMap;
@@ -20,8 +22,7 @@ use flotilla_agent::shim::files::{self, ShimFile};
 use flotilla_agent::shim::proc_table::{self, Family};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-
-const LIMIT: Duration = Duration::from_secs(30);
+use wait::LIMIT;
 
 /// The OCI runtimes of this machine; a test runs with each. Empty (and said) when there is nothing to test with.
 fn runtimes() -> Vec<&'static str> {
@@ -176,13 +177,8 @@ impl Device {
     }
 
     async fn printed(&self, name: &str, wanted: &str) {
-        let waited = timeout(LIMIT, async {
-            while !self.log(name, 0).iter().any(|text| text == wanted) {
-                tokio::task::yield_now().await;
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        });
-        waited.await.unwrap_or_else(|_| panic!("{name} never printed {wanted:?}: {:?}", self.log(name, 0)));
+        let printed = || self.log(name, 0).iter().any(|text| text == wanted);
+        wait::until(&format!("{wanted:?} of {name}"), printed).await;
     }
 
     /// Removes the pod and looks everywhere for something of it.

@@ -38,9 +38,7 @@ async fn a_runtime_that_fails_is_an_error_that_says_what_happened() {
     let (uid, config) = (device.uid.clone(), device.shell("hangs", "true"));
     let start = device.runtime.start_container(&uid, &config);
     let stop = async {
-        while !running("6539") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        wait::until("the hanging runtime", || running("6539")).await;
         assert!(!device.runtime.list().await.unwrap()[&uid].containers.contains_key("hangs"), "it is nothing yet");
         device.runtime.stop_sandbox(&uid).await.unwrap();
     };

@@ -162,12 +162,7 @@ async fn commands_run_inside_and_end_at_their_deadline() {
         assert_eq!(outcome, ExecOutcome::Exited { code: 3, output: "upper layer\ngreen\nweb-0\n".into() }, "{oci}");
         let late = run("sleep 6545 & sleep 6543", Duration::from_millis(500));
         assert_eq!(device.runtime.exec(&late).await.unwrap(), ExecOutcome::TimedOut);
-        let waited = timeout(LIMIT, async {
-            while running("6543") || running("6545") {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-        waited.await.expect("the command outlived its deadline");
+        wait::until("the end of the late command", || !running("6543") && !running("6545")).await;
         device.runtime.stop_container(&device.uid, "app", 0, LIMIT).await.unwrap();
         assert_eq!(device.exit_of("app").await.code, 4, "its own end of TERM");
         device.remove_and_search().await;
