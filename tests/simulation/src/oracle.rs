@@ -93,14 +93,36 @@ struct Wishes {
     /// Of each document of a fleet, by uid.
     documents: BTreeMap<String, u64>,
     /// Of each DaemonSet, by name.
-    sets: BTreeMap<String, (u64, u64)>,
+    sets: BTreeMap<String, WishedSet>,
+}
+
+#[derive(Debug)]
+struct WishedSet {
+    uid: String,
+    /// Another one whenever something else is wished.
+    print: u64,
+    since_ms: u64,
+}
+
+impl WishedSet {
+    fn is_now(&mut self, print: u64, now: u64) {
+        if self.print != print {
+            (self.print, self.since_ms) = (print, now);
+        }
+    }
+}
+
+/// Of the document with this uid, as it is now; another one for each uid.
+fn print_in(documents: &BTreeMap<String, u64>, uid: &str) -> u64 {
+    let newest = documents.get(uid).copied().unwrap_or(0);
+    uid.bytes().fold(1_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte))) ^ newest
 }
 
 impl Wishes {
     /// Since when what runs as this Pod is wished as it is.
     fn since_ms(&self, pod: &str) -> u64 {
         let set = pod.split_once('-').map_or(pod, |(set, _)| set);
-        self.sets.get(set).map_or(0, |(_, since)| *since).max(self.own_ms)
+        self.sets.get(set).map_or(0, |set| set.since_ms).max(self.own_ms)
     }
 }
 
@@ -172,22 +194,21 @@ impl Oracles {
             wishes.documents = of_fleet.map(|(_, id, print)| (id.clone(), *print)).collect();
             wishes.items = items;
         }
-        // Nothing is shown before the first pass of an agent.
-        let Some(sets) = backend.list(&kind::DAEMON_SET, None).await.ok().filter(|sets| !sets.items.is_empty()) else {
-            return;
-        };
-        let mut there: BTreeMap<String, u64> = wishes.sets.keys().map(|name| (name.clone(), 0)).collect();
-        for set in &sets.items {
-            let newest = wishes.documents.get(set.uid()).copied().unwrap_or(0);
-            let life = set.uid().bytes().fold(1_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
-            there.insert(set.name().to_owned(), life ^ newest);
+        let Ok(listing) = backend.list(&kind::DAEMON_SET, None).await else { return };
+        let documents = std::mem::take(&mut wishes.documents);
+        for (name, set) in &mut wishes.sets {
+            // Nothing is shown before the first pass of an agent, and nothing after the last set has gone.
+            let shown = listing.items.is_empty() || listing.items.iter().any(|one| one.name() == name);
+            set.is_now(if shown { print_in(&documents, &set.uid) } else { 0 }, now);
         }
-        for (name, wish) in there {
-            let known = wishes.sets.entry(name).or_insert((wish, now));
-            if known.0 != wish {
-                *known = (wish, now);
-            }
+        for one in &listing.items {
+            let print = print_in(&documents, one.uid());
+            let fresh = || WishedSet { uid: one.uid().to_owned(), print, since_ms: now };
+            let set = wishes.sets.entry(one.name().to_owned()).or_insert_with(fresh);
+            one.uid().clone_into(&mut set.uid);
+            set.is_now(print, now);
         }
+        wishes.documents = documents;
     }
 
     /// A device whose card was changed, or beside which another board ran, may have lost what was answered there, and whatever it was told
