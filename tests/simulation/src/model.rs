@@ -8,9 +8,6 @@ use flotilla_manifests::object::{Object, ObjectKey};
 /// Annotation and environment variable that tell one write from the next: numbers only grow.
 pub(crate) const MARK: &str = "mark";
 
-/// Annotation with the mark of the write that created an object.
-pub(crate) const BORN: &str = "born";
-
 /// A marked object, or none.
 pub(crate) type Mark = Option<u64>;
 
@@ -53,6 +50,8 @@ pub(crate) struct Model {
     pub(crate) objects: BTreeMap<ObjectKey, Cell>,
     /// Technicians' changes: by device and object.
     pub(crate) overrides: BTreeMap<(usize, ObjectKey), Cell>,
+    /// Of which life of an object the newest of them speaks, by its uid: a change ends with it.
+    pub(crate) bases: BTreeMap<(usize, ObjectKey), String>,
     /// Every mark ever written into a workload, with the group it was for.
     pub(crate) ever: BTreeMap<String, String>,
     /// The hub was restored from a backup: what was answered since may be lost where no device holds it.
@@ -83,6 +82,12 @@ impl Model {
 
     pub(crate) fn object(&mut self, key: &ObjectKey) -> &mut Cell {
         self.objects.entry(key.clone()).or_default()
+    }
+
+    /// Asked for a change of an object that is there with this uid.
+    pub(crate) fn asks_change(&mut self, device: usize, key: &ObjectKey, uid: &str, mark: Mark) {
+        self.bases.insert((device, key.clone()), uid.to_owned());
+        self.change(device, key).asks(mark);
     }
 
     pub(crate) fn change(&mut self, device: usize, key: &ObjectKey) -> &mut Cell {

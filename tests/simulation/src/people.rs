@@ -14,7 +14,7 @@ use flotilla_rest::backend::{DryRun, User, WatchEvent, WriteRequest};
 use serde_json::{Value, json};
 
 use crate::dice::Dice;
-use crate::model::{BORN, MARK, Model};
+use crate::model::{MARK, Model};
 use crate::trace::Trace;
 
 /// DaemonSets that operators know.
@@ -128,10 +128,6 @@ fn wish(model: &mut Model, key: ObjectKey, verb: u64, mark: u64, value: Value) -
     if there && verb > 225 {
         model.deleted.insert(key.clone(), mark);
         return Wish { key, mutation: Mutation::Delete(DeleteOptions::default()), mark: None };
-    }
-    let mut value = value;
-    if !there {
-        value["metadata"]["annotations"][BORN] = mark.to_string().into();
     }
     let mutation = if there {
         Mutation::Patch { part: Part::Main, patch: Patch::JsonMerge(value) }

@@ -509,7 +509,7 @@ impl World {
             let wish = {
                 let mut model = model.lock().unwrap_or_else(PoisonError::into_inner);
                 let wish = people::technician(&mut model, index, key.clone(), choice);
-                model.change(index, &key).asks(wish.mark);
+                model.asks_change(index, &key, base.uid(), wish.mark);
                 wish
             };
             trace.told("technician asks", &name, format_args!("{key} {:?}", wish.mark));

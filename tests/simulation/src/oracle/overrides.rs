@@ -11,7 +11,7 @@ use flotilla_rest::Backend as _;
 use super::{Oracles, UNDER_WAY_MS, is_told, selects};
 use crate::device::Node;
 use crate::hub::HubLife;
-use crate::model::{BORN, Cell, Model};
+use crate::model::{Cell, Model};
 use crate::people::ROAMING;
 
 impl Oracles {
@@ -35,7 +35,7 @@ impl Oracles {
             let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
             let same = model.overrides.get(&(index, key.clone())) == Some(&cell);
             let ended = match &object {
-                Some(object) => cell_ended(object, &cell),
+                Some(object) => cell_ended(&model, index, object),
                 None => {
                     base_ended(&model, index, &key, &cell) || may_leave(&model, &key) && !is_base_due(hub, node, &key)
                 }
@@ -55,11 +55,10 @@ impl Oracles {
     }
 }
 
-/// The base was deleted and made again since: that ended the change. Marks count up over all writes, and an object keeps the one it
-/// was created with.
-fn cell_ended(object: &Object, cell: &Cell) -> bool {
-    let born = object.annotation(BORN).and_then(|born| born.parse::<u64>().ok()).unwrap_or(0);
-    technician_mark(object).is_none() && cell.sure.is_some_and(|sure| born > sure)
+/// The base was deleted and made again since: that ended the change.
+fn cell_ended(model: &Model, device: usize, object: &Object) -> bool {
+    let of = model.bases.get(&(device, object.key()));
+    technician_mark(object).is_none() && of.is_some_and(|base| *base != object.uid())
 }
 
 /// The object is not shown at the device: somebody stopped it there or asked for its deletion since.
