@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use flotilla_manifests::api_error::Violation;
 use flotilla_manifests::object::Object;
 use flotilla_manifests::overrides::OverrideRecord;
 use flotilla_manifests::{defaults, schema, validate};
 use flotilla_sync::blob::Blobs;
-use flotilla_sync::channel::{Item, ItemKind, Version};
+use flotilla_sync::channel::{Item, ItemKind};
 use flotilla_sync::document::Document;
 use flotilla_sync::identity::{SealingKey, open};
 use serde::Deserialize;
@@ -24,9 +25,10 @@ use crate::replica::DeviceReplica;
 #[derive(Debug)]
 pub struct Knowledge {
     sealing: SealingKey,
-    /// By item id: version read and what it said.
-    manifests: BTreeMap<String, (Version, Option<Arc<Manifest>>)>,
-    secrets: BTreeMap<String, (Version, Option<Object>)>,
+    /// By item id: the content that was read and what it said. Not its version: where a log was forked or a change waited for another,
+    /// two contents have one.
+    manifests: BTreeMap<String, (Bytes, Option<Arc<Manifest>>)>,
+    secrets: BTreeMap<String, (Bytes, Option<Object>)>,
     /// Documents whose newest state says nothing valid, and why.
     refused: BTreeMap<String, String>,
     /// See [`Known::unreadable`].
@@ -123,7 +125,7 @@ impl Knowledge {
     fn meaning(&mut self, id: &str, item: &Item, session_ms: u64, blobs: Blobs<'_>) -> Option<Meaning> {
         match &item.kind {
             ItemKind::Document(document) => {
-                let cached = self.manifests.get(id).filter(|(version, _)| *version == document.newest);
+                let cached = self.manifests.get(id).filter(|(saved, _)| *saved == document.saved);
                 let manifest = match cached {
                     Some((_, manifest)) => manifest.clone(),
                     None => {
@@ -139,7 +141,7 @@ impl Knowledge {
                                 last_good
                             }
                         };
-                        self.manifests.insert(id.to_owned(), (document.newest, manifest.clone()));
+                        self.manifests.insert(id.to_owned(), (document.saved.clone(), manifest.clone()));
                         manifest
                     }
                 };
@@ -150,7 +152,7 @@ impl Knowledge {
                 Some(Meaning::Manifest(id.to_owned(), manifest?, caught_up))
             }
             ItemKind::Register(register) => {
-                let read = self.register(id, &register.value, register.version);
+                let read = self.register(id, &register.value);
                 if let (Err(_), Some(("placement", uid))) = (&read, id.split_once('/')) {
                     self.unreadable.insert(uid.to_owned());
                 }
@@ -160,7 +162,7 @@ impl Knowledge {
         }
     }
 
-    fn register(&mut self, id: &str, value: &[u8], version: Version) -> Result<Option<Meaning>, String> {
+    fn register(&mut self, id: &str, value: &Bytes) -> Result<Option<Meaning>, String> {
         let Some((kind, name)) = id.split_once('/') else { return Err("an unknown kind of register".to_owned()) };
         let parsed = match kind {
             "placement" => Meaning::Placement(json(value)?),
@@ -169,12 +171,12 @@ impl Knowledge {
             "revert" => Meaning::Revert(name.to_owned()),
             "override" => Meaning::Override(Box::new(json(value)?)),
             "secret" => {
-                let cached = self.secrets.get(id).filter(|(known, _)| *known == version);
+                let cached = self.secrets.get(id).filter(|(known, _)| known == value);
                 let secret = match cached {
                     Some((_, secret)) => secret.clone(),
                     None => {
                         let opened = self.unseal(id, value).map_err(|why| warn(id, &why)).ok();
-                        self.secrets.insert(id.to_owned(), (version, opened.clone()));
+                        self.secrets.insert(id.to_owned(), (value.clone(), opened.clone()));
                         opened
                     }
                 };
@@ -246,10 +248,37 @@ fn warn(id: &str, why: &str) {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use flotilla_sync::blob::no_blobs;
+    use flotilla_sync::channel::{Applied, ChannelName, GENESIS, ItemId, WriterId};
     use flotilla_sync::document::{Edit, Rollouts};
+    use flotilla_sync::record::{Draft, Record};
     use serde_json::json;
 
     use super::*;
+
+    /// As when the other branch of a forked log comes in: the newest record stays the same.
+    #[test]
+    fn a_document_is_read_again_when_its_content_changes_under_the_same_version() {
+        let id = ItemId::parse("0f8fad5b-d9cb-469f-a165-708677289500").unwrap();
+        let item = |text: &str| {
+            let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"text": text},
+                "metadata": {"name": "map", "namespace": "default", "uid": id.as_str()}});
+            let edit = Edit { object: &object, rollouts: &Rollouts::new(), author: "", time_ms: 0 };
+            let saved = Document::create(edit, 1, &|_| None, [1; 8]).unwrap().save();
+            let channel = ChannelName::parse("fleet/default").unwrap();
+            let draft = Draft::snapshot(id.clone(), 1, saved, "", 0);
+            let record = Record { channel, writer: WriterId([1; 32]), seq: 7, prev: GENESIS, draft };
+            match Item::apply(None, &record, 1).unwrap() {
+                Applied::Changed(item) => item,
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut knowledge = Knowledge::opening_with(SealingKey::generate().unwrap());
+        let mut text = |item: &Item| match knowledge.meaning(id.as_str(), item, 0, &no_blobs) {
+            Some(Meaning::Manifest(_, manifest, _)) => manifest.object.text("/data/text").to_owned(),
+            _ => panic!("no manifest"),
+        };
+        assert_eq!([text(&item("one")), text(&item("other")), text(&item("other"))], ["one", "other", "other"]);
+    }
 
     #[test]
     fn a_merge_that_no_writer_meant_is_refused() {
