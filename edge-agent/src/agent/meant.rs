@@ -57,9 +57,12 @@ impl Meant {
         self.of = None;
     }
 
-    /// The hub's manifest of this name.
+    /// The hub's manifest behind what is shown under this name, or would be if nothing held it back. A name can have two lives here at
+    /// once: the one that a restored hub remembers, and the one that it had given it since.
     pub(super) fn base(&self, key: &ObjectKey) -> Option<&Arc<Manifest>> {
-        self.read.known.manifests.values().find(|manifest| manifest.object.key() == *key)
+        let shown = self.effective.objects.get(key).map(|object| object.uid());
+        let mut named = self.read.known.manifests.values().filter(|manifest| manifest.object.key() == *key);
+        named.rfind(|manifest| shown.is_none_or(|uid| manifest.object.uid() == uid))
     }
 }
 
@@ -110,5 +113,37 @@ impl<R: Runtime> Agent<R> {
         let of = (!remembered).then_some(ground.known);
         self.state.meant = Meant { read: Arc::new(read), effective: Arc::new(next), of, until, since_ms };
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use flotilla_manifests::kind;
+    use flotilla_manifests::object::Object;
+
+    use super::*;
+
+    #[test]
+    fn of_two_lives_of_a_name_the_one_that_is_shown_is_meant() {
+        let life = |uid: &str| {
+            let mut object = Object::empty(&kind::DAEMON_SET, "default", "web");
+            object.metadata_mut().insert("uid".into(), uid.into());
+            Arc::new(Manifest { object: Arc::new(object), thresholds: BTreeMap::new(), at_number: BTreeMap::new() })
+        };
+        let mut read = Read::default();
+        read.known.manifests = ["a", "b"].map(|uid| (uid.to_owned(), life(uid))).into();
+        let read = Arc::new(read);
+        let key = life("a").object.key();
+        let base_while = |shown: Option<&str>| {
+            let mut effective = Effective::default();
+            effective.objects.extend(shown.map(|uid| (key.clone(), Arc::clone(&life(uid).object))));
+            let meant = Meant { read: Arc::clone(&read), effective: Arc::new(effective), ..Meant::default() };
+            meant.base(&key).map(|manifest| manifest.object.uid().to_owned())
+        };
+        assert_eq!(base_while(Some("a")).as_deref(), Some("a"));
+        assert_eq!(base_while(Some("b")).as_deref(), Some("b"));
+        assert_eq!(base_while(None).as_deref(), Some("b"), "as it is shown once it is not held back");
+        assert_eq!(base_while(Some("c")), None);
     }
 }
