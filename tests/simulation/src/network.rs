@@ -3,7 +3,8 @@
 //!
 //! A session's bytes are taken apart into frames (four bytes of length, then the frame), and each meets its fate by the link's dice. Only
 //! frames of signed records are lost, doubled, moved or damaged within a connection: what carries sessions in a real fleet is TLS, under
-//! which everything else arrives in order or not at all. "Not at all" happens at any byte.
+//! which everything else arrives in order or not at all. "Not at all" happens at any byte. A connection that has lost a frame is broken: it
+//! goes on for a while, until those who carry it find out, as QUIC does of a path and a window of MQTT of a message.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -216,6 +217,7 @@ impl Network {
         let mut coming = Vec::new();
         let mut buffer = vec![0; 16 * 1024];
         let mut ended = false;
+        let mut breaks = None;
         loop {
             let blocked = blocks(*cut.borrow_and_update(), way);
             let next = flying.front().map(|(at, _)| *at);
@@ -223,6 +225,7 @@ impl Network {
                 biased;
                 changed = cut.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(BROKEN_AFTER), if blocked => return,
+                () = until(breaks), if breaks.is_some() => return,
                 () = until(next), if !blocked && next.is_some() => {
                     let Some((_, frame)) = flying.pop_front() else { continue };
                     let digest = frame.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(131).wrapping_add(u64::from(*byte)));
@@ -235,7 +238,9 @@ impl Network {
                 read = reader.read(&mut buffer), if !ended && flying.len() < FLYING_MAX => match read {
                     Ok(length) if length > 0 => {
                         coming.extend_from_slice(&buffer[..length]);
-                        self.take_frames(&node, &mut coming, &mut flying);
+                        if self.take_frames(&node, &mut coming, &mut flying) {
+                            breaks.get_or_insert_with(|| Instant::now() + BROKEN_AFTER);
+                        }
                     }
                     // A goodbye still arrives.
                     _ => ended = true,
@@ -247,11 +252,12 @@ impl Network {
         }
     }
 
-    /// Moves whole frames from what came to what flies, each by its fate.
-    fn take_frames(&self, node: &str, coming: &mut Vec<u8>, flying: &mut VecDeque<(Instant, Vec<u8>)>) {
+    /// Moves whole frames from what came to what flies, each by its fate; `true`: one was lost.
+    fn take_frames(&self, node: &str, coming: &mut Vec<u8>, flying: &mut VecDeque<(Instant, Vec<u8>)>) -> bool {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        let Some(link) = inner.links.get_mut(node) else { return };
+        let Some(link) = inner.links.get_mut(node) else { return false };
+        let mut one_lost = false;
         while let Some(length) = coming.first_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes) as usize) {
             if coming.len() < 4 + length {
                 break;
@@ -269,6 +275,7 @@ impl Network {
                 let Weather { lost, doubled, moved, damaged, .. } = link.weather;
                 let fate = if lost + doubled + moved + damaged == 0 { 1000 } else { link.dice.below(1000) };
                 if fate < lost {
+                    one_lost = true;
                     continue;
                 } else if fate < lost + doubled {
                     flying.push_back((at, frame.clone()));
@@ -283,6 +290,7 @@ impl Network {
             }
             flying.push_back((at, frame));
         }
+        one_lost
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
