@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_sync::chance;
-use flotilla_sync::channel::{ChannelState, Head, ItemId, ItemKind};
+use flotilla_sync::channel::{ChannelState, Head, Item, ItemId, ItemKind, Positions, RegisterItem, Version};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::log::{Batch, LogWriter, VerifiedBatch};
 use flotilla_sync::planted::{self, Bug};
@@ -127,6 +127,35 @@ impl DeviceReplica {
         if drafts.is_empty() { Ok(()) } else { self.append_gated(drafts).await }
     }
 
+    /// States again, under the present writer, what an earlier one of this device said and the hub does not know: a hub that was restored
+    /// has lost it, and of earlier logs nothing is kept to send. What was ended is stated too: such a hub may still show it.
+    pub(super) async fn state_what_the_hub_lost(&self, hub: &Positions) -> Result<(), ReplicaError> {
+        let drafts: Vec<Draft> = {
+            let state = self.state();
+            if state.salvaged {
+                // What it says itself may not be whole yet.
+                return Ok(());
+            }
+            let own = state.log.identity().id();
+            let at_hub = hub.get(&self.own_channel);
+            let lost = |version: &Version| {
+                let known = at_hub.and_then(|logs| logs.get(&version.writer)).copied().unwrap_or(0);
+                version.writer != own && known < version.seq
+            };
+            let of = |(id, item): (&ItemId, &Item)| match &item.kind {
+                ItemKind::Register(register) if lost(&register.version) => Some(register_draft(id, register)),
+                ItemKind::Removed(version) if lost(version) => Some(Draft::remove(id.clone(), "", self.clock.now().0)),
+                ItemKind::Absent | ItemKind::Document(_) | ItemKind::Register(_) | ItemKind::Removed(_) => None,
+            };
+            state.channel(&self.own_channel).items.iter().filter(|(id, _)| is_override(id)).filter_map(of).collect()
+        };
+        if drafts.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(count = drafts.len(), "the hub has lost changes that were made here; they are stated again");
+        self.append_gated(drafts).await
+    }
+
     /// States items again that another branch of this device's log has changed.
     pub(super) async fn state_again(&self, changed: &[ItemId]) -> Result<(), ReplicaError> {
         let drafts = drafts_of(&self.state().channel(&self.own_channel), changed.iter());
@@ -211,12 +240,18 @@ fn own_log_is_whole(batches: &[Batch], head: Head) -> bool {
 
 /// Overrides in force among these items, as records to write.
 fn drafts_of<'a>(channel: &ChannelState, ids: impl Iterator<Item = &'a ItemId>) -> Vec<Draft> {
-    let own = ids.filter(|id| id.as_str().starts_with("override/"));
     let draft = |id: &ItemId| match &channel.items.get(id)?.kind {
-        ItemKind::Register(register) => {
-            Some(Draft::register(id.clone(), register.value.clone(), &register.author, register.time_ms))
-        }
+        ItemKind::Register(register) => Some(register_draft(id, register)),
         ItemKind::Absent | ItemKind::Document(_) | ItemKind::Removed(_) => None,
     };
-    own.filter_map(draft).collect()
+    ids.filter(|id| is_override(id)).filter_map(draft).collect()
+}
+
+/// What this device itself says in its channel.
+fn is_override(id: &ItemId) -> bool {
+    id.as_str().starts_with("override/")
+}
+
+fn register_draft(id: &ItemId, register: &RegisterItem) -> Draft {
+    Draft::register(id.clone(), register.value.clone(), &register.author, register.time_ms)
 }
