@@ -1,13 +1,13 @@
 //! The device's own log: its overrides, written under a writer of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_sync::chance;
-use flotilla_sync::channel::{ChannelState, Head, Item, ItemId, ItemKind, Positions, RegisterItem, Version};
+use flotilla_sync::channel::{ChannelState, Head, Item, ItemId, ItemKind, Positions, RegisterItem, Version, WriterId};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::log::{Batch, LogWriter, VerifiedBatch};
 use flotilla_sync::planted::{self, Bug};
-use flotilla_sync::record::Draft;
+use flotilla_sync::record::{Draft, RecordKind};
 use flotilla_sync::replica::ReplicaError;
 
 use super::incoming::rows_of;
@@ -19,6 +19,10 @@ const OWN_BATCHES_MAX: usize = 256;
 
 /// And their bytes.
 const OWN_BATCHES_BYTES_MAX: usize = 256 * 1024;
+
+/// Records stated again in one batch, and bytes of them: far from the limits of a batch.
+const STATED_RECORDS_MAX: usize = 64;
+const STATED_BYTES_MAX: usize = 256 * 1024;
 
 /// More records than a damaged database can have lost of this device's own log.
 const LOST_RECORDS_MAX: u64 = 1 << 20;
@@ -66,11 +70,8 @@ impl DeviceReplica {
         }
         let start = self.newest_of_own();
         self.replace_writer(start).await?;
-        let drafts = {
-            let channel = self.state().channel(&self.own_channel);
-            drafts_of(&channel, channel.items.keys())
-        };
-        if drafts.is_empty() { Ok(()) } else { self.append_gated(drafts).await }
+        // What was ended too: on the other branch it may be in force.
+        self.state_all(self.said_by(|_version| true)).await
     }
 
     /// After the database was damaged: if this device's own log is not whole, a fresh writer takes over. It numbers its records
@@ -115,51 +116,69 @@ impl DeviceReplica {
 
     /// States again, under the present writer, the overrides in force that another one wrote: the hub may not have them.
     pub(super) async fn state_what_others_wrote(&self) -> Result<(), ReplicaError> {
-        let drafts = {
-            let state = self.state();
-            let (own, channel) = (state.log.identity().id(), state.channel(&self.own_channel));
-            let of_others = channel.items.iter().filter(|(_, item)| match &item.kind {
-                ItemKind::Register(register) => register.version.writer != own,
-                ItemKind::Absent | ItemKind::Document(_) | ItemKind::Removed(_) => false,
-            });
-            drafts_of(&channel, of_others.map(|(id, _)| id))
-        };
-        if drafts.is_empty() { Ok(()) } else { self.append_gated(drafts).await }
+        let own = self.state().log.identity().id();
+        let mut drafts = self.said_by(|version| version.writer != own);
+        drafts.retain(|draft| draft.kind == RecordKind::Register);
+        self.state_all(drafts).await
     }
 
     /// States again, under the present writer, what an earlier one of this device said and the hub does not know: a hub that was restored
     /// has lost it, and of earlier logs nothing is kept to send. What was ended is stated too: such a hub may still show it.
     pub(super) async fn state_what_the_hub_lost(&self, hub: &Positions) -> Result<(), ReplicaError> {
-        let drafts: Vec<Draft> = {
+        let behind: BTreeSet<WriterId> = {
             let state = self.state();
             if state.salvaged {
                 // What it says itself may not be whole yet.
                 return Ok(());
             }
             let own = state.log.identity().id();
-            let at_hub = hub.get(&self.own_channel);
-            let lost = |version: &Version| {
-                let known = at_hub.and_then(|logs| logs.get(&version.writer)).copied().unwrap_or(0);
-                version.writer != own && known < version.seq
-            };
-            let of = |(id, item): (&ItemId, &Item)| match &item.kind {
-                ItemKind::Register(register) if lost(&register.version) => Some(register_draft(id, register)),
-                ItemKind::Removed(version) if lost(version) => Some(Draft::remove(id.clone(), "", self.clock.now().0)),
-                ItemKind::Absent | ItemKind::Document(_) | ItemKind::Register(_) | ItemKind::Removed(_) => None,
-            };
-            state.channel(&self.own_channel).items.iter().filter(|(id, _)| is_override(id)).filter_map(of).collect()
+            let known = |writer| hub.get(&self.own_channel).and_then(|logs| logs.get(writer)).copied().unwrap_or(0);
+            let heads = state.channels.get(&self.own_channel).map(|channel| &channel.heads).into_iter().flatten();
+            heads
+                .filter(|(writer, head)| **writer != own && known(*writer) < head.seq)
+                .map(|(writer, _)| *writer)
+                .collect()
         };
+        // All of such a log: if it was forked, its numbers do not say which branch the hub knows.
+        let drafts = self.said_by(|version| behind.contains(&version.writer));
         if drafts.is_empty() {
             return Ok(());
         }
         tracing::info!(count = drafts.len(), "the hub has lost changes that were made here; they are stated again");
-        self.append_gated(drafts).await
+        self.state_all(drafts).await
     }
 
     /// States items again that another branch of this device's log has changed.
     pub(super) async fn state_again(&self, changed: &[ItemId]) -> Result<(), ReplicaError> {
         let drafts = drafts_of(&self.state().channel(&self.own_channel), changed.iter());
-        if drafts.is_empty() { Ok(()) } else { self.append_gated(drafts).await }
+        self.state_all(drafts).await
+    }
+
+    /// What this device says of its overrides, in force or ended, of records like these.
+    fn said_by(&self, of: impl Fn(&Version) -> bool) -> Vec<Draft> {
+        let state = self.state();
+        let draft = |(id, item): (&ItemId, &Item)| match &item.kind {
+            ItemKind::Register(register) if of(&register.version) => Some(register_draft(id, register)),
+            ItemKind::Removed(version) if of(version) => Some(Draft::remove(id.clone(), "", self.clock.now().0)),
+            ItemKind::Absent | ItemKind::Document(_) | ItemKind::Register(_) | ItemKind::Removed(_) => None,
+        };
+        let items = state.channels.get(&self.own_channel).map(|channel| &channel.items).into_iter().flatten();
+        items.filter(|(id, _)| is_override(id)).filter_map(draft).collect()
+    }
+
+    /// Writes as many records as there are, in batches that a log takes.
+    async fn state_all(&self, drafts: Vec<Draft>) -> Result<(), ReplicaError> {
+        let (mut together, mut bytes) = (Vec::new(), 0);
+        for draft in drafts {
+            let size = draft.body.inline().map_or(0, |body| body.len());
+            if together.len() == STATED_RECORDS_MAX || !together.is_empty() && bytes + size > STATED_BYTES_MAX {
+                self.append_gated(std::mem::take(&mut together)).await?;
+                bytes = 0;
+            }
+            bytes += size;
+            together.push(draft);
+        }
+        if together.is_empty() { Ok(()) } else { self.append_gated(together).await }
     }
 
     fn folded(&self, mut next: ChannelState, verified: &VerifiedBatch) -> Result<(Ingest, ChannelState), ReplicaError> {
