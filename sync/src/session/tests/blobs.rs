@@ -5,7 +5,7 @@ use serde_json::json;
 use super::super::blobs::{RANGE_BYTES_MAX, WANTED_MAX};
 use super::super::*;
 use super::world::*;
-use crate::blob::{BLOB_PIECE_BYTES_MAX, Blob};
+use crate::blob::{BLOB_PIECE_BYTES_MAX, Blob, BlobStored, BlobWant};
 
 fn large(fill: u8) -> serde_json::Value {
     // Not compressible: what travels is what it is long.

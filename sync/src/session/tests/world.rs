@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::super::*;
-use crate::channel::{ChannelState, Folded, Head, Item, ItemId, ItemKind};
+use crate::blob::{BlobRef, BlobStored, BlobWant};
+use crate::channel::{ChannelState, Folded, Hash, Head, Item, ItemId, ItemKind};
 use crate::document::{Document, Edit, Rollouts};
-use crate::identity::writer::WriterIdentity;
+use crate::identity::writer::{WriterChain, WriterIdentity};
 use crate::identity::{DeviceKeys, Installation};
 use crate::log::{Batch, LogWriter};
 use crate::record::Draft;
+use crate::replica::{Input, Reading};
 
 pub(super) fn shape(_path: &[&str]) -> Option<&'static [&'static str]> {
     None
