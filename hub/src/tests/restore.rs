@@ -11,7 +11,7 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::Backend;
 use flotilla_sync::channel::{ChannelName, Positions, positions_of};
 use flotilla_sync::enrol::EnrolProof;
-use flotilla_sync::replica::{Input, Replica};
+use flotilla_sync::replica::{Input, Reading, Replica};
 use serde_json::{Value, json};
 
 use super::{Bench, Device};
@@ -366,6 +366,32 @@ async fn a_device_that_took_the_present_writers_list_is_heard() {
     }
     learn::look(&bench.door).await.unwrap();
     assert!(!bench.door.lessons.is_on());
+}
+
+/// A list says that all it does not name is gone: nobody may say so who has not taken in yet what was learned.
+#[tokio::test]
+async fn no_list_is_handed_out_of_a_channel_of_which_something_is_learned() {
+    let mut world = World::new(Retention { log_records_max: 2, ..Retention::default() }).await;
+    for name in ["web", "two", "three", "four"] {
+        world.bench.create(daemon_set(name, "red")).await.unwrap();
+    }
+    world.pull().await;
+    let backup = world.back_up();
+    let before = world.bench.door.identity().id();
+    world.bench.create(daemon_set("five", "red")).await.unwrap();
+    world.pull().await;
+    let bench = world.restored(&backup, "second").await;
+    let channel = ChannelName::parse("fleet/north").unwrap();
+    let read = async || bench.door.read(&channel, &before, 0, 64 * 1024).await.unwrap();
+    assert!(matches!(read().await, Reading::Snapshot(_)), "nothing is learned yet");
+    world.devices[0].give_back(&bench.door).await;
+    assert!(matches!(read().await, Reading::Later));
+    world.devices[1].give_back(&bench.door).await;
+    learn::look(&bench.door).await.unwrap();
+    assert!(!bench.door.lessons.is_on());
+    let Reading::Snapshot(snapshot) = read().await else { panic!("no list after all was taken in") };
+    let five = bench.store.read(&set("five")).unwrap();
+    assert!(snapshot.list.items.iter().any(|entry| entry.item.as_str() == five.uid()));
 }
 
 #[tokio::test]
