@@ -57,12 +57,16 @@ pub(crate) struct Model {
     pub(crate) ever: BTreeMap<String, String>,
     /// The hub was restored from a backup: what was answered since may be lost where no device holds it.
     pub(crate) restored: bool,
+    /// The mark with which the object that a technician's change was made to had been created: by device and object.
+    pub(crate) bases: BTreeMap<(usize, ObjectKey), u64>,
     /// When each object was last asked to be deleted, by the counter of marks.
     pub(crate) deleted: BTreeMap<ObjectKey, u64>,
     /// What a technician stopped at a device, until it is made again: by device and object.
     pub(crate) held: BTreeSet<(usize, ObjectKey)>,
     /// Pods that a technician told to begin anew: by device and uid.
     pub(crate) restarted: BTreeSet<(usize, String)>,
+    /// Names under which a board joined in the place of another: the hub goes on listing that one's changes (docs/testing.md, known).
+    pub(crate) replaced: BTreeSet<String>,
     /// A device came back with an old card: what was answered there since may be lost, until it has been told anew.
     pub(crate) rolled_back: BTreeSet<usize>,
     mark: u64,
@@ -94,4 +98,9 @@ impl Model {
 pub(crate) fn mark_of(object: Option<&Object>) -> Mark {
     let object = object.filter(|object| object.deletion_timestamp().is_none())?;
     object.annotation(MARK)?.parse().ok()
+}
+
+/// The mark with which an object was created.
+pub(crate) fn born_of(object: &Object) -> u64 {
+    object.annotation(BORN).and_then(|born| born.parse().ok()).unwrap_or(0)
 }

@@ -26,7 +26,7 @@ use flotilla_sync::channel::{ChannelName, Item, ItemKind, Positions, Version};
 
 use crate::device::Node;
 use crate::hub::HubLife;
-use crate::model::{BORN, Cell, Model, mark_of};
+use crate::model::{Cell, Model, born_of, mark_of};
 use crate::people::{ROAMING, SharedModel, Watcher};
 use crate::runtime::Deed;
 use crate::trace::Trace;
@@ -90,6 +90,8 @@ struct Wishes {
     documents: BTreeMap<String, u64>,
     /// Of each DaemonSet, by name.
     sets: BTreeMap<String, (u64, u64)>,
+    /// Of each DaemonSet that was shown, by name.
+    uids: BTreeMap<String, String>,
 }
 
 impl Wishes {
@@ -168,15 +170,17 @@ impl Oracles {
             wishes.documents = of_fleet.map(|(_, id, print)| (id.clone(), *print)).collect();
             wishes.items = items;
         }
-        // Nothing is shown before the first pass of an agent.
-        let Some(sets) = backend.list(&kind::DAEMON_SET, None).await.ok().filter(|sets| !sets.items.is_empty()) else {
-            return;
-        };
+        let Ok(sets) = backend.list(&kind::DAEMON_SET, None).await else { return };
+        let shown: BTreeMap<&str, &str> = sets.items.iter().map(|set| (set.name(), set.uid())).collect();
+        // Nothing is shown before the first pass of an agent, or of an agent to which nothing is left.
+        let known = if shown.is_empty() { wishes.uids.clone() } else { BTreeMap::new() };
+        let known = known.iter().filter(|(_, uid)| wishes.documents.contains_key(*uid));
         let mut there: BTreeMap<String, u64> = wishes.sets.keys().map(|name| (name.clone(), 0)).collect();
-        for set in &sets.items {
-            let newest = wishes.documents.get(set.uid()).copied().unwrap_or(0);
-            let life = set.uid().bytes().fold(1_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
-            there.insert(set.name().to_owned(), life ^ newest);
+        for (name, uid) in known.map(|(name, uid)| (name.as_str(), uid.as_str())).chain(shown) {
+            let newest = wishes.documents.get(uid).copied().unwrap_or(0);
+            let life = uid.bytes().fold(1_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+            there.insert(name.to_owned(), life ^ newest);
+            wishes.uids.insert(name.to_owned(), uid.to_owned());
         }
         for (name, wish) in there {
             let known = wishes.sets.entry(name).or_insert((wish, now));
@@ -487,7 +491,8 @@ impl Oracles {
             return Err(format!("{name} has nothing to tell and {waiting} reports on its disk"));
         }
         let there = backend.list(&kind::OVERRIDE, None).await.map_err(|error| format!("{name}: {error}"))?;
-        overrides_agree(store, node, &there.items, &backend_marks(&sets, &*backend).await)
+        let replaced = self.model.lock().unwrap_or_else(PoisonError::into_inner).replaced.contains(name);
+        overrides_agree((store, replaced), node, &there.items, &backend_marks(&sets, &*backend).await)
     }
 
     /// A technician's answered change is in force. Asks the device's own API.
@@ -510,7 +515,7 @@ impl Oracles {
             let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
             let same = model.overrides.get(&(index, key.clone())) == Some(&cell);
             let ended = match &object {
-                Some(object) => cell_ended(object, &cell),
+                Some(object) => cell_ended(object, model.bases.get(&(index, key.clone())).copied()),
                 None => base_ended(&model, index, &key, &cell),
             };
             if object.is_some() {
@@ -528,11 +533,10 @@ impl Oracles {
     }
 }
 
-/// The base was deleted and made again since: that ended the change. Marks count up over all writes, and an object keeps the one it
-/// was created with.
-fn cell_ended(object: &Object, cell: &Cell) -> bool {
-    let born = object.annotation(BORN).and_then(|born| born.parse::<u64>().ok()).unwrap_or(0);
-    technician_mark(object).is_none() && cell.sure.is_some_and(|sure| born > sure)
+/// The base was deleted and made again: that ended the change, also where the device heard of it only after the change was made. Marks
+/// count up over all writes, and an object keeps the one it was created with.
+fn cell_ended(object: &Object, base: Option<u64>) -> bool {
+    technician_mark(object).is_none() && base.is_some_and(|base| born_of(object) > base)
 }
 
 /// The object is not shown at the device: somebody stopped it there or asked for its deletion since, it left the device with its selector, or a hub that
@@ -568,7 +572,7 @@ fn is_told(hub: &HubLife, node: &Node) -> bool {
 
 /// The hub lists the changes that are in force at a device, as they are there.
 fn overrides_agree(
-    store: &Store,
+    (store, replaced): (&Store, bool),
     node: &Node,
     there: &[Arc<Object>],
     in_force: &BTreeMap<ObjectKey, Option<u64>>,
@@ -578,7 +582,10 @@ fn overrides_agree(
         let mine = all.iter().filter(|object| object.text("/spec/nodeName") == *name);
         mine.map(|object| (object.name().to_owned(), object.value()["spec"]["operations"].to_string())).collect()
     };
-    let (known, there) = (told(&store.list(&kind::OVERRIDE, None).items), told(there));
+    let (mut known, there) = (told(&store.list(&kind::OVERRIDE, None).items), told(there));
+    if replaced {
+        known.retain(|id, _| there.contains_key(id));
+    }
     if known != there {
         return Err(format!("{name}: its changes are {there:?}, the hub lists {known:?}"));
     }
