@@ -59,6 +59,8 @@ pub enum Bug {
     FloorForgotten,
     /// Logs are never cut off.
     LogUncut,
+    /// Entries of the audit trail stay, however old they are.
+    AuditUncut,
     /// Every run of the hub edits under the same automerge actor.
     ActorReused,
 }
@@ -92,6 +94,7 @@ impl Bug {
         Self::SignatureUnchecked,
         Self::FloorForgotten,
         Self::LogUncut,
+        Self::AuditUncut,
         Self::ActorReused,
     ];
 }

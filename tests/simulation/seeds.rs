@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use flotilla_simulation::{Bug, Setup, retention, run};
+use flotilla_simulation::{Bug, Calendar, Outcome, Retention, Setup, draw_life, retention, run, run_steps};
 
 /// Devices and virtual minutes of each world here: worlds as small as show what they are to show.
 const DEVICES: usize = 3;
@@ -42,6 +42,12 @@ const FOUND: &[(Bug, u64)] = &[
     (Bug::FloorForgotten, 13),
     (Bug::LogUncut, 11),
 ];
+/// A life of nine months of five days of ten minutes; what it keeps by age in proportion.
+const LIFE: Calendar = Calendar { day_ms: 10 * 60_000, days_of_month: 5, months: 9 };
+const LIFE_SEED: u64 = 1;
+/// Mistakes of which something grows for ever.
+const GROWING: &[Bug] = &[Bug::AuditUncut];
+
 /// Seeds that are tried for one mistake.
 const TRIED: u64 = 12;
 
@@ -135,4 +141,38 @@ fn planted_mistakes_are_found() {
         }
     });
     assert!(missed.is_empty(), "not found: {}", missed.join(", "));
+}
+
+/// A long life, short enough to be run each time.
+fn live(bug: Option<Bug>) -> Outcome {
+    let month_ms = LIFE.day_ms * LIFE.days_of_month;
+    let setup = Setup {
+        devices: 2,
+        length_ms: LIFE.length_ms(),
+        retention: Retention {
+            events_age_ms_max: LIFE.day_ms / 2,
+            log_records_max: 40,
+            log_age_ms_max: month_ms,
+            audit_age_ms_max: month_ms,
+            ..Retention::default()
+        },
+        look_every: Duration::from_secs(60),
+        ..setup(LIFE_SEED, bug)
+    };
+    run_steps(&setup, &draw_life(LIFE_SEED, setup.devices, &LIFE))
+}
+
+#[test]
+fn nothing_grows_for_ever_and_what_does_is_found() {
+    let lives: Vec<Option<Bug>> = std::iter::once(None).chain(GROWING.iter().copied().map(Some)).collect();
+    let wrong = side_by_side(&lives, |bug| {
+        let failure = live(*bug).failure;
+        println!("{bug:?}: {failure:?}");
+        let fine = match (bug, &failure) {
+            (None, failure) => failure.is_none(),
+            (Some(_), failure) => failure.as_ref().is_some_and(|failure| failure.oracle == "bounded"),
+        };
+        (!fine).then(|| format!("{bug:?}: {failure:?}"))
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -7,7 +7,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use flotilla_simulation::{Bug, Outcome, Setup, draw, retention, run, run_steps, shorten};
+use flotilla_simulation::{
+    Bug, Calendar, Faults, Outcome, Retention, Setup, Step, Told, draw, draw_life, retention, run_steps, shorten,
+};
+
+/// How rarely the oracles look when nothing has been done in a long life for so long.
+const LOOK_IN_QUIET_TIMES: Duration = Duration::from_secs(6 * 3600);
 
 /// Runs a hub and its devices in one thread on virtual time.
 #[derive(Debug, Parser)]
@@ -25,6 +30,13 @@ struct Arguments {
     hours: Option<u64>,
     #[arg(long, default_value_t = 30)]
     minutes: u64,
+    /// A long life instead: so many virtual years of working days and quiet ones, in which nothing may grow for ever. It is not
+    /// shortened when it fails.
+    #[arg(long, conflicts_with_all = ["hours", "minutes"])]
+    years: Option<u64>,
+    /// A long life of so many months.
+    #[arg(long, conflicts_with_all = ["hours", "minutes", "years"])]
+    months: Option<u64>,
     /// Plants a mistake, which must be found.
     #[arg(long, value_parser = bug_of)]
     bug: Option<Bug>,
@@ -53,37 +65,51 @@ fn main() -> ExitCode {
     if arguments.aloud {
         flotilla_agent::init_logging();
     }
-    let length_ms = arguments.hours.map_or(arguments.minutes * 60_000, |hours| hours * 3_600_000);
     let began = Instant::now();
     let mut failed = 0;
     for seed in arguments.seed..arguments.seed + arguments.seeds {
         if arguments.seconds.is_some_and(|limit| began.elapsed() > Duration::from_secs(limit)) {
             break;
         }
+        let (faults, steps, setup) = drawn(&arguments, seed);
         if arguments.draw {
-            let (faults, steps) = draw(seed, arguments.devices, length_ms);
             println!("seed {seed} {faults:?}");
             steps.iter().for_each(|step| println!("    {} ms {:?}", step.at_ms, step.what));
             continue;
         }
-        let setup = Setup {
-            seed,
-            devices: arguments.devices,
-            length_ms,
-            bug: arguments.bug,
-            retention: retention(seed),
-            look_every: Duration::from_secs(1),
-            aloud: arguments.aloud,
-        };
         let start = Instant::now();
-        let outcome = run(&setup);
+        let outcome = run_steps(&setup, &steps);
         tell(seed, &outcome, start.elapsed());
+        outcome.growth.iter().for_each(|(name, series)| println!("    {name}: {}", Told(series)));
         if let Some(failure) = &outcome.failure {
             failed += 1;
-            explain(&setup, outcome.clone(), failure.oracle, arguments.shorten);
+            println!("  {faults:?}");
+            let short = if faults.is_some() { arguments.shorten } else { 0 };
+            explain(&setup, &steps, outcome.clone(), failure.oracle, short);
         }
     }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What this seed does, and how it is run: a short life dense with faults, or a long one.
+fn drawn(arguments: &Arguments, seed: u64) -> (Option<Faults>, Vec<Step>, Setup) {
+    let setup = Setup {
+        seed,
+        devices: arguments.devices,
+        length_ms: arguments.hours.map_or(arguments.minutes * 60_000, |hours| hours * 3_600_000),
+        bug: arguments.bug,
+        retention: retention(seed),
+        look_every: Duration::from_secs(1),
+        aloud: arguments.aloud,
+    };
+    let months = arguments.months.map(|months| Calendar { months, ..Calendar::years(1) });
+    let Some(calendar) = arguments.years.map(Calendar::years).or(months) else {
+        let (faults, steps) = draw(seed, arguments.devices, setup.length_ms);
+        return (Some(faults), steps, setup);
+    };
+    let steps = draw_life(seed, arguments.devices, &calendar);
+    let (length_ms, retention) = (calendar.length_ms(), Retention::default());
+    (None, steps, Setup { length_ms, retention, look_every: LOOK_IN_QUIET_TIMES, ..setup })
 }
 
 fn tell(seed: u64, outcome: &Outcome, took: Duration) {
@@ -99,12 +125,10 @@ fn tell(seed: u64, outcome: &Outcome, took: Duration) {
 }
 
 /// Tells the shortest story of a failure.
-fn explain(setup: &Setup, outcome: Outcome, oracle: &str, seconds: u64) {
-    let (faults, steps) = draw(setup.seed, setup.devices, setup.length_ms);
-    println!("  {faults:?}");
+fn explain(setup: &Setup, steps: &[Step], outcome: Outcome, oracle: &str, seconds: u64) {
     let mut told = outcome;
     if seconds > 0 {
-        let short = shorten(setup, &steps, oracle, Duration::from_secs(seconds));
+        let short = shorten(setup, steps, oracle, Duration::from_secs(seconds));
         println!("  {} of {} steps are enough:", short.len(), steps.len());
         short.iter().for_each(|step| println!("    {} ms {:?}", step.at_ms, step.what));
         told = run_steps(setup, &short);

@@ -448,10 +448,13 @@ pub(super) fn is_pending(connection: &Connection, channel: &ChannelName) -> Resu
     Ok(statement.exists([channel.to_string()])?)
 }
 
-/// Whether large values that learned documents name are not here as a whole.
+/// Whether large values that learned documents name are not here as a whole. Of what was removed since, no device may have them any
+/// more, and nobody waits for them.
 pub(super) fn lacks_blobs(connection: &Connection) -> Result<bool, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT 1 FROM blob JOIN blob_reference USING (hash) WHERE NOT blob.whole AND blob_reference.uid LIKE 'learned %' LIMIT 1",
+        "SELECT 1 FROM blob JOIN blob_reference USING (hash)
+         JOIN learned ON blob_reference.uid = 'learned ' || learned.channel || ' ' || learned.id
+         WHERE blob.whole = 0 AND learned.removed IS NULL LIMIT 1",
     )?;
     Ok(statement.exists([])?)
 }

@@ -4,6 +4,7 @@
 //! time, in pieces, so that no commit waits long for it. Whoever stood before a new floor of a log is served its signed list.
 
 use flotilla_manifests::time::Timestamp;
+use flotilla_sync::planted::{self, Bug};
 use rusqlite::{Transaction, params};
 
 use super::StoreError;
@@ -19,9 +20,13 @@ const ROWS_MAX: i64 = 10_000;
 pub(super) fn sweep(transaction: &Transaction<'_>, retention: &Retention, now: Timestamp) -> Result<usize, StoreError> {
     let before = |age_ms_max: u64| now.0.saturating_sub(age_ms_max).cast_signed();
     let logs = shorten(transaction, before(retention.log_age_ms_max))?;
-    transaction
-        .prepare_cached("DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE time < ?1 ORDER BY id LIMIT ?2)")?
-        .execute([before(retention.audit_age_ms_max), ROWS_MAX])?;
+    if !planted::is(Bug::AuditUncut) {
+        transaction
+            .prepare_cached(
+                "DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE time < ?1 ORDER BY id LIMIT ?2)",
+            )?
+            .execute([before(retention.audit_age_ms_max), ROWS_MAX])?;
+    }
     transaction
         .prepare_cached("DELETE FROM past_epoch WHERE time < ?1")?
         .execute([before(retention.log_age_ms_max)])?;

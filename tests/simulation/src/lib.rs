@@ -6,7 +6,9 @@
 
 mod device;
 mod dice;
+mod growth;
 mod hub;
+mod lives;
 mod model;
 mod network;
 mod oracle;
@@ -18,12 +20,15 @@ mod stories;
 mod trace;
 mod world;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use flotilla_hub::Retention;
 use flotilla_sync::{chance, planted};
 
+pub use flotilla_hub::Retention;
 pub use flotilla_sync::planted::Bug;
+pub use growth::{Size, Told};
+pub use lives::{Calendar, draw_life};
 pub use network::{Cut, Weather};
 pub use schedule::{Faults, Step, What, draw, retention};
 pub use shorten::shorten;
@@ -63,6 +68,8 @@ pub struct Outcome {
     pub failure: Option<Failure>,
     /// The last events, for people.
     pub lines: Vec<String>,
+    /// What was measured of everything that can grow, if the steps asked for it.
+    pub growth: BTreeMap<String, Vec<Size>>,
 }
 
 /// Runs one world to its end.
@@ -87,7 +94,7 @@ pub fn run_steps(setup: &Setup, steps: &[Step]) -> Outcome {
 
 fn panicked(why: &str) -> Outcome {
     let failure = Failure { oracle: "panic", what: format!("a part panicked: {why}"), at_ms: 0 };
-    Outcome { hash: 0, events: 0, virtual_ms: 0, failure: Some(failure), lines: Vec::new() }
+    Outcome { hash: 0, events: 0, virtual_ms: 0, failure: Some(failure), lines: Vec::new(), growth: BTreeMap::new() }
 }
 
 fn run_here(setup: &Setup, steps: &[Step]) -> Outcome {
@@ -110,10 +117,15 @@ async fn live(setup: &Setup, steps: &[Step]) -> Outcome {
         return panicked(&error.to_string());
     }
     let mut passed = 0;
+    let mut growth = BTreeMap::new();
     match World::begin(setup, trace.clone()).await {
         Err(error) => trace.fail("begin", format_args!("{error:#}")),
         Ok(mut world) => {
             world.follow(steps, setup.length_ms).await;
+            growth = world.growth.series();
+            if let Err(why) = world.growth.judge() {
+                trace.fail("bounded", why);
+            }
             if trace.failure().is_none() {
                 world.heal().await;
                 if let Err(why) = world.settle(SETTLES_WITHIN).await {
@@ -127,5 +139,5 @@ async fn live(setup: &Setup, steps: &[Step]) -> Outcome {
         }
     }
     let (hash, events) = trace.sum();
-    Outcome { hash, events, virtual_ms: passed, failure: trace.failure(), lines: trace.lines() }
+    Outcome { hash, events, virtual_ms: passed, failure: trace.failure(), lines: trace.lines(), growth }
 }

@@ -62,6 +62,8 @@ pub(crate) struct Model {
     pub(crate) held: BTreeSet<(usize, ObjectKey)>,
     /// Pods that a technician told to begin anew: by device and uid.
     pub(crate) restarted: BTreeSet<(usize, String)>,
+    /// Names under which a board joined in the place of another: the hub goes on listing that one's changes (docs/testing.md, known).
+    pub(crate) replaced: BTreeSet<String>,
     /// A device came back with an old card: what was answered there since may be lost, until it has been told anew.
     pub(crate) rolled_back: BTreeSet<usize>,
     mark: u64,

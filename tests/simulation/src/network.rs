@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flotilla_sync::transport::{
-    Incoming, Listener, MemoryDoor, MemoryFault, PeerIdentity, Pipe, Reader, Transport, Writer,
+    EnrolStream, Incoming, Listener, MemoryDoor, MemoryFault, PeerIdentity, Pipe, Reader, Transport, Writer,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split};
 use tokio::sync::watch;
@@ -175,7 +175,14 @@ impl Network {
 
     async fn accept(self, line: String, node: String, mut listener: Listener) {
         while let Some(incoming) = listener.accept().await {
-            let Incoming::Session(pipe) = incoming else { continue };
+            let pipe = match incoming {
+                Incoming::Session(pipe) => pipe,
+                // A few messages, as on a good line: it works or it does not.
+                Incoming::Enrol(stream) => {
+                    self.hand_enrolment(&line, stream).await;
+                    continue;
+                }
+            };
             let Some(hub) = self.lock().hub.clone() else { continue };
             let (ours, theirs) = duplex(BUFFER_BYTES);
             let (hub_reader, hub_writer) = split(theirs);
@@ -207,6 +214,20 @@ impl Network {
                 link.connections.retain(|one| !one.is_finished());
                 link.connections.push(task);
             }
+        }
+    }
+
+    /// A device whose certificate is old shows its key.
+    async fn hand_enrolment(&self, line: &str, stream: EnrolStream) {
+        let hub = {
+            let inner = self.lock();
+            let open = inner.links.get(line).is_some_and(|link| link.cut == Cut::No);
+            inner.hub.clone().filter(|_| open)
+        };
+        if let Some(hub) = hub
+            && hub.hand(Incoming::Enrol(stream)).await.is_ok()
+        {
+            self.trace.event("enrols again", line, &[]);
         }
     }
 

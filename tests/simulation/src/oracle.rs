@@ -512,7 +512,8 @@ impl Oracles {
             return Err(format!("{name} has nothing to tell and {waiting} reports on its disk"));
         }
         let there = backend.list(&kind::OVERRIDE, None).await.map_err(|error| format!("{name}: {error}"))?;
-        overrides_agree(store, node, &there.items, &backend_marks(&sets, &*backend).await)
+        let replaced = self.model.lock().unwrap_or_else(PoisonError::into_inner).replaced.contains(name);
+        overrides_agree((store, replaced), node, &there.items, &backend_marks(&sets, &*backend).await)
     }
 }
 

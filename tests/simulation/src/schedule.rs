@@ -126,6 +126,14 @@ pub enum What {
     HubBackup,
     HubRestore,
     HubStart,
+    /// A new card in its board, with nothing on it: it joins again, by a token for its name.
+    NewCard(usize),
+    /// People bring a namespace of this number, with what they run there.
+    TeamComes(u64),
+    /// All of those up to this number leave.
+    TeamsLeave(u64),
+    /// Everything that can grow is measured.
+    Measure,
 }
 
 /// Most writes of operators, each of which may reach every device: two hundred a day in a fleet of a thousand.

@@ -19,7 +19,9 @@ use tokio::time::Instant;
 
 use crate::device::Node;
 use crate::dice::Dice;
+use crate::growth::Growth;
 use crate::hub::SimHub;
+use crate::lives;
 use crate::model::{Model, mark_of};
 use crate::network::{Cut, Network, Weather};
 use crate::oracle::Oracles;
@@ -35,6 +37,8 @@ static WORLDS: AtomicU64 = AtomicU64::new(0);
 const AGAIN: Duration = Duration::from_secs(5);
 /// Every so many looks all devices are looked at, not only those of which something happened.
 const SWEEP_LOOKS: u64 = 60;
+/// The first look after a step; each further one comes after as long again, until what the setup says.
+const LOOK_AFTER_STEP: Duration = Duration::from_secs(1);
 /// On a good day a write is answered within this time. Milliseconds.
 const ANSWERED_MS: u64 = 30_000;
 /// More operations than any disk sees in a world.
@@ -52,9 +56,10 @@ pub(crate) struct World {
     pub(crate) model: SharedModel,
     pub(crate) watchers: Vec<Arc<Watcher>>,
     pub(crate) oracles: Oracles,
+    pub(crate) growth: Growth,
+    pub(crate) writes: JoinSet<()>,
     place: String,
     setup: Setup,
-    writes: JoinSet<()>,
     watching: JoinSet<()>,
     backup: Option<Disk>,
     cards: BTreeMap<usize, Disk>,
@@ -63,6 +68,8 @@ pub(crate) struct World {
     /// Names disks that are copied.
     copies: u64,
     looks: u64,
+    /// When the newest step was carried out.
+    stepped: Instant,
     started: Instant,
 }
 
@@ -99,6 +106,7 @@ impl World {
         let oracles = Oracles::new(trace.clone(), Arc::clone(&model), setup.devices);
         let started = Instant::now();
         let mut world = Self {
+            growth: Growth::new(trace.clone(), setup.devices),
             trace,
             network,
             hub,
@@ -106,15 +114,16 @@ impl World {
             model,
             watchers,
             oracles,
+            writes: JoinSet::new(),
             place,
             setup: setup.clone(),
-            writes: JoinSet::new(),
             watching: JoinSet::new(),
             backup: None,
             cards: BTreeMap::new(),
             clones: BTreeMap::new(),
             copies: 0,
             looks: 0,
+            stepped: started,
             started,
         };
         world.hub_is_up();
@@ -132,16 +141,18 @@ impl World {
                 return;
             }
             self.carry_out(step.what).await;
+            self.stepped = Instant::now();
             self.look().await;
         }
         self.wait_until(length_ms).await;
     }
 
-    /// Lets virtual time pass, looking at everything as it goes.
+    /// Lets virtual time pass, looking at everything as it goes: often after a step, and then ever more rarely.
     pub(crate) async fn wait_until(&mut self, at_ms: u64) {
         let end = self.started + Duration::from_millis(at_ms);
         while Instant::now() < end && self.trace.failure().is_none() {
-            let next = Instant::now() + self.setup.look_every;
+            let pause = self.stepped.elapsed().max(LOOK_AFTER_STEP).min(self.setup.look_every);
+            let next = Instant::now() + pause;
             tokio::time::sleep_until(next.min(end)).await;
             self.look().await;
         }
@@ -197,6 +208,10 @@ impl World {
             }
             What::Speaks { device, old } => self.speaks(device, old).await,
             What::Start(index) => self.start_device(index).await,
+            What::NewCard(index) => self.new_card(index).await,
+            What::TeamComes(number) => self.team_comes(number),
+            What::TeamsLeave(last) => self.teams_leave(last),
+            What::Measure => self.growth.measure(&self.hub.disk, &self.nodes),
             What::HubStart => self.start_hub().await,
             What::HubCrash
             | What::HubPowerCut
@@ -345,6 +360,29 @@ impl World {
             self.oracles.card_changed(index);
             self.clones.insert(index, clone);
         }
+    }
+
+    /// The board gets a card with nothing on it, and joins under its name.
+    async fn new_card(&mut self, index: usize) {
+        let (name, seed) = self.next_copy("new-card");
+        let (Some(life), Some(node)) = (self.hub.life(), self.nodes.get_mut(index)) else { return };
+        self.trace.told("device", &node.name, "gets a new card");
+        let joined = async {
+            let card = Disk::new(&name, seed)?;
+            card.lose_syncs(self.setup.bug == Some(Bug::LostSync));
+            let token = lives::token_to_replace(life, &node.name).await?;
+            node.power_cut().await;
+            node.put_disk(card);
+            node.join(&token, &*life.doors.enroller()).await
+        };
+        if let Err(error) = joined.await {
+            self.trace.told("device does not join", &node.name, format_args!("{error:#}"));
+        }
+        let replaced = node.name.clone();
+        self.model().replaced.insert(replaced);
+        self.model().rolled_back.insert(index);
+        self.oracles.card_changed(index);
+        self.start_device(index).await;
     }
 
     /// Name and seed of the next disk that is copied. What happens on it follows from the world's seed; the name alone says which of the

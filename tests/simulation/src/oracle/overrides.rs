@@ -80,7 +80,7 @@ fn is_base_due(hub: Option<&HubLife>, node: &Node, key: &ObjectKey) -> bool {
 
 /// The hub lists the changes that are in force at a device, as they are there.
 pub(super) fn overrides_agree(
-    store: &Store,
+    (store, replaced): (&Store, bool),
     node: &Node,
     there: &[Arc<Object>],
     in_force: &BTreeMap<ObjectKey, Option<u64>>,
@@ -90,7 +90,10 @@ pub(super) fn overrides_agree(
         let mine = all.iter().filter(|object| object.text("/spec/nodeName") == *name);
         mine.map(|object| (object.name().to_owned(), object.value()["spec"]["operations"].to_string())).collect()
     };
-    let (known, there) = (told(&store.list(&kind::OVERRIDE, None).items), told(there));
+    let (mut known, there) = (told(&store.list(&kind::OVERRIDE, None).items), told(there));
+    if replaced {
+        known.retain(|id, _| there.contains_key(id));
+    }
     if known != there {
         return Err(format!("{name}: its changes are {there:?}, the hub lists {known:?}"));
     }
