@@ -9,6 +9,7 @@ mod meant;
 mod quiet;
 mod report;
 mod salvaged;
+mod shown;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,6 +101,7 @@ pub(crate) struct LoopState {
     /// `None`: the last pass was not completed.
     pub(crate) said: Option<meant::Said>,
     pub(crate) reports: Reports,
+    pub(crate) shown: shown::Shown,
     pub(crate) events: Events,
     /// Evictions already confirmed in this life of the agent.
     pub(crate) confirmed: BTreeSet<String>,
@@ -209,7 +211,7 @@ impl<R: Runtime> Agent<R> {
             };
             let observed = self.observed(sandboxes);
             let none = reconcile::DesiredPods::default();
-            self.executor.carry_out(reconcile::plan(&none, &observed, &self.history(), &self.place()).actions);
+            self.executor.carry_out(reconcile::plan(&none, &observed, &self.shared.history(), &self.place()).actions);
             tokio::select! {
                 biased;
                 Some(done) = self.inbox.done.recv() => self.executor.finished(done, self.clock.now()),
@@ -248,7 +250,7 @@ impl<R: Runtime> Agent<R> {
         let anew = self.understand(&ground, now).await?;
         let (read, next) = (self.state.meant.read.clone(), self.state.meant.effective.clone());
         let observed = self.observed(self.runtime.list().await?);
-        let mut plan = reconcile::plan(&next.pods, &observed, &self.history(), &self.place());
+        let mut plan = reconcile::plan(&next.pods, &observed, &self.shared.history(), &self.place());
         plan.leave_alone(&next.left_alone);
         let unexplained = self.unexplained(&next, &observed, &plan);
         plan.leave_alone(&unexplained);
@@ -320,10 +322,6 @@ impl<R: Runtime> Agent<R> {
             volumes: self.executor.volumes().root().to_owned(),
             now: self.clock.now(),
         }
-    }
-
-    fn history(&self) -> reconcile::History {
-        self.shared.history().clone()
     }
 
     /// Makes what a plan remembers durable, with the ends of pods it forgets, before its actions are taken. A disk that takes nothing

@@ -20,7 +20,7 @@ use flotilla_sync::planted::{self, Bug};
 pub const HOLD_ANNOTATION: &str = "flotilla.dev/hold";
 
 /// A manifest as its document says it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     pub object: Arc<Object>,
     /// Thresholds of the rollout numbers in flight.
@@ -57,7 +57,13 @@ pub struct WorkloadMemory {
     /// What runs: a device never moves back from it by itself.
     pub number: Option<RolloutNumber>,
     /// The manifest at `number`, for when the document has forgotten it.
-    pub manifest: Option<serde_json::Value>,
+    pub manifest: Option<Arc<serde_json::Value>>,
+}
+
+impl WorkloadMemory {
+    fn object(&self) -> Option<Arc<Object>> {
+        Object::parse(serde_json::Value::clone(self.manifest.as_deref()?)).ok().map(Arc::new)
+    }
 }
 
 /// Durable facts of this device's own.
@@ -97,6 +103,19 @@ pub struct Origin {
     pub placed: bool,
 }
 
+impl Effective {
+    /// Holds what is as it was before only once: whoever looks for changes need not look into it.
+    pub(crate) fn share(&mut self, before: &Self) {
+        for (uid, pod) in &mut self.pods.pods {
+            let Some(known) = before.pods.pods.get(uid).filter(|known| known.object == pod.object) else { continue };
+            let made = std::mem::replace(&mut pod.object, Arc::clone(&known.object));
+            if let Some(object) = self.objects.get_mut(&made.key()).filter(|object| Arc::ptr_eq(object, &made)) {
+                *object = Arc::clone(&known.object);
+            }
+        }
+    }
+}
+
 /// The effective state of the device `node`, whose Node manifest is among the known ones once it has synced.
 pub fn effective(node: &NodeRef, known: &Known, memory: &Memory, now: Timestamp) -> Effective {
     let mut result = Effective::default();
@@ -129,7 +148,7 @@ fn recalled(node: &NodeRef, known: &Known, memory: &Memory, result: &mut Effecti
     for uid in &known.unreadable {
         let placed = known.placements.values().find(|placement| placement.workload == *uid);
         let remembered = memory.workloads.get(uid).or_else(|| memory.workloads.get(&placed?.uid));
-        let object = remembered.and_then(|workload| Object::parse(workload.manifest.clone()?).ok()).map(Arc::new);
+        let object = remembered.and_then(WorkloadMemory::object);
         match object.filter(|object| object.uid() == uid) {
             Some(object) => {
                 let manifest = Manifest { object, thresholds: BTreeMap::new(), at_number: BTreeMap::new() };
@@ -196,7 +215,7 @@ fn daemon_set(
         return;
     }
     show(shown, result);
-    remember(uid, number, &at_number, result);
+    remember(uid, number, &at_number, memory, result);
     let attempt = next_attempt(
         uid,
         attempt,
@@ -226,7 +245,7 @@ fn placed(
     for placement in known.placements.values().filter(|placement| placement.workload == uid) {
         let number = placement.number;
         let Some(at_number) = at(manifest, number, memory.workloads.get(&placement.uid)) else { continue };
-        remember(&placement.uid, number, &at_number, result);
+        remember(&placement.uid, number, &at_number, memory, result);
         let attempt = memory.attempts.get(&placement.uid).copied().unwrap_or(0);
         keep_attempt(&placement.uid, attempt, result);
         if scaled_to_none {
@@ -307,11 +326,14 @@ fn at(manifest: &Manifest, number: RolloutNumber, remembered: Option<&WorkloadMe
         return Some(manifest.object.clone());
     }
     let workload = remembered.filter(|workload| workload.number == Some(number))?;
-    Object::parse(workload.manifest.clone()?).ok().map(Arc::new)
+    workload.object()
 }
 
-fn remember(uid: &str, number: RolloutNumber, manifest: &Object, result: &mut Effective) {
-    let memory = WorkloadMemory { number: Some(number), manifest: Some(manifest.value().clone()) };
+fn remember(uid: &str, number: RolloutNumber, object: &Object, memory: &Memory, result: &mut Effective) {
+    let known = memory.workloads.get(uid).and_then(|known| known.manifest.as_ref());
+    let manifest = known.filter(|known| ***known == *object.value()).cloned();
+    let manifest = manifest.unwrap_or_else(|| Arc::new(object.value().clone()));
+    let memory = WorkloadMemory { number: Some(number), manifest: Some(manifest) };
     result.memory.workloads.insert(uid.to_owned(), memory);
 }
 

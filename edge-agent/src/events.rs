@@ -4,6 +4,7 @@
 //! here is stored: what still holds after a restart of the agent is told again, under the same name. Start reading at [`Events::take_in`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use flotilla_manifests::object::Object;
 use flotilla_manifests::time::Timestamp;
@@ -34,7 +35,7 @@ pub struct Events {
 #[derive(Debug)]
 struct Known {
     /// With the pod's uid on this device.
-    object: Object,
+    object: Arc<Object>,
     /// Uid by which the hub knows the pod.
     subject: String,
     last: Timestamp,
@@ -76,7 +77,7 @@ impl Events {
                     }
                     None => {
                         self.generation += 1;
-                        let object = event(node, &name, subject.pod, notice, now);
+                        let object = Arc::new(event(node, &name, subject.pod, notice, now));
                         let subject = subject.uid_at_hub.to_owned();
                         let known = Known { object, subject, last: now, count: 1, holds: true, told: None };
                         self.known.insert(name, known);
@@ -96,7 +97,7 @@ impl Events {
     }
 
     /// For the local API.
-    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+    pub fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
         self.known.values().map(|known| &known.object)
     }
 
@@ -141,7 +142,7 @@ impl Known {
     fn again(&mut self, now: Timestamp) {
         self.count = self.count.saturating_add(1);
         self.last = now;
-        let value = self.object.value_mut();
+        let value = Arc::make_mut(&mut self.object).value_mut();
         value["count"] = self.count.into();
         value["lastTimestamp"] = now.to_rfc3339().into();
     }

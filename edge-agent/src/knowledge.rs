@@ -64,7 +64,7 @@ struct SecretBody {
 }
 
 /// What the replica says, and which overrides the hub has ended.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Read {
     pub known: Known,
     pub reverted: Vec<String>,

@@ -85,25 +85,25 @@ impl LocalView {
     /// named in `renewed`, is deleted and made anew: that is what `kubectl delete` waits for.
     pub fn replace(&mut self, now: BTreeMap<ObjectKey, Arc<Object>>, renewed: &[ObjectKey]) -> Vec<Arc<Change>> {
         let before = std::mem::take(&mut self.objects);
+        let is_one = |old: &Arc<Object>, new: &Arc<Object>| Arc::ptr_eq(old, new) || old.uid() == new.uid();
         let mut changes = Vec::new();
         for (key, previous) in &before {
-            let gone = now.get(key).is_none_or(|object| object.uid() != previous.uid()) || renewed.contains(key);
-            if gone {
+            let stays = now.get(key).is_some_and(|object| is_one(previous, object)) && !renewed.contains(key);
+            if !stays {
                 changes.push(self.record(key, Some(previous.clone()), None));
             }
         }
-        for (key, object) in now {
-            let previous = before.get(&key).filter(|old| old.uid() == object.uid() && !renewed.contains(&key));
-            if let Some(old) = previous.filter(|old| is_same(old, &object)) {
-                self.objects.insert(key, old.clone());
-                continue;
+        let taken = now.into_iter().filter_map(|(key, object)| {
+            let previous = before.get(&key).filter(|old| is_one(old, &object) && !renewed.contains(&key));
+            if let Some(old) = previous.filter(|old| Arc::ptr_eq(old, &object) || is_same(old, &object)) {
+                return Some((key, old.clone()));
             }
             let change = self.record(&key, previous.cloned(), Some(Arc::unwrap_or_clone(object)));
-            if let Some(current) = &change.current {
-                self.objects.insert(key, current.clone());
-            }
+            let current = change.current.clone();
             changes.push(change);
-        }
+            Some((key, current?))
+        });
+        self.objects = taken.collect();
         changes
     }
 

@@ -3,6 +3,8 @@
 //! Owns names and uids of derived Pods, what a Pod inherits from its template, and whether a DaemonSet selects a Node.
 //! Refuses to choose: number, attempt and the live overrides are arguments. Start at [`daemon_pod`] and [`placed_pod`].
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value, json};
 
 use crate::digest;
@@ -82,7 +84,7 @@ pub fn daemon_pod(
     attempt: u64,
     live: &[OverrideRecord],
 ) -> Object {
-    let effective = overrides::apply(daemon_set, live, Timestamp::default()).object;
+    let effective = overrides::applied(Cow::Borrowed(daemon_set), live, Timestamp::default());
     let name = daemon_pod_name(daemon_set.name(), &node.name);
     let uid = daemon_pod_uid(daemon_set.uid(), &node.uid, number, attempt);
     let mut pod = from_template(&effective, &name, &uid);
@@ -91,7 +93,7 @@ pub fn daemon_pod(
     set_label(&mut pod, "pod-template-generation", &number.counter.to_string());
     bind(&mut pod, &node.name, number, attempt);
     add_tolerations(&mut pod);
-    overrides::apply(&pod, live, Timestamp::default()).object
+    overrides::applied(Cow::Owned(pod), live, Timestamp::default()).into_owned()
 }
 
 /// The Pod of a placement, on the device it names. `workload` is the Deployment's or ReplicaSet's manifest *at* the
@@ -103,13 +105,13 @@ pub fn placed_pod(
     attempt: u64,
     live: &[OverrideRecord],
 ) -> Object {
-    let effective = overrides::apply(workload, live, Timestamp::default()).object;
+    let effective = overrides::applied(Cow::Borrowed(workload), live, Timestamp::default());
     let mut pod = from_template(&effective, &placement.name, &placement.uid);
     if let Some(hash) = replica_set_hash(workload, &placement.name) {
         set_label(&mut pod, "pod-template-hash", hash);
     }
     bind(&mut pod, node_name, placement.number, attempt);
-    overrides::apply(&pod, live, Timestamp::default()).object
+    overrides::applied(Cow::Owned(pod), live, Timestamp::default()).into_owned()
 }
 
 /// A Pod made from a workload's template and owned by it, bound to no Node: what ReplicaSets create.
@@ -151,13 +153,23 @@ pub fn selection(daemon_set: &Object, node: &Object) -> Selection {
 /// Where a DaemonSet's Pods belong, read once for many Nodes.
 #[derive(Debug, Clone)]
 pub struct DaemonPlacing {
-    /// With the tolerations that every DaemonSet has.
+    /// What of it says where; with the tolerations that every DaemonSet has.
     spec: PodSpec,
 }
 
 impl DaemonPlacing {
     pub fn of(daemon_set: &Object) -> Self {
-        let mut spec: PodSpec = view(daemon_set.at("/spec/template/spec"));
+        // No container is read for it: this is asked for each DaemonSet whenever a Node changes.
+        let template = daemon_set.at("/spec/template/spec");
+        let field = |name: &str| template.and_then(|spec| spec.get(name));
+        let mut spec = PodSpec {
+            node_name: view(field("nodeName")),
+            node_selector: view(field("nodeSelector")),
+            affinity: view(field("affinity")),
+            tolerations: view(field("tolerations")),
+            host_network: view(field("hostNetwork")),
+            ..PodSpec::default()
+        };
         spec.tolerations.extend(DAEMON_TOLERATIONS.iter().map(placing::toleration));
         if spec.host_network {
             spec.tolerations.push(placing::toleration(&("node.kubernetes.io/network-unavailable", "NoSchedule")));
@@ -171,6 +183,9 @@ impl DaemonPlacing {
         let named = self.spec.node_name.is_empty() || self.spec.node_name == node.name();
         if !named || placing::unmatched(&self.spec, node).is_some() {
             return Selection { should_run: false, may_stay: false };
+        }
+        if node.at("/spec/taints").is_none() {
+            return Selection { should_run: true, may_stay: true };
         }
         let taints = view::<NodeSpec>(node.spec()).taints;
         let refused = |effects: &[&str]| placing::untolerated(&self.spec.tolerations, &taints, effects).is_some();

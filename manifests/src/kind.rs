@@ -43,7 +43,7 @@ impl Kind {
 
 impl PartialEq for Kind {
     fn eq(&self, other: &Self) -> bool {
-        (self.group, self.name) == (other.group, other.name)
+        std::ptr::eq(self, other) || (self.name, self.group) == (other.name, other.group)
     }
 }
 impl Eq for Kind {}
@@ -54,6 +54,10 @@ impl PartialOrd for Kind {
 }
 impl Ord for Kind {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        // Most that are compared are the same row: keys of one kind, in maps.
+        if std::ptr::eq(self, other) {
+            return std::cmp::Ordering::Equal;
+        }
         (self.group, self.name).cmp(&(other.group, other.name))
     }
 }

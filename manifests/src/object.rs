@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::Deserialize as _;
 use serde_json::{Map, Value};
 
 use crate::kind::{self, KindRef};
@@ -40,7 +41,7 @@ impl fmt::Display for ObjectKey {
 /// An object: `apiVersion`, `kind`, `metadata` and the rest, as JSON.
 ///
 /// Invariant: `value` is a JSON object whose `apiVersion` and `kind` are those of `kind`, and `metadata` is an object.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
     kind: KindRef,
     value: Value,
@@ -159,24 +160,27 @@ impl Object {
     }
 
     pub fn owner_references(&self) -> Vec<OwnerReference> {
-        let list = self.at("/metadata/ownerReferences").and_then(Value::as_array);
-        list.map(|list| list.iter().filter_map(|item| serde_json::from_value(item.clone()).ok()).collect())
-            .unwrap_or_default()
+        self.owners().filter_map(|item| OwnerReference::deserialize(item).ok()).collect()
     }
 
     /// The owner with `controller: true`.
     pub fn controller(&self) -> Option<OwnerReference> {
-        self.owner_references().into_iter().find(|owner| owner.controller)
+        let mut controllers = self.owners().filter(|item| item.get("controller") == Some(&Value::Bool(true)));
+        controllers.find_map(|item| OwnerReference::deserialize(item).ok())
+    }
+
+    fn owners(&self) -> impl Iterator<Item = &Value> {
+        self.at("/metadata/ownerReferences").and_then(Value::as_array).into_iter().flatten()
     }
 
     /// The value behind a JSON pointer (RFC 6901).
     pub fn at(&self, pointer: &str) -> Option<&Value> {
-        self.value.pointer(pointer)
+        behind(&self.value, pointer)
     }
 
     /// The string behind a JSON pointer; empty when absent.
     pub fn text(&self, pointer: &str) -> &str {
-        self.value.pointer(pointer).and_then(Value::as_str).unwrap_or("")
+        self.at(pointer).and_then(Value::as_str).unwrap_or("")
     }
 
     pub fn spec(&self) -> Option<&Value> {
@@ -217,6 +221,18 @@ impl Object {
     }
 }
 
+/// As [`Value::pointer`], which makes two strings of each step: whoever looks at a fleet asks its objects for millions of fields.
+fn behind<'a>(value: &'a Value, pointer: &str) -> Option<&'a Value> {
+    let Some(steps) = pointer.strip_prefix('/').filter(|steps| !steps.contains('~')) else {
+        return value.pointer(pointer);
+    };
+    steps.split('/').try_fold(value, |value, step| match value {
+        Value::Object(map) => map.get(step),
+        Value::Array(_) => value.pointer(&format!("/{step}")),
+        _ => None,
+    })
+}
+
 /// `metav1.OwnerReference`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -229,4 +245,50 @@ pub struct OwnerReference {
     pub controller: bool,
     #[serde(default)]
     pub block_owner_deletion: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pointer_is_read_as_serde_json_reads_it() {
+        let value = json!({"": {"": 1}, "a/b": 2, "m~n": 3, "list": [4, {"x": [5]}], "text": "t"});
+        let pointers = [
+            "",
+            "/",
+            "//",
+            "a",
+            "/a~1b",
+            "/m~0n",
+            "/m~n",
+            "/list",
+            "/list/0",
+            "/list/1/x/0",
+            "/list/00",
+            "/list/+1",
+            "/list/-",
+            "/list/9",
+            "/list/",
+            "/text/0",
+            "/none",
+            "/list/1/x/0/y",
+        ];
+        for pointer in pointers {
+            assert_eq!(behind(&value, pointer), value.pointer(pointer), "{pointer:?}");
+        }
+    }
+
+    #[test]
+    fn the_controller_is_the_first_owner_that_says_so() {
+        let mut object = Object::empty(&kind::POD, "shop", "web");
+        let owner = |uid: &str, controller: Value| json!({"apiVersion": "v1", "kind": "Pod", "name": "o", "uid": uid, "controller": controller});
+        let broken = json!({"controller": true});
+        let owners = json!([owner("a", false.into()), broken, owner("b", true.into()), owner("c", true.into())]);
+        object.metadata_mut().insert("ownerReferences".into(), owners);
+        assert_eq!(object.owner_references().len(), 3);
+        assert_eq!(object.controller().map(|owner| owner.uid), Some("b".to_owned()));
+    }
 }

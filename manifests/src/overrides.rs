@@ -11,6 +11,7 @@ mod tree;
 pub use diff::between;
 pub use path::{Path, PathError, Step};
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
@@ -153,6 +154,15 @@ pub fn apply(base: &Object, records: &[OverrideRecord], now: Timestamp) -> Effec
         apply_record(base, record, &mut effective);
     }
     effective
+}
+
+/// The object that [`apply`] makes of `base`, without a copy where no record targets it: most objects have none.
+pub fn applied<'a>(base: Cow<'a, Object>, records: &[OverrideRecord], now: Timestamp) -> Cow<'a, Object> {
+    if records.iter().any(|record| record.target.uid == base.uid()) {
+        Cow::Owned(apply(&base, records, now).object)
+    } else {
+        base
+    }
 }
 
 /// Who makes a change, and what the caller minted for it.

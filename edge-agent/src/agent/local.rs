@@ -5,48 +5,56 @@ use std::sync::Arc;
 
 use flotilla_manifests::derive::uuid_v8;
 use flotilla_manifests::object::{Object, ObjectKey};
-use flotilla_manifests::{digest, kind};
+use flotilla_manifests::{condition, digest, kind};
 use serde_json::{Value, json};
 
-/// Adds the namespaces of what is shown: the hub's own objects stay at the hub, and `kubectl get ns` is asked here too.
-pub(super) fn add_namespaces(objects: &mut BTreeMap<ObjectKey, Arc<Object>>) {
+/// Adds the namespaces of what is shown: the hub's own objects stay at the hub, and `kubectl get ns` is asked here too. One that is
+/// among the `known` need not be made: it says nothing but its name.
+pub(super) fn add_namespaces(
+    objects: &mut BTreeMap<ObjectKey, Arc<Object>>,
+    known: impl Fn(&ObjectKey) -> Option<Arc<Object>>,
+) {
     let names: BTreeSet<String> =
         objects.keys().map(|key| key.namespace.clone()).filter(|name| !name.is_empty()).collect();
     for name in names.into_iter().chain(["default".to_owned()]) {
+        let key = ObjectKey::of(&kind::NAMESPACE, "", name.as_str());
+        if let Some(known) = known(&key) {
+            objects.insert(key, known);
+            continue;
+        }
         let mut namespace = Object::empty(&kind::NAMESPACE, "", &name);
         let uid = uuid_v8(&digest::of_parts("flotilla/local-namespace/1", &[name.as_bytes()]));
         namespace.metadata_mut().insert("uid".into(), uid.into());
         namespace.metadata_mut().insert("labels".into(), json!({"kubernetes.io/metadata.name": name}));
         namespace.value_mut()["status"] = json!({"phase": "Active"});
-        objects.insert(namespace.key(), Arc::new(namespace));
+        objects.insert(key, Arc::new(namespace));
     }
 }
 
 /// Pods of one workload on this device.
 #[derive(Debug, Default, Clone, Copy)]
-struct Count {
+pub(super) struct Count {
     pods: u64,
     ready: u64,
 }
 
-/// Fills the status of every workload from the Pods among the objects.
-pub(super) fn count_pods(objects: &mut BTreeMap<ObjectKey, Arc<Object>>) {
+/// The Pods of each workload among the objects, by its uid, as `statuses` say of them.
+pub(super) fn count_pods(
+    objects: &BTreeMap<ObjectKey, Arc<Object>>,
+    statuses: &BTreeMap<String, Value>,
+) -> BTreeMap<String, Count> {
     let mut counts: BTreeMap<String, Count> = BTreeMap::new();
     for pod in objects.values().filter(|object| object.kind() == &kind::POD) {
         let Some(owner) = pod.controller() else { continue };
         let count = counts.entry(owner.uid).or_default();
         count.pods += 1;
-        count.ready += u64::from(is_ready(pod));
+        count.ready += u64::from(statuses.get(pod.uid()).or(pod.status()).is_some_and(is_ready));
     }
-    for object in objects.values_mut() {
-        let count = counts.get(object.uid()).copied().unwrap_or_default();
-        if let Some(status) = status(object, count) {
-            Arc::make_mut(object).value_mut()["status"] = status;
-        }
-    }
+    counts
 }
 
-fn status(workload: &Object, count: Count) -> Option<Value> {
+/// The status of a workload; `None` for what is none.
+pub(super) fn status(workload: &Object, count: Count) -> Option<Value> {
     let Count { pods, ready } = count;
     let generation = workload.generation();
     match workload.kind().name {
@@ -67,9 +75,8 @@ fn status(workload: &Object, count: Count) -> Option<Value> {
     }
 }
 
-fn is_ready(pod: &Object) -> bool {
-    let conditions = pod.at("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-    conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+fn is_ready(status: &Value) -> bool {
+    condition::is_true(status, "Ready")
 }
 
 #[cfg(test)]
@@ -89,8 +96,15 @@ mod tests {
         let parsed = all.map(|value| Object::parse(value).unwrap());
         let mut objects: BTreeMap<ObjectKey, Arc<Object>> =
             parsed.into_iter().map(|one| (one.key(), Arc::new(one))).collect();
-        count_pods(&mut objects);
-        let status = objects[&ObjectKey::of(&kind::DAEMON_SET, "a", "web")].status().unwrap();
+        let set = Arc::clone(&objects[&ObjectKey::of(&kind::DAEMON_SET, "a", "web")]);
+        let status_of = |objects: &_, statuses: &_| status(&set, count_pods(objects, statuses)["w"]).unwrap();
+        let status = status_of(&objects, &BTreeMap::new());
         assert_eq!((&status["desiredNumberScheduled"], &status["numberReady"]), (&json!(2), &json!(1)));
+        let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        let newest = status_of(&objects, &BTreeMap::from([("p2".to_owned(), ready)]));
+        assert_eq!(newest["numberReady"], json!(2), "what the pass found counts before what the object says");
+        add_namespaces(&mut objects, |_| None);
+        let made: Vec<&str> = objects.keys().filter(|key| key.kind == &kind::NAMESPACE).map(|key| &*key.name).collect();
+        assert_eq!(made, ["a", "default"]);
     }
 }

@@ -85,10 +85,15 @@ impl<R: Runtime> Agent<R> {
 
     /// Whether what is meant is still what follows from this.
     pub(super) fn still_means(&self, ground: &Ground) -> bool {
+        self.state.meant.of == Some(ground.known) && self.meaning_lasts()
+    }
+
+    /// Whether what is meant still follows from what was read then.
+    fn meaning_lasts(&self) -> bool {
         let meant = &self.state.meant;
         let lasts = meant.until.is_none_or(|until| until > self.clock.proven());
         let fresh = self.clock.monotonic_ms().saturating_sub(meant.since_ms) < AGAIN_MS;
-        meant.of == Some(ground.known) && lasts && fresh && !self.replica.is_salvaged()
+        meant.of.is_some() && lasts && fresh && !self.replica.is_salvaged()
     }
 
     /// Derives what is meant, if anything it follows from has changed. `true`: it is new.
@@ -97,20 +102,29 @@ impl<R: Runtime> Agent<R> {
             return Ok(false);
         }
         let since_ms = self.clock.monotonic_ms();
+        let lasts = self.meaning_lasts();
         self.state.meant.forget();
         let read = self.knowledge.read(&self.replica);
         let mut read = self.end_overrides(read, now).await?;
         self.expect_remembered(&mut read.known);
+        if lasts && read == *self.state.meant.read {
+            // A greeting, or records that bring nothing new.
+            self.state.meant.of = Some(ground.known);
+            return Ok(false);
+        }
         // By proven time: an override never ends early because a clock runs ahead.
-        let next = effective(&self.node, &read.known, &self.memory, self.clock.proven());
+        let mut next = effective(&self.node, &read.known, &self.memory, self.clock.proven());
         let remembered = next.memory != self.memory;
         if remembered {
             self.store.set_meta("memory", serde_json::to_vec(&next.memory)?).await?;
             self.memory = next.memory.clone();
         }
+        next.share(&self.state.meant.effective);
         let until = read.known.overrides.iter().filter_map(|record| record.expires).min();
-        // What was just remembered may itself change what follows.
-        let of = (!remembered).then_some(ground.known);
+        // What was just remembered changes nothing that follows (the tests of `effective` derive everything twice), unless it is all that is
+        // known of something.
+        let settled = !remembered || read.known.unreadable.is_empty();
+        let of = settled.then_some(ground.known);
         self.state.meant = Meant { read: Arc::new(read), effective: Arc::new(next), of, until, since_ms };
         Ok(true)
     }

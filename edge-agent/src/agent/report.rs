@@ -1,5 +1,6 @@
 //! What the device shows at its own API and tells the hub.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -11,7 +12,9 @@ use flotilla_manifests::time::Timestamp;
 use serde_json::{Value, json};
 
 use super::meant::{Ground, Said};
+use super::shown::Added;
 use super::{Agent, PassError, local};
+use crate::effective::Origin;
 use crate::events::Subject;
 use crate::knowledge::Read;
 use crate::local_write::LAST_APPLIED_ANNOTATION;
@@ -39,16 +42,28 @@ pub(crate) struct Reports {
 
 /// What is to be told of one pod.
 #[derive(Debug)]
-struct PodFact {
+struct PodFact<'a> {
     subject: String,
-    /// Number and attempt: the later one takes the place of the earlier one.
-    place: (Option<RolloutNumber>, u64),
-    told: Told,
+    pod: &'a Object,
+    origin: &'a Origin,
+    status: &'a Value,
 }
 
-#[derive(Debug, PartialEq)]
+impl PodFact<'_> {
+    /// The later one takes the place of the earlier one.
+    fn place(&self) -> Place {
+        (self.origin.number, self.origin.attempt)
+    }
+}
+
+/// Number and attempt of a pod; none of the node.
+type Place = (Option<RolloutNumber>, u64);
+
+/// What was told of a subject, which says who it is.
+#[derive(Debug)]
 struct Told {
-    body: Value,
+    place: Place,
+    status: Arc<Value>,
     transition: Value,
 }
 
@@ -62,43 +77,43 @@ impl Reports {
 impl<R: Runtime> Agent<R> {
     /// Brings the local API's view up to date.
     pub(super) fn show(&mut self, read: &Read, said: &Said) {
-        let statuses = &said.statuses;
-        let mut objects = self.state.meant.effective.objects.clone();
-        {
-            let histories = self.shared.history();
-            for pod in objects.values_mut().filter(|object| object.kind() == &kind::POD) {
-                let taken_up = histories.get(pod.uid()).and_then(|history| history.started_at);
-                if let Some(status) = statuses.get(pod.uid()) {
-                    Arc::make_mut(pod).value_mut()["status"] = status.clone();
-                }
-                if let Some(since) = taken_up.filter(|_| pod.creation_timestamp().is_none()) {
-                    Arc::make_mut(pod).metadata_mut().insert("creationTimestamp".into(), since.to_rfc3339().into());
-                }
-            }
-        }
-        for object in objects.values_mut() {
-            if let Some(text) = self.last_applied.get(object.uid()).cloned() {
-                Arc::make_mut(object).set_annotation(LAST_APPLIED_ANNOTATION, &text);
-            }
-            if let Some(text) = self.causes.get(object.uid()).cloned() {
-                Arc::make_mut(object).set_annotation(CAUSE_ANNOTATION, &text);
-            }
-        }
-        local::count_pods(&mut objects);
+        let objects = &self.state.meant.effective.objects;
+        let counts = local::count_pods(objects, &said.statuses);
         let node_key = ObjectKey::of(&kind::NODE, "", self.node.name.as_str());
-        if let Some(node) = objects.get_mut(&node_key).map(Arc::make_mut) {
-            node.value_mut()["status"] = (*said.node).clone();
-            node.set_annotation("flotilla.dev/sync", said.sync);
+        let renewed = std::mem::take(&mut self.state.renewed);
+        let mut view = self.shared.view();
+        let mut showing = self.state.shown.begin(&view);
+        for (key, object) in objects {
+            let uid = object.uid();
+            let mut added = Added::default();
+            if key.kind == &kind::POD {
+                let taken_up = self.shared.history().get(uid).and_then(|history| history.started_at);
+                added.status = said.statuses.get(uid).map(Cow::Borrowed);
+                added.created = taken_up.filter(|_| object.creation_timestamp().is_none());
+            } else if *key == node_key {
+                added.status = Some(Cow::Borrowed(&*said.node));
+                added.annotations.push(("flotilla.dev/sync", said.sync.into()));
+            } else {
+                let count = counts.get(uid).copied().unwrap_or_default();
+                added.status = local::status(object, count).map(Cow::Owned);
+            }
+            let texts = [(LAST_APPLIED_ANNOTATION, &self.last_applied), (CAUSE_ANNOTATION, &self.causes)];
+            let texts = texts.into_iter().filter_map(|(name, of)| Some((name, of.get(uid)?.as_str().into())));
+            added.annotations.extend(texts);
+            showing.put(key.clone(), object, added);
         }
-        objects.extend(self.state.events.objects().map(|event| (event.key(), Arc::new(event.clone()))));
+        for event in self.state.events.objects() {
+            showing.put(event.key(), event, Added::default());
+        }
+        let mut objects = showing.end();
         for record in &read.known.overrides {
             let mut object = overrides::object_of(record, &self.node.name);
             object.metadata_mut().insert("uid".into(), record.id.clone().into());
             objects.insert(object.key(), Arc::new(object));
         }
-        local::add_namespaces(&mut objects);
-        let renewed = std::mem::take(&mut self.state.renewed);
-        let changes = self.shared.view().replace(objects, &renewed);
+        local::add_namespaces(&mut objects, |key| view.object(key));
+        let changes = view.replace(objects, &renewed);
+        drop(view);
         if !changes.is_empty() {
             self.shared.announce();
         }
@@ -161,11 +176,13 @@ impl<R: Runtime> Agent<R> {
             self.state.confirmed.insert(uid.clone());
         }
         let node = &said.node;
-        if self.state.reports.told.get("node").is_none_or(|told| told.body != **node) {
+        let known = self.state.reports.told.get("node");
+        if known.is_none_or(|told| told.status != *node) {
             let transition = conditions(node);
-            let urgent = self.state.reports.told.get("node").is_none_or(|told| told.transition != transition);
+            let urgent = known.is_none_or(|told| told.transition != transition);
             facts.push(("node".to_owned(), urgent, Some(serde_json::to_vec(&**node)?)));
-            self.state.reports.told.insert("node".to_owned(), Told { body: (**node).clone(), transition });
+            let told = Told { place: Place::default(), status: Arc::clone(node), transition };
+            self.state.reports.told.insert("node".to_owned(), told);
         }
         let now = self.clock.now();
         let mut told = Vec::new();
@@ -199,49 +216,36 @@ impl<R: Runtime> Agent<R> {
     /// What changed of the pods. Two of one name stand side by side while one takes the other's place: the later number speaks last, and
     /// speaks again when the earlier one does, because to the hub the newest word says which of them there is.
     fn pod_facts(&mut self, statuses: &BTreeMap<String, Value>) -> Result<Vec<Fact>, PassError> {
-        let mut by_name: BTreeMap<(String, String), Vec<PodFact>> = BTreeMap::new();
+        let effective = &self.state.meant.effective;
+        let mut by_name: BTreeMap<(&str, &str), Vec<PodFact<'_>>> = BTreeMap::new();
         for (uid, status) in statuses {
-            if let Some((name, fact)) = self.pod_fact(uid, status) {
-                by_name.entry(name).or_default().push(fact);
-            }
+            let Some((origin, pod)) = effective.origins.get(uid).zip(effective.pods.pods.get(uid)) else { continue };
+            let pod = &*pod.object;
+            let fact = PodFact { subject: format!("pod/{}", origin.subject), pod, origin, status };
+            by_name.entry((pod.namespace(), pod.name())).or_default().push(fact);
         }
         let mut facts = Vec::new();
+        let told = &mut self.state.reports.told;
         for mut pods in by_name.into_values() {
-            pods.sort_by_key(|pod| pod.place);
-            let told = &mut self.state.reports.told;
+            pods.sort_by_key(PodFact::place);
             let (mut earlier_spoke, mut earlier_urgent) = (false, false);
-            for PodFact { subject, told: now, .. } in pods {
-                let known = told.get(&subject);
-                let unchanged = known.is_some_and(|known| known.body == now.body);
+            for fact in pods {
+                let known = told.get(&fact.subject);
+                let unchanged = known.is_some_and(|told| told.place == fact.place() && *told.status == *fact.status);
                 if unchanged && !earlier_spoke {
                     continue;
                 }
                 earlier_spoke = true;
                 // The repetition leaves with what it answers: in between, the hub would show the earlier one.
-                let urgent = earlier_urgent || known.is_none_or(|known| known.transition != now.transition);
+                let transition = transition(fact.status);
+                let urgent = earlier_urgent || known.is_none_or(|told| told.transition != transition);
                 earlier_urgent = urgent;
-                facts.push((subject.clone(), urgent, Some(serde_json::to_vec(&now.body)?)));
-                told.insert(subject, now);
+                facts.push((fact.subject.clone(), urgent, Some(serde_json::to_vec(&body(&fact))?)));
+                let now = Told { place: fact.place(), status: Arc::new(fact.status.clone()), transition };
+                told.insert(fact.subject, now);
             }
         }
         Ok(facts)
-    }
-
-    /// A pod's namespace and name, and what is to be told of it.
-    fn pod_fact(&self, uid: &str, status: &Value) -> Option<((String, String), PodFact)> {
-        let effective = &self.state.meant.effective;
-        let origin = effective.origins.get(uid)?;
-        let pod: &Object = &effective.pods.pods.get(uid)?.object;
-        let body = json!({
-            "namespace": pod.namespace(), "name": pod.name(), "uid": origin.subject, "workload": origin.workload,
-            "number": origin.number, "attempt": origin.attempt, "status": status,
-        });
-        let name = (pod.namespace().to_owned(), pod.name().to_owned());
-        let told = Told { body, transition: transition(status) };
-        Some((
-            name,
-            PodFact { subject: format!("pod/{}", origin.subject), place: (origin.number, origin.attempt), told },
-        ))
     }
 
     /// What this pass shows and tells.
@@ -276,6 +280,15 @@ impl<R: Runtime> Agent<R> {
         self.state.reports.node_status = Some((ground.clone(), status.clone()));
         status
     }
+}
+
+/// A pod as the hub knows it.
+fn body(fact: &PodFact<'_>) -> Value {
+    let PodFact { pod, origin, status, .. } = fact;
+    json!({
+        "namespace": pod.namespace(), "name": pod.name(), "uid": origin.subject, "workload": origin.workload,
+        "number": origin.number, "attempt": origin.attempt, "status": status,
+    })
 }
 
 /// Adds a condition that tells of damage on the disk, as long as nobody has cleared it.

@@ -7,6 +7,8 @@
 mod history;
 pub mod rollout;
 
+use std::collections::HashMap;
+
 use flotilla_manifests::condition::{self, Condition, Truth};
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::rollout::{RolloutNumber, SILENT_ANNOTATION, number_of};
@@ -31,9 +33,40 @@ const GRANTS_GO_ON_MS: u64 = 100;
 #[derive(Debug)]
 struct Seat<'a> {
     node: &'a Object,
-    pods: Vec<&'a Object>,
+    name: &'a str,
+    pods: Vec<Occupant>,
     selected: bool,
     silent: bool,
+}
+
+/// What a Pod's row says: read once, as a plan over a fleet asks it many times.
+#[derive(Debug, Clone, Copy)]
+struct Occupant {
+    ending: bool,
+    finished: bool,
+    ready: bool,
+    available_at: Option<Timestamp>,
+    number: Option<RolloutNumber>,
+}
+
+impl Occupant {
+    fn of(pod: &Object, min_ready_seconds: i64) -> Self {
+        Self {
+            ending: pod.deletion_timestamp().is_some(),
+            finished: pods::is_finished(pod),
+            ready: pods::is_ready(pod),
+            available_at: pods::available_at(pod, min_ready_seconds),
+            number: number_of(pod),
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        !self.ending && !self.finished
+    }
+
+    fn is_available(&self, now: Timestamp) -> bool {
+        self.available_at.is_some_and(|at| at <= now)
+    }
 }
 
 /// Plans one DaemonSet.
@@ -45,20 +78,20 @@ pub fn plan(view: &View<'_>, key: &ObjectKey) -> Plan {
     }
     let spec: DaemonSetSpec = workload::view(set.spec());
     let number = number_of(set).unwrap_or_default();
-    let seats = seats(view, set);
+    let seats = seats(view, set, spec.min_ready_seconds);
     let stepped = stepped_at(set).or(set.creation_timestamp());
     let devices: Vec<Device> = seats
         .iter()
         .filter(|seat| seat.selected && !seat.silent)
-        .map(|seat| device(view, seat, number, &spec, stepped))
+        .map(|seat| device(view, seat, number, stepped))
         .collect();
     for seat in seats.iter().filter(|seat| seat.selected) {
         for pod in &seat.pods {
-            if let Some(at) = pods::available_at(pod, spec.min_ready_seconds).filter(|at| *at > view.now) {
+            if let Some(at) = pod.available_at.filter(|at| *at > view.now) {
                 plan.wake(at);
             }
         }
-        if let Some(at) = view.silent_at(seat.node.name()).filter(|at| *at > view.now) {
+        if let Some(at) = view.silent_at(seat.name).filter(|at| *at > view.now) {
             plan.wake(at);
         }
     }
@@ -86,7 +119,7 @@ pub fn plan(view: &View<'_>, key: &ObjectKey) -> Plan {
         forget_numbers(view, set, number, &state.thresholds, &mut plan);
     }
     history::write(view, set, &spec, &mut plan);
-    write_status(view, set, &spec, &seats, number, stepping, &mut plan);
+    write_status(view, set, &seats, number, stepping, &mut plan);
     plan
 }
 
@@ -106,44 +139,37 @@ fn grant(
 }
 
 /// Every Node that the DaemonSet selects or has a Pod on, in order of names.
-fn seats<'a>(view: &View<'a>, set: &Object) -> Vec<Seat<'a>> {
-    let mut by_node: std::collections::BTreeMap<&str, Vec<&Object>> = std::collections::BTreeMap::new();
+fn seats<'a>(view: &View<'a>, set: &Object, min_ready_seconds: i64) -> Vec<Seat<'a>> {
+    let mut by_node: HashMap<&str, Vec<Occupant>> = HashMap::new();
     for pod in view.index.owned_by(set.uid()).filter(|pod| pod.kind() == &kind::POD) {
-        by_node.entry(pod.text("/spec/nodeName")).or_default().push(pod);
+        by_node.entry(pod.text("/spec/nodeName")).or_default().push(Occupant::of(pod, min_ready_seconds));
     }
     let placing = derive::DaemonPlacing::of(set);
-    let nodes = view.index.list(&kind::NODE, None);
+    let nodes = view.index.entries(&kind::NODE, None);
     nodes
-        .filter_map(|node| {
-            let pods = by_node.remove(node.name()).unwrap_or_default();
+        .filter_map(|(key, node)| {
+            let name = key.name.as_str();
+            let pods = by_node.remove(name).unwrap_or_default();
             let selection = placing.selection(node);
             let selected = selection.should_run || (selection.may_stay && !pods.is_empty());
-            (selected || !pods.is_empty()).then(|| Seat { node, pods, selected, silent: view.is_silent(node.name()) })
+            (selected || !pods.is_empty()).then(|| Seat { node, name, pods, selected, silent: view.is_silent(name) })
         })
         .collect()
 }
 
-fn device(
-    view: &View<'_>,
-    seat: &Seat<'_>,
-    number: RolloutNumber,
-    spec: &DaemonSetSpec,
-    stepped: Option<Timestamp>,
-) -> Device {
-    let live = |pod: &&&Object| pod.deletion_timestamp().is_none() && !pods::is_finished(pod);
-    let available =
-        |pod: &&Object| live(&pod) && pods::available_at(pod, spec.min_ready_seconds).is_some_and(|at| at <= view.now);
-    let returned = match view.contacts.get(seat.node.name()) {
+fn device(view: &View<'_>, seat: &Seat<'_>, number: RolloutNumber, stepped: Option<Timestamp>) -> Device {
+    let live = || seat.pods.iter().filter(|pod| pod.is_live());
+    let returned = match view.contacts.get(seat.name) {
         Some(Contact::Connected { since }) => stepped.is_some_and(|stepped| *since > stepped),
         _ => false,
     };
     Device {
-        node: seat.node.name().to_owned(),
+        node: seat.name.to_owned(),
         uid: seat.node.uid().to_owned(),
-        available: seat.pods.iter().any(available),
-        updated: seat.pods.iter().filter(live).any(|pod| number_of(pod) == Some(number)),
-        vacant: !seat.pods.iter().any(|pod| live(&pod)),
-        ending: seat.pods.iter().any(|pod| pod.deletion_timestamp().is_some()),
+        available: live().any(|pod| pod.is_available(view.now)),
+        updated: live().any(|pod| pod.number == Some(number)),
+        vacant: live().next().is_none(),
+        ending: seat.pods.iter().any(|pod| pod.ending),
         returned,
     }
 }
@@ -175,7 +201,6 @@ fn forget_numbers(
 fn write_status(
     view: &View<'_>,
     set: &Object,
-    spec: &DaemonSetSpec,
     seats: &[Seat<'_>],
     number: RolloutNumber,
     stepping: bool,
@@ -184,22 +209,18 @@ fn write_status(
     let heard: Vec<&Seat<'_>> = seats.iter().filter(|seat| !seat.silent).collect();
     let selected = || heard.iter().filter(|seat| seat.selected);
     let desired = pods::count(selected().count());
-    let count = |holds: &dyn Fn(&Object) -> bool| {
-        let counted =
-            selected().filter(|seat| seat.pods.iter().any(|pod| pod.deletion_timestamp().is_none() && holds(pod)));
-        pods::count(counted.count())
+    let count = |holds: &dyn Fn(&Occupant) -> bool| {
+        pods::count(selected().filter(|seat| seat.pods.iter().any(|pod| !pod.ending && holds(pod))).count())
     };
-    let available = count(&|pod| {
-        pods::available_at(pod, spec.min_ready_seconds).is_some_and(|at| at <= view.now) && !pods::is_finished(pod)
-    });
-    let updated_count = count(&|pod| number_of(pod) == Some(number));
+    let available = count(&|pod| pod.is_available(view.now) && !pod.finished);
+    let updated_count = count(&|pod| pod.number == Some(number));
     let mut updated = set.clone();
     let mut status = set.status().and_then(Value::as_object).cloned().unwrap_or_default();
     status.insert("currentNumberScheduled".into(), count(&|_| true).into());
     status.insert("desiredNumberScheduled".into(), desired.into());
     let misplaced = heard.iter().filter(|seat| !seat.selected);
     status.insert("numberMisscheduled".into(), pods::count(misplaced.count()).into());
-    status.insert("numberReady".into(), count(&|pod| pods::is_ready(pod)).into());
+    status.insert("numberReady".into(), count(&|pod| pod.ready).into());
     pods::set_count(&mut status, "numberAvailable", available);
     pods::set_count(&mut status, "numberUnavailable", (desired - available).max(0));
     pods::set_count(&mut status, "updatedNumberScheduled", updated_count);

@@ -35,29 +35,34 @@ pub struct RolloutState {
 /// A workload with all it owns, its rollout, and every Node. Objects are shared with the index it was taken from.
 #[derive(Debug, Default)]
 pub(crate) struct Surroundings {
-    objects: Vec<Arc<Object>>,
-    rollout: Option<(String, RolloutState)>,
+    /// In order.
+    nodes: Vec<(ObjectKey, Arc<Object>)>,
+    owned: Vec<(ObjectKey, Arc<Object>)>,
+    workload: Option<(Arc<Object>, RolloutState)>,
 }
 
 impl Index {
     /// What a plan of a DaemonSet looks at, taken out in little time: whoever makes the plan from [`Index::of`] it holds up no commit.
     pub(crate) fn around(&self, workload: &ObjectKey) -> Surroundings {
         let Some(found) = self.get(workload) else { return Surroundings::default() };
-        let uid = found.uid();
-        let nodes = self.list(&kind::NODE, None);
-        let objects = [found].into_iter().chain(self.owned_by(uid)).chain(nodes).cloned().collect();
-        Surroundings { objects, rollout: Some((uid.to_owned(), self.rollout(uid))) }
+        let shared = |(key, object): (&ObjectKey, &Arc<Object>)| (key.clone(), Arc::clone(object));
+        let owned = self.by_owner.get(found.uid()).into_iter().flatten();
+        Surroundings {
+            nodes: self.entries(&kind::NODE, None).map(shared).collect(),
+            owned: owned.filter_map(|key| self.objects.get_key_value(key)).map(shared).collect(),
+            workload: Some((Arc::clone(found), self.rollout(found.uid()))),
+        }
     }
 
     /// These alone, to be asked by key, kind and owner: there are many, and a plan asks for nothing else.
     pub(crate) fn of(surroundings: Surroundings) -> Self {
         let mut index = Self::default();
-        let Surroundings { objects, rollout } = surroundings;
-        let Some((workload, state)) = rollout else { return index };
-        let owned = objects.iter().filter(|object| object.owner_references().iter().any(|owner| owner.uid == workload));
-        index.by_owner.insert(workload.clone(), owned.map(|object| object.key()).collect());
-        index.objects = objects.into_iter().map(|object| (object.key(), object)).collect();
-        index.set_rollout(&workload, state);
+        let Surroundings { nodes, owned, workload } = surroundings;
+        let Some((workload, state)) = workload else { return index };
+        index.by_owner.insert(workload.uid().to_owned(), owned.iter().map(|(key, _)| key.clone()).collect());
+        index.objects = nodes.into_iter().chain(owned).collect();
+        index.set_rollout(workload.uid(), state);
+        index.objects.insert(workload.key(), workload);
         index
     }
 
@@ -71,11 +76,19 @@ impl Index {
 
     /// Objects of one kind in key order, of one namespace or of all.
     pub fn list<'a>(&'a self, kind: KindRef, namespace: Option<&'a str>) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
+        self.entries(kind, namespace).map(|(_, object)| object)
+    }
+
+    /// The same with their keys: a name need not be looked for in the object.
+    pub(crate) fn entries<'a>(
+        &'a self,
+        kind: KindRef,
+        namespace: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a ObjectKey, &'a Arc<Object>)> + 'a {
         let first = ObjectKey::of(kind, namespace.unwrap_or(""), "");
         self.objects
             .range(first..)
             .take_while(move |(key, _)| key.kind == kind && namespace.is_none_or(|name| key.namespace == name))
-            .map(|(_, object)| object)
     }
 
     /// Every object of a namespace, whatever its kind.

@@ -32,11 +32,11 @@ pub enum Unmatched {
 
 /// Whether nodeSelector and required Node affinity match.
 pub fn unmatched(spec: &PodSpec, node: &Object) -> Option<Unmatched> {
-    let labels = node.labels();
-    if !spec.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value)) {
+    if !spec.node_selector.iter().all(|(key, value)| node.label(key) == Some(value)) {
         return Some(Unmatched::NodeSelector);
     }
     let required = spec.affinity.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
+    let labels = node.labels();
     let matched = required.node_selector_terms.iter().any(|term| term_matches(term, node.name(), &labels));
     (!matched).then_some(Unmatched::Affinity)
 }
