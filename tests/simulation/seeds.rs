@@ -38,7 +38,7 @@ const FOUND: &[(Bug, u64)] = &[
     (Bug::WatchRepeats, 14),
     (Bug::ForkIgnored, 23),
     (Bug::RestoreIgnored, 3),
-    (Bug::SignatureUnchecked, 58),
+    (Bug::SignatureUnchecked, 62),
     (Bug::FloorForgotten, 13),
     (Bug::LogUncut, 11),
 ];
