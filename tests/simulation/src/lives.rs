@@ -114,7 +114,8 @@ impl Life {
             let (at, choice) = (self.by_day(day), self.dice.next());
             self.at(at, What::Operator(choice));
         }
-        if self.happens(300) {
+        // Nobody comes after those who look for what is left have sent all away.
+        if self.happens(300) && day + 1 < self.calendar.days() {
             let at = self.by_day(day);
             self.at(at, What::TeamComes(self.teams));
             let stays = self.dice.between(1, 15);
