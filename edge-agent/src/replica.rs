@@ -79,6 +79,7 @@ struct State {
     writers: BTreeMap<WriterId, WriterChain>,
     log: LogWriter,
     writer: WriterMaterial,
+    takeover: own_log::Takeover,
     own_batches: Vec<Batch>,
     evidence: evidence::Evidence,
     beside: beside::Beside,
@@ -153,6 +154,7 @@ impl DeviceReplica {
             own_log::read_again(channel, &identity, &own_batches, salvaged);
         }
         let heads = channels.iter().filter_map(|(name, state)| Some((name.clone(), *state.heads.get(&own)?))).collect();
+        let takeover = own_log::Takeover::of(loaded);
         let greeting = loaded.meta.get("greeting").map(|bytes| Bytes::from(bytes.clone()));
         let greeting = greeting.and_then(|bytes| Greeting::verify(&bytes, &life.root).ok());
         if let Some(greeting) = &greeting {
@@ -162,7 +164,8 @@ impl DeviceReplica {
         let state = State {
             channels,
             writers: writers.map(|chain| (chain.id, chain)).collect(),
-            log: LogWriter::new(identity, heads),
+            log: takeover.log(identity, heads, &own_channel),
+            takeover,
             writer: life.writer.clone(),
             own_batches,
             evidence: evidence::Evidence::of(&loaded.evidence),

@@ -115,6 +115,7 @@ impl<R: Runtime> Agent<R> {
         // By proven time: an override never ends early because a clock runs ahead.
         let mut next = effective(&self.node, &read.known, &self.memory, self.clock.proven());
         let remembered = next.memory != self.memory;
+        let forgets = self.memory.workloads.keys().any(|uid| !next.memory.workloads.contains_key(uid));
         if remembered {
             self.store.set_meta("memory", serde_json::to_vec(&next.memory)?).await?;
             self.memory = next.memory.clone();
@@ -122,8 +123,8 @@ impl<R: Runtime> Agent<R> {
         next.share(&self.state.meant.effective);
         let until = read.known.overrides.iter().filter_map(|record| record.expires).min();
         // What was just remembered changes nothing that follows (the tests of `effective` derive everything twice), unless it is all that is
-        // known of something.
-        let settled = !remembered || read.known.unreadable.is_empty();
+        // known of something. What was forgotten may: a workload that left is met like a new one.
+        let settled = !remembered || !forgets && read.known.unreadable.is_empty();
         let of = settled.then_some(ground.known);
         self.state.meant = Meant { read: Arc::new(read), effective: Arc::new(next), of, until, since_ms };
         Ok(true)

@@ -3,16 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_sync::chance;
-use flotilla_sync::channel::{ChannelState, Head, Item, ItemId, ItemKind, Positions, RegisterItem, Version, WriterId};
+use flotilla_sync::channel::{
+    ChannelName, ChannelState, Head, Item, ItemId, ItemKind, Positions, RegisterItem, Version, WriterId,
+};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::log::{Batch, LogWriter, VerifiedBatch};
 use flotilla_sync::planted::{self, Bug};
 use flotilla_sync::record::{Draft, RecordKind};
 use flotilla_sync::replica::ReplicaError;
 
+use serde::{Deserialize, Serialize};
+
 use super::incoming::rows_of;
 use super::{DeviceReplica, Misplaced, WriterMaterial, failed, restore};
-use crate::store::{BatchRow, Ingest};
+use crate::store::{BatchRow, Ingest, Loaded};
+
+/// Where the database keeps a [`Takeover`].
+const TAKEOVER: &str = "takeover";
 
 /// Batches of the device's own log kept for reading; a hub further behind gets a signed list.
 const OWN_BATCHES_MAX: usize = 256;
@@ -69,9 +76,29 @@ impl DeviceReplica {
             return Ok(());
         }
         let start = self.newest_of_own();
-        self.replace_writer(start).await?;
+        self.replace_writer(Takeover { start, unstated: true }).await?;
+        self.finish_takeover().await
+    }
+
+    /// States what the writers before the present one said, if that was begun and not ended: by a disk that refused, or an end of the agent.
+    pub(super) async fn finish_takeover(&self) -> Result<(), ReplicaError> {
+        let (own, Takeover { start, unstated }, salvaged) = {
+            let state = self.state();
+            (state.log.identity().id(), state.takeover, state.salvaged)
+        };
+        if !unstated || salvaged {
+            return Ok(());
+        }
         // What was ended too: on the other branch it may be in force.
-        self.state_all(self.said_by(|_version| true)).await
+        self.state_all(self.said_by(|version| version.writer != own)).await?;
+        let ended = Takeover { start, unstated: false };
+        let meta = vec![ended.row()?];
+        self.store
+            .ingest(Ingest { meta, ..Ingest::default() })
+            .await
+            .map_err(|error| failed("take a new writer", error))?;
+        self.state().takeover = ended;
+        Ok(())
     }
 
     /// After the database was damaged: if this device's own log is not whole, a fresh writer takes over. It numbers its records
@@ -91,24 +118,26 @@ impl DeviceReplica {
         }
         tracing::warn!("this device's own log is not whole; it goes on under a new writer");
         let start = self.newest_of_own().saturating_add(LOST_RECORDS_MAX).max(self.clock.now().0);
-        self.replace_writer(start).await
+        self.replace_writer(Takeover { start, unstated: false }).await
     }
 
     fn newest_of_own(&self) -> u64 {
         self.state().channel(&self.own_channel).heads.values().map(|head| head.seq).max().unwrap_or(0)
     }
 
-    async fn replace_writer(&self, start: u64) -> Result<(), ReplicaError> {
+    /// From here on another writer signs, in whatever life of the agent.
+    async fn replace_writer(&self, takeover: Takeover) -> Result<(), ReplicaError> {
         let seed = chance::bytes::<32>().map_err(|none| failed("take a new writer", none))?;
         let identity = WriterIdentity::for_device(seed, self.incarnation, &self.signing, &self.certificate);
         let identity = identity.map_err(|error| failed("take a new writer", error))?;
         let material = WriterMaterial { seed, chain: identity.chain().encode().to_vec() };
         let stored = serde_json::to_vec(&(material.seed, &material.chain));
         let stored = stored.map_err(|error| failed("take a new writer", error))?;
-        self.store.set_meta("writer", stored).await.map_err(|error| failed("take a new writer", error))?;
+        let rows = Ingest { meta: vec![("writer", stored), takeover.row()?], ..Ingest::default() };
+        self.store.ingest(rows).await.map_err(|error| failed("take a new writer", error))?;
         let mut state = self.state();
-        state.log = LogWriter::new(identity, BTreeMap::new());
-        state.log.start_at(&self.own_channel, start);
+        state.log = takeover.log(identity, BTreeMap::new(), &self.own_channel);
+        state.takeover = takeover;
         state.writer = material;
         state.own_batches.clear();
         Ok(())
@@ -217,8 +246,42 @@ impl DeviceReplica {
             let own = identity.id();
             let heads = state.channels.iter().filter_map(|(name, one)| Some((name.clone(), *one.heads.get(&own)?)));
             let heads = heads.collect();
-            state.log = LogWriter::new(identity, heads);
+            state.log = state.takeover.log(identity, heads, &self.own_channel);
         }
+    }
+}
+
+/// How the present writer came to follow others; all zero for a device's first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Takeover {
+    /// Its log begins after this number, beyond all that they said.
+    start: u64,
+    /// What they said has not been stated again yet, or not all of it.
+    unstated: bool,
+}
+
+impl Takeover {
+    /// As the database has it.
+    pub(super) fn of(loaded: &Loaded) -> Self {
+        let row = loaded.meta.get(TAKEOVER);
+        row.and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default()
+    }
+
+    fn row(&self) -> Result<(&'static str, Vec<u8>), ReplicaError> {
+        let bytes = serde_json::to_vec(self).map_err(|error| failed("take a new writer", error))?;
+        Ok((TAKEOVER, bytes))
+    }
+
+    /// The present writer's log, with the records that are durable.
+    pub(super) fn log(
+        &self,
+        identity: WriterIdentity,
+        heads: BTreeMap<ChannelName, Head>,
+        own_channel: &ChannelName,
+    ) -> LogWriter {
+        let mut log = LogWriter::new(identity, heads);
+        log.start_at(own_channel, self.start);
+        log
     }
 }
 
@@ -274,3 +337,7 @@ fn is_override(id: &ItemId) -> bool {
 fn register_draft(id: &ItemId, register: &RegisterItem) -> Draft {
     Draft::register(id.clone(), register.value.clone(), &register.author, register.time_ms)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -84,6 +84,7 @@ impl Replica for DeviceReplica {
         // Which channels count follows from it.
         self.bump(&self.changed);
         self.leave().await?;
+        self.finish_takeover().await?;
         self.state_what_the_hub_lost(&channels).await?;
         self.ask_for_evidence(&channels).await?;
         self.forget_damaged().await
