@@ -401,7 +401,7 @@ impl Store {
 }
 
 /// Copies one watcher's events from the history into its channel, at the watcher's own pace. The history is shared and
-/// bounded: a slow watcher costs what its channel holds, in the end falls out of the window, and is told so. What is packed is unpacked
+/// bounded: a slow watcher costs what its channel holds and up to [`WATCH_ROWS_MAX`] rows as they were when they were read, in the end falls out of the window, and is told so. What is packed is unpacked
 /// here, once there is room for it, and not while others wait for the history.
 async fn feed(
     shared: Arc<Shared>,

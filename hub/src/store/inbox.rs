@@ -11,8 +11,9 @@ use super::writer::Grown;
 use super::{Batch, StoreError};
 
 /// Subjects whose newest clock is remembered, per device; the longest unheard are forgotten first.
-const SUBJECTS_MAX: i64 = 4096;
-const SUBJECTS_PRUNED_EVERY: u64 = 256;
+const SUBJECTS_MAX: u64 = 4096;
+/// So many more may be there until the oldest of them go together.
+const SUBJECTS_BEYOND_MAX: u64 = 256;
 /// Removed items remembered of a device's own channel.
 const REMOVED_ITEMS_MAX: usize = 256;
 /// Records kept of each writer of a device, halved when there are more.
@@ -182,7 +183,8 @@ impl Batch<'_> {
         clock: Clock,
         time_ms: u64,
     ) -> Result<bool, StoreError> {
-        if self.observation_clock(node, subject)?.is_some_and(|known| known >= clock) {
+        let known = self.observation_clock(node, subject)?;
+        if known.is_some_and(|known| known >= clock) {
             return Ok(false);
         }
         self.transaction
@@ -197,13 +199,17 @@ impl Batch<'_> {
                 clock.seq.cast_signed(),
                 time_ms.cast_signed()
             ])?;
-        if clock.seq.is_multiple_of(SUBJECTS_PRUNED_EVERY) {
+        let count = |batch: &Self| -> Result<u64, StoreError> {
+            let mut counted = batch.transaction.prepare_cached("SELECT count(*) FROM observation WHERE node = ?1")?;
+            Ok(counted.query_row([node], |row| row.get::<_, i64>(0))?.unsigned_abs())
+        };
+        if known.is_none() && count(self)? > SUBJECTS_MAX + SUBJECTS_BEYOND_MAX {
             self.transaction
                 .prepare_cached(
                     "DELETE FROM observation WHERE node = ?1 AND subject NOT IN (SELECT subject FROM observation
                      WHERE node = ?1 ORDER BY incarnation DESC, boot DESC, seq DESC LIMIT ?2)",
                 )?
-                .execute(params![node, SUBJECTS_MAX])?;
+                .execute(params![node, SUBJECTS_MAX.cast_signed()])?;
         }
         Ok(true)
     }

@@ -12,8 +12,8 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::WatchEvent;
 use serde_json::json;
 
-use super::Store;
 use super::history::SHARED_MAX;
+use super::{Batch, Store, StoreError};
 use crate::clock::Clock;
 use crate::config::Retention;
 
@@ -447,4 +447,30 @@ fn every_acknowledged_write_survives_a_kill() {
             assert!(found >= number, "write {number} was acknowledged and {found} is stored");
         }
     }
+}
+
+/// As of one that begins anew each day and tells little in each life.
+#[tokio::test]
+async fn what_was_observed_longest_ago_is_forgotten_however_the_device_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder.path().join("hub.sqlite"), Retention::default());
+    let clock = |boot: u64| flotilla_sync::observation::Clock { incarnation: 1, boot, seq: 1 };
+    let (most, told) = (4096 + 256, 4096 + 300);
+    store
+        .write(move |batch| {
+            for boot in 0..told {
+                assert!(batch.is_news("a", &format!("pod/{boot}"), clock(boot), 0)?);
+            }
+            assert!(batch.is_news("b", "pod/0", clock(0), 0)?);
+            let known = |batch: &Batch<'_>, boot: u64| batch.observation_clock("a", &format!("pod/{boot}"));
+            let kept =
+                (0..told).map(|boot| Ok(known(batch, boot)?.is_some())).collect::<Result<Vec<bool>, StoreError>>()?;
+            assert!(kept.iter().filter(|kept| **kept).count() <= most);
+            assert_eq!(kept[..told as usize - most], vec![false; told as usize - most], "the oldest go");
+            assert!(kept[told as usize - 4096..].iter().all(|kept| *kept), "and no others");
+            assert!(batch.observation_clock("b", "pod/0")?.is_some(), "nor those of others");
+            Ok(())
+        })
+        .await
+        .unwrap();
 }
