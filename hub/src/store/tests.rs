@@ -164,7 +164,7 @@ async fn a_failing_job_leaves_rollouts_as_they_were() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hub.sqlite");
     let store = open(&path, Retention::default());
-    let set = |batch: &mut crate::store::Batch<'_>, number: &str| -> Result<(), ApiError> {
+    let set = |batch: &mut Batch<'_>, number: &str| -> Result<(), ApiError> {
         batch.set_threshold("web", number, Some(7))?;
         batch.set_grant("web", "a", Some(number))?;
         batch.set_grant("web", number, Some(number))?;
@@ -335,7 +335,7 @@ async fn many_writes_share_a_commit() {
     let blocked = {
         let store = store.clone();
         tokio::spawn(async move {
-            let hold = move |_: &mut crate::store::Batch<'_>| Ok(entered.send(()).is_ok() && gate.recv().is_ok());
+            let hold = move |_: &mut Batch<'_>| Ok(entered.send(()).is_ok() && gate.recv().is_ok());
             store.write(hold).await
         })
     };
@@ -368,7 +368,7 @@ async fn a_writer_without_room_asks_people_to_come_back_and_lets_sessions_wait()
     let (tell_begun, begun) = tokio::sync::oneshot::channel();
     let blocking = store.clone();
     let blocked = tokio::spawn(async move {
-        let hold = move |_: &mut crate::store::Batch<'_>| Ok(tell_begun.send(()).is_ok() && gate.recv().is_ok());
+        let hold = move |_: &mut Batch<'_>| Ok(tell_begun.send(()).is_ok() && gate.recv().is_ok());
         blocking.write(hold).await
     });
     begun.await.unwrap();
@@ -455,19 +455,20 @@ async fn what_was_observed_longest_ago_is_forgotten_however_the_device_counts() 
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder.path().join("hub.sqlite"), Retention::default());
     let clock = |boot: u64| flotilla_sync::observation::Clock { incarnation: 1, boot, seq: 1 };
-    let (most, told) = (4096 + 256, 4096 + 300);
+    let (most, told) = (4096 + 256, 4096 + 300_usize);
     store
         .write(move |batch| {
-            for boot in 0..told {
+            for boot in 0..told as u64 {
                 assert!(batch.is_news("a", &format!("pod/{boot}"), clock(boot), 0)?);
             }
             assert!(batch.is_news("b", "pod/0", clock(0), 0)?);
             let known = |batch: &Batch<'_>, boot: u64| batch.observation_clock("a", &format!("pod/{boot}"));
-            let kept =
-                (0..told).map(|boot| Ok(known(batch, boot)?.is_some())).collect::<Result<Vec<bool>, StoreError>>()?;
+            let kept = (0..told as u64)
+                .map(|boot| Ok(known(batch, boot)?.is_some()))
+                .collect::<Result<Vec<bool>, StoreError>>()?;
             assert!(kept.iter().filter(|kept| **kept).count() <= most);
-            assert_eq!(kept[..told as usize - most], vec![false; told as usize - most], "the oldest go");
-            assert!(kept[told as usize - 4096..].iter().all(|kept| *kept), "and no others");
+            assert_eq!(kept[..told - most], vec![false; told - most], "the oldest go");
+            assert!(kept[told - 4096..].iter().all(|kept| *kept), "and no others");
             assert!(batch.observation_clock("b", "pod/0")?.is_some(), "nor those of others");
             Ok(())
         })
