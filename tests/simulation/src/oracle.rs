@@ -353,6 +353,10 @@ impl Oracles {
                         continue;
                     }
                     let Some(started) = seen.started_ms.get(&(pod, container.clone())) else { continue };
+                    if *started == now {
+                        // It came and went between two looks, and so did what was wished.
+                        continue;
+                    }
                     // A plan is carried out a moment after it was made, and later on a disk that refuses.
                     let wished = seen.wishes.since_ms(&name);
                     let troubled = seen.troubled_ms.is_some_and(|at| at + UNDER_WAY_MS > wished);

@@ -37,7 +37,9 @@ impl Oracles {
             let ended = match &object {
                 Some(object) => cell_ended(&model, index, object),
                 None => {
-                    base_ended(&model, index, &key, &cell) || may_leave(&model, &key) && !is_base_due(hub, node, &key)
+                    let base = model.bases.get(&(index, key.clone()));
+                    let left = may_leave(&model, &key) || is_gone(hub, &key, base);
+                    base_ended(&model, index, &key, &cell) || left && !is_base_due(hub, node, &key, base)
                 }
             };
             if object.is_some() || ended {
@@ -71,8 +73,16 @@ fn may_leave(model: &Model, key: &ObjectKey) -> bool {
     model.restored || key.name == format!("set{ROAMING}")
 }
 
-/// The hub has the object, means it for this device and has told it so: then it is here whatever was before.
-fn is_base_due(hub: Option<&HubLife>, node: &Node, key: &ObjectKey) -> bool {
+/// That life of the object is not at the hub any more, or nobody can tell.
+fn is_gone(hub: Option<&HubLife>, key: &ObjectKey, base: Option<&String>) -> bool {
+    hub.is_none_or(|hub| hub.mind.store().read(key).is_none_or(|object| base.is_none_or(|uid| uid != object.uid())))
+}
+
+/// The hub has that life of the object, means it for this device and has told it so: then it is here whatever was before.
+fn is_base_due(hub: Option<&HubLife>, node: &Node, key: &ObjectKey, base: Option<&String>) -> bool {
+    if is_gone(hub, key, base) {
+        return false;
+    }
     let Some(hub) = hub.filter(|hub| !hub.mind.is_learning()) else { return false };
     let set = hub.mind.store().read(key);
     set.is_some_and(|set| set.deletion_timestamp().is_none() && selects(&set, &node.group)) && is_told(hub, node)
