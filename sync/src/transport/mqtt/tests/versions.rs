@@ -26,22 +26,26 @@ async fn old_broker(behind: u16, says: &'static [u8]) -> u16 {
     port
 }
 
+/// A client that wants next to nothing of a broker.
+fn alone(broker: &BrokerUrl) -> client::Joining<'_> {
+    client::Joining {
+        broker,
+        client_id: "one".to_owned(),
+        own: None,
+        will: Publish { topic: "gone".to_owned(), payload: Bytes::new(), keep: Keep::No },
+        news: None,
+        filters: vec![Filter::plain("x".to_owned())],
+        queue_len: 1,
+    }
+}
+
 #[tokio::test]
 async fn the_newest_version_that_both_speak_is_chosen() {
     let Some(broker) = Broker::start(Version::V5) else { return };
     let site = Site::new();
     let joined = async |port: u16| {
         let url = BrokerUrl::parse(&format!("mqtt://127.0.0.1:{port}")).unwrap();
-        let joining = client::Joining {
-            broker: &url,
-            client_id: "one".to_owned(),
-            own: None,
-            will: Publish { topic: "gone".to_owned(), payload: Bytes::new(), keep: Keep::No },
-            news: None,
-            filters: vec![Filter::plain("x".to_owned())],
-            queue_len: 1,
-        };
-        client::join(&joining).await.map(|(_, connection)| connection.version())
+        client::join(&alone(&url)).await.map(|(_, connection)| connection.version())
     };
     assert_eq!(joined(broker.port).await.unwrap(), Version::V5);
     for says in [&b"\x20\x02\0\x01"[..], b"\x20\x03\0\x84\0", b""] {
@@ -71,16 +75,7 @@ async fn a_broker_of_version_5_says_why_it_ends_a_connection() {
         // Until the client has gone.
         client.read_to_end(&mut Vec::new()).await.unwrap_or_default();
     });
-    let joining = client::Joining {
-        broker: &url,
-        client_id: "one".to_owned(),
-        own: None,
-        will: Publish { topic: "gone".to_owned(), payload: Bytes::new(), keep: Keep::No },
-        news: None,
-        filters: vec![Filter::plain("x".to_owned())],
-        queue_len: 1,
-    };
-    let (_client, mut connection) = client::join(&joining).await.unwrap();
+    let (_client, mut connection) = client::join(&alone(&url)).await.unwrap();
     let error = connection.next().await.unwrap_err().to_string();
     assert!(error.contains("two devices with one identity?"), "{error}");
     drop(connection);
