@@ -75,6 +75,13 @@ pub struct Memory {
     pub attempts: BTreeMap<String, u64>,
 }
 
+impl Memory {
+    /// Whether a workload that is remembered here is not in `next`: it left, and is met like a new one from then on.
+    pub(crate) fn loses_to(&self, next: &Self) -> bool {
+        self.workloads.keys().any(|uid| !next.workloads.contains_key(uid))
+    }
+}
+
 /// What the device shows and runs.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Effective {

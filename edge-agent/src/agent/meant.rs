@@ -115,7 +115,7 @@ impl<R: Runtime> Agent<R> {
         // By proven time: an override never ends early because a clock runs ahead.
         let mut next = effective(&self.node, &read.known, &self.memory, self.clock.proven());
         let remembered = next.memory != self.memory;
-        let forgets = self.memory.workloads.keys().any(|uid| !next.memory.workloads.contains_key(uid));
+        let forgets = self.memory.loses_to(&next.memory);
         if remembered {
             self.store.set_meta("memory", serde_json::to_vec(&next.memory)?).await?;
             self.memory = next.memory.clone();
