@@ -158,8 +158,10 @@ fn commit(
     let now = (shared.clock)();
     let (version_before, incarnation_before) = (working.version, working.incarnation);
     let mut undo = Vec::new();
-    let grown = match attempt(connection, working, shared, retention, turn, now, &mut undo) {
+    let mut pace = Pace { began: now, ..Pace::default() };
+    let grown = match attempt(connection, working, shared, retention, turn, &mut pace, &mut undo) {
         Ok(done) => {
+            pace.durable = (shared.clock)();
             if done.swept {
                 shared.logs.forget_newest();
             }
@@ -167,6 +169,7 @@ fn commit(
                 publication.settle();
             }
             shared.publish(done.events, &done.grown, working, retention, now);
+            pace.tell_if_slow((shared.clock)(), turn.len());
             done.grown
         }
         Err(error) => {
@@ -191,6 +194,41 @@ fn commit(
     grown
 }
 
+/// Whoever waits for a commit for longer than this wants to know what it was.
+const SLOW_MS: u64 = 1000;
+
+/// When the parts of one commit were done, by the wall clock: for people who look for what holds the hub up.
+#[derive(Debug, Default)]
+struct Pace {
+    began: Timestamp,
+    /// The writes were made, the logs not yet sealed.
+    made: Timestamp,
+    /// All of it was handed to the disk.
+    written: Timestamp,
+    durable: Timestamp,
+    /// The longest of the writes. Milliseconds.
+    longest_ms: u64,
+}
+
+impl Pace {
+    fn tell_if_slow(&self, now: Timestamp, writes: usize) {
+        let between = |from: Timestamp, to: Timestamp| to.0.saturating_sub(from.0);
+        let all_ms = between(self.began, now);
+        if all_ms >= SLOW_MS {
+            tracing::warn!(
+                all_ms,
+                writes,
+                writes_ms = between(self.began, self.made),
+                longest_write_ms = self.longest_ms,
+                logs_ms = between(self.made, self.written),
+                disk_ms = between(self.written, self.durable),
+                readers_ms = between(self.durable, now),
+                "a commit took long; whoever wrote meanwhile waited for it"
+            );
+        }
+    }
+}
+
 /// What a transaction did.
 struct Done {
     events: Vec<Event>,
@@ -205,14 +243,16 @@ fn attempt(
     shared: &Shared,
     retention: &Retention,
     turn: &mut Turn<'_>,
-    now: Timestamp,
+    pace: &mut Pace,
     undo: &mut Vec<Undo>,
 ) -> Result<Done, StoreError> {
+    let now = pace.began;
     // It will write: waiting for the lock now is possible, turning a reader into a writer later is not (`token create` beside us).
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let mut events = Vec::new();
     let mut grown: Vec<Grown> = Vec::new();
     while let Some(job) = turn.next() {
+        let job_began = (shared.clock)();
         transaction.execute_batch("SAVEPOINT job")?;
         let version_before = working.version;
         let mut batch = Batch::on(&transaction, working, now);
@@ -235,7 +275,9 @@ fn attempt(
             roll_back(working, back, version_before);
         }
         transaction.execute_batch("RELEASE job")?;
+        pace.longest_ms = pace.longest_ms.max((shared.clock)().0.saturating_sub(job_began.0));
     }
+    pace.made = (shared.clock)();
     if let Some(log) = &mut working.log {
         let own = channels::seal_logs(&transaction, log, std::mem::take(&mut working.drafts), now)?;
         let writer = log.identity().id();
@@ -251,6 +293,7 @@ fn attempt(
     if !events.is_empty() {
         trim(&transaction, shared, working.version)?;
     }
+    pace.written = (shared.clock)();
     transaction.commit()?;
     Ok(Done { events, grown, swept })
 }
