@@ -167,7 +167,10 @@ impl Runner {
             due.retain(|task| !matches!(task, Task::Everything | Task::Contacts));
             let mut plans = Vec::with_capacity(due.len());
             for task in due {
-                match self.plan(&task, now).await {
+                let began = self.store.now();
+                let planned = self.plan(&task, now).await;
+                self.queue.planned(&task, began, self.store.now());
+                match planned {
                     Ok(plan) => plans.push((task, plan)),
                     Err(fault) => {
                         let again = self.queue.failed(&task, now);

@@ -8,6 +8,12 @@ use flotilla_manifests::time::Timestamp;
 const BACKOFF_MS_MIN: u64 = 50;
 const BACKOFF_MS_MAX: u64 = 60_000;
 
+/// A plan that took this long is dear; quicker ones rest no time.
+const DEAR_MS_MIN: u64 = 10;
+/// A dear plan rests so many times as long as it took: nine leave nine tenths of a processor to the fleet. No longer than this.
+const REST_FACTOR: u64 = 9;
+const REST_MS_MAX: u64 = 5_000;
+
 /// One thing that can be planned.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Task {
@@ -54,11 +60,18 @@ pub struct Queue {
     due: BTreeSet<(Timestamp, Task)>,
     at: BTreeMap<Task, Timestamp>,
     failures: BTreeMap<Task, u32>,
+    /// Tasks whose last plan was dear, and until when each rests.
+    resting: BTreeMap<Task, Timestamp>,
 }
 
 impl Queue {
-    /// Asks for a task at `at`; one that is asked for already keeps its earlier time.
+    /// Asks for a task at `at`; one that is asked for already keeps its earlier time. One that rests comes after that.
     pub fn add(&mut self, task: Task, at: Timestamp) {
+        let at = match self.resting.get(&task) {
+            // A clock that was set back makes no rest of years.
+            Some(until) => at.max((*until).min(Timestamp(at.0.saturating_add(REST_MS_MAX)))),
+            None => at,
+        };
         if let Some(present) = self.at.get(&task).copied() {
             if present <= at {
                 return;
@@ -78,6 +91,7 @@ impl Queue {
 
     /// Takes out at most `count_max` tasks that are due, the earliest first.
     pub fn pop_due(&mut self, now: Timestamp, count_max: usize) -> Vec<Task> {
+        self.resting.retain(|_, until| *until > now);
         let mut tasks = Vec::new();
         while tasks.len() < count_max {
             match self.due.first() {
@@ -94,6 +108,16 @@ impl Queue {
 
     pub fn next_at(&self) -> Option<Timestamp> {
         self.due.first().map(|(at, _)| *at)
+    }
+
+    /// A task was planned, from `began` to `now`: what is asked for again at each of ten thousand reports does not take the processor
+    /// from those who report.
+    pub fn planned(&mut self, task: &Task, began: Timestamp, now: Timestamp) {
+        let took_ms = now.0.saturating_sub(began.0);
+        if took_ms >= DEAR_MS_MIN {
+            let rest_ms = took_ms.saturating_mul(REST_FACTOR).min(REST_MS_MAX);
+            self.resting.insert(task.clone(), Timestamp(now.0.saturating_add(rest_ms)));
+        }
     }
 
     /// A task's plan was carried out.
@@ -162,5 +186,32 @@ mod tests {
         assert_eq!(waits.last(), Some(&BACKOFF_MS_MAX));
         queue.succeeded(&node("a"));
         assert_eq!(queue.failed(&node("a"), Timestamp(7)), Timestamp(57));
+    }
+
+    #[test]
+    fn a_dear_plan_rests_and_others_do_not_wait_for_it() {
+        let mut queue = Queue::default();
+        queue.planned(&node("dear"), Timestamp(1000), Timestamp(1100));
+        queue.planned(&node("cheap"), Timestamp(1100), Timestamp(1100 + DEAR_MS_MIN - 1));
+        for name in ["dear", "cheap"] {
+            queue.add(node(name), Timestamp(1150));
+        }
+        assert_eq!(queue.pop_due(Timestamp(1150), 9), [node("cheap")]);
+        // Asked for earlier, it rests all the same.
+        queue.add(node("dear"), Timestamp(1160));
+        assert_eq!(queue.next_at(), Some(Timestamp(1100 + 100 * REST_FACTOR)));
+        assert_eq!(queue.pop_due(Timestamp(2000), 9), [node("dear")]);
+        queue.add(node("dear"), Timestamp(2001));
+        assert_eq!(queue.next_at(), Some(Timestamp(2001)), "it has rested");
+    }
+
+    #[test]
+    fn no_rest_is_long_whatever_the_clock_did() {
+        let mut queue = Queue::default();
+        // Set forward by a year while it planned, and back afterwards.
+        let year = 365 * 86_400_000;
+        queue.planned(&node("dear"), Timestamp(1000), Timestamp(year));
+        queue.add(node("dear"), Timestamp(1200));
+        assert_eq!(queue.next_at(), Some(Timestamp(1200 + REST_MS_MAX)));
     }
 }
