@@ -8,6 +8,7 @@
 
 mod conflict;
 mod epoch;
+mod heads;
 mod mapping;
 mod order;
 
@@ -25,6 +26,7 @@ use crate::channel::Hash;
 
 pub use conflict::{Conflict, ConflictingValue};
 pub use epoch::{Epoch, LateChange};
+pub(crate) use heads::heads_of;
 use mapping::{Large, Node, View};
 
 /// Largest saved document, in bytes.
@@ -210,10 +212,11 @@ impl Document {
         let change = guarded(|| Change::from_bytes(change.to_vec()).map_err(damaged))?;
         let doc = &mut self.doc;
         guarded(|| {
-            if doc.get_change_by_hash(&change.hash()).is_some() {
+            // What is said of a change is at hand; the change itself would be made anew from the whole document.
+            if doc.get_change_meta_by_hash(&change.hash()).is_some() {
                 return Ok(DocumentApplied::Duplicate);
             }
-            let is_missing = |hash: &&ChangeHash| doc.get_change_by_hash(hash).is_none();
+            let is_missing = |hash: &&ChangeHash| doc.get_change_meta_by_hash(hash).is_none();
             let missing: Vec<ChangeHash> = change.deps().to_vec();
             let missing: Vec<Hash> = missing.iter().filter(is_missing).map(|hash| hash.0).collect();
             if !missing.is_empty() {
@@ -229,9 +232,12 @@ impl Document {
     /// # Errors
     /// When the histories do not fit together; then the document must be thrown away and loaded again.
     pub fn merge(&mut self, other: &mut Self) -> Result<DocumentApplied, DocumentError> {
+        if self.holds(&other.heads()) {
+            return Ok(DocumentApplied::Duplicate);
+        }
         let doc = &mut self.doc;
-        let merged = guarded(|| doc.merge(&mut other.doc).map_err(damaged))?;
-        Ok(if merged.is_empty() { DocumentApplied::Duplicate } else { DocumentApplied::Changed })
+        guarded(|| doc.merge(&mut other.doc).map_err(damaged))?;
+        Ok(DocumentApplied::Changed)
     }
 
     /// The content of the large values that [`Document::create`] or [`Document::edit`] was just given: to be stored beside the

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::{Head, ItemId, WriterId};
 use crate::blob::BlobRef;
-use crate::document::{Document, DocumentApplied, DocumentError};
+use crate::document::{self, Document, DocumentApplied, DocumentError};
 use crate::planted::{self, Bug};
 use crate::record::cbor::CborError;
 use crate::record::{Need, Record, RecordKind};
@@ -319,6 +319,11 @@ fn open(id: &ItemId, saved: &[u8]) -> Result<Document, ItemError> {
     Document::load(saved).map_err(|error| ItemError::Document { item: id.clone(), error })
 }
 
+/// Whether a document's history has all that of a saved one.
+fn goes_on_from(document: &mut Document, saved: &[u8]) -> bool {
+    document::heads_of(saved).is_some_and(|heads| !heads.is_empty() && document.holds(&heads))
+}
+
 impl DocumentItem {
     /// What came, once it is seen to be a document; what it names is read from it.
     fn opened(self, id: &ItemId) -> Result<Self, ItemError> {
@@ -339,18 +344,24 @@ impl DocumentItem {
         let (saved, blobs) = if self.saved == coming.saved {
             (self.saved.clone(), self.blobs.clone())
         } else {
-            let (mut document, mut other) = (open(id, &self.saved)?, open(id, &coming.saved)?);
-            if document.genesis() != other.genesis() {
-                // This epoch began twice, by two hubs that did not know of each other, or anew by one that had removed it: the
-                // histories have nothing in common to merge.
-                let (here, there) = ((document.keeper(), self.created), (other.keeper(), coming.created));
-                let winner = if here > there { self } else { Self { blobs: other.blobs(), ..coming } };
-                return Ok(Self { created, ..winner });
-            }
-            let merged = document.merge(&mut other);
-            match merged.map_err(|error| ItemError::Document { item: id.clone(), error })? {
-                DocumentApplied::Changed => (Bytes::from(document.save()), document.blobs()),
-                DocumentApplied::Duplicate => (self.saved.clone(), self.blobs.clone()),
+            let mut other = open(id, &coming.saved)?;
+            if goes_on_from(&mut other, &self.saved) {
+                // Nothing was said here that is not in it, as mostly: no reading of what is here, and no merge.
+                (coming.saved.clone(), other.blobs())
+            } else {
+                let mut document = open(id, &self.saved)?;
+                if document.genesis() != other.genesis() {
+                    // This epoch began twice, by two hubs that did not know of each other, or anew by one that had removed it: the
+                    // histories have nothing in common to merge.
+                    let (here, there) = ((document.keeper(), self.created), (other.keeper(), coming.created));
+                    let winner = if here > there { self } else { Self { blobs: other.blobs(), ..coming } };
+                    return Ok(Self { created, ..winner });
+                }
+                let merged = document.merge(&mut other);
+                match merged.map_err(|error| ItemError::Document { item: id.clone(), error })? {
+                    DocumentApplied::Changed => (Bytes::from(document.save()), document.blobs()),
+                    DocumentApplied::Duplicate => (self.saved.clone(), self.blobs.clone()),
+                }
             }
         };
         let newest = if coming.newest > self.newest { coming } else { self };
