@@ -4,7 +4,7 @@
 //! Owns which batches are kept and for how long. Refuses to guess: a log whose batches do not follow one another to its head is read
 //! from the disk.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque, vec_deque};
 
 use bytes::Bytes;
 use flotilla_sync::channel::{ChannelName, WriterId};
@@ -112,10 +112,7 @@ impl Tails {
 
     /// Payload bytes of all that the log has after `after`; `None` when not all of it is here.
     pub(super) fn bytes_after(&self, channel: &ChannelName, writer: &WriterId, head: u64, after: u64) -> Option<usize> {
-        match self.after(channel, writer, head, after, usize::MAX) {
-            Rest::Batches(batches) => Some(batches.iter().map(|batch| batch.payload.len()).sum()),
-            Rest::Elsewhere => None,
-        }
+        Some(self.run_after(channel, writer, head, after)?.map(|batch| batch.payload.len()).sum())
     }
 
     /// What the log, which stands at `head`, has after `after`.
@@ -127,23 +124,32 @@ impl Tails {
         after: u64,
         bytes_max: usize,
     ) -> Rest {
-        if after >= head {
-            return Rest::Batches(Vec::new());
-        }
-        let Some(tail) = self.logs.get(&(channel.clone(), *writer)) else { return Rest::Elsewhere };
-        let from = tail.batches.partition_point(|batch| batch.first_seq <= after);
-        let whole = tail.batches.get(from).is_some_and(|batch| batch.first_seq == after + 1)
-            && tail.batches.back().is_some_and(|batch| batch.last_seq >= head);
-        if !whole {
-            return Rest::Elsewhere;
-        }
+        let Some(run) = self.run_after(channel, writer, head, after) else { return Rest::Elsewhere };
         let mut bytes = 0;
         let fits = |batch: &&Batch| {
             let first = bytes == 0;
             bytes += batch.payload.len();
             first || bytes <= bytes_max
         };
-        Rest::Batches(tail.batches.range(from..).take_while(fits).cloned().collect())
+        Rest::Batches(run.take_while(fits).cloned().collect())
+    }
+
+    /// The batches after `after` up to `head`; `None` when not all of them are here.
+    fn run_after(
+        &self,
+        channel: &ChannelName,
+        writer: &WriterId,
+        head: u64,
+        after: u64,
+    ) -> Option<vec_deque::Iter<'_, Batch>> {
+        if after >= head {
+            return Some(vec_deque::Iter::default());
+        }
+        let batches = &self.logs.get(&(channel.clone(), *writer))?.batches;
+        let from = batches.partition_point(|batch| batch.first_seq <= after);
+        let whole = batches.get(from).is_some_and(|batch| batch.first_seq == after + 1)
+            && batches.back().is_some_and(|batch| batch.last_seq >= head);
+        whole.then(|| batches.range(from..))
     }
 }
 
