@@ -105,35 +105,36 @@ impl Ingest {
         self.evidence.write(transaction)?;
         self.beside.write(transaction)?;
         for (id, chain) in &self.writers {
-            transaction.execute("INSERT OR REPLACE INTO writer VALUES (?1, ?2)", params![id, chain])?;
+            transaction.prepare_cached("INSERT OR REPLACE INTO writer VALUES (?1, ?2)")?.execute(params![id, chain])?;
         }
         for head in &self.heads {
             let values = params![head.channel, head.writer, head.seq.cast_signed(), head.hash];
-            transaction.execute("INSERT OR REPLACE INTO head VALUES (?1, ?2, ?3, ?4)", values)?;
+            transaction.prepare_cached("INSERT OR REPLACE INTO head VALUES (?1, ?2, ?3, ?4)")?.execute(values)?;
         }
         for item in &self.items {
             if item.bytes.is_empty() {
                 transaction
-                    .execute("DELETE FROM item WHERE channel = ?1 AND id = ?2", params![item.channel, item.id])?;
+                    .prepare_cached("DELETE FROM item WHERE channel = ?1 AND id = ?2")?
+                    .execute(params![item.channel, item.id])?;
             } else {
                 let values = params![item.channel, item.id, item.bytes];
-                transaction.execute("INSERT OR REPLACE INTO item VALUES (?1, ?2, ?3)", values)?;
+                transaction.prepare_cached("INSERT OR REPLACE INTO item VALUES (?1, ?2, ?3)")?.execute(values)?;
             }
         }
         for batch in &self.batches {
             let values =
                 params![batch.channel, batch.writer, batch.first.cast_signed(), batch.last.cast_signed(), batch.bytes];
-            transaction.execute("INSERT OR REPLACE INTO batch VALUES (?1, ?2, ?3, ?4, ?5)", values)?;
+            transaction.prepare_cached("INSERT OR REPLACE INTO batch VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(values)?;
         }
         if let Some((channel, first)) = &self.batches_before {
             let values = params![channel, first.cast_signed()];
-            transaction.execute("DELETE FROM batch WHERE channel = ?1 AND first < ?2", values)?;
+            transaction.prepare_cached("DELETE FROM batch WHERE channel = ?1 AND first < ?2")?.execute(values)?;
         }
         for (name, value) in &self.meta {
-            transaction.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![name, value])?;
+            transaction.prepare_cached("INSERT OR REPLACE INTO meta VALUES (?1, ?2)")?.execute(params![name, value])?;
         }
         for name in &self.meta_ended {
-            transaction.execute("DELETE FROM meta WHERE name = ?1", params![name])?;
+            transaction.prepare_cached("DELETE FROM meta WHERE name = ?1")?.execute(params![name])?;
         }
         Ok(())
     }
@@ -150,7 +151,10 @@ impl OutboxRow {
             self.urgent,
             self.body
         ];
-        transaction.execute("INSERT OR REPLACE INTO outbox VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)", values).map(|_rows| ())
+        transaction
+            .prepare_cached("INSERT OR REPLACE INTO outbox VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+            .execute(values)
+            .map(|_rows| ())
     }
 }
 
