@@ -43,6 +43,8 @@ const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 const SHARED_ID_BYTES: usize = 3;
 /// Label of the value that binds an enrolment to its connection (RFC 5705).
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-flotilla-enrol";
+/// How long a listener that ends waits for connections to drain.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Application close codes.
 const CLOSE_DONE: VarInt = VarInt::from_u32(0);
 const CLOSE_REFUSED: VarInt = VarInt::from_u32(1);
@@ -82,8 +84,11 @@ impl Listening {
 
     pub(super) async fn close(&self) {
         self.endpoint.close(CLOSE_DONE, b"the hub stops");
-        // Bounded: quinn drops closed connections after three probe timeouts.
-        self.endpoint.wait_idle().await;
+        // The peers are told at once; what is waited for is that their last packets find somebody, for three probe timeouts: minutes
+        // behind a fleet that answers slowly.
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.endpoint.wait_idle()).await.is_err() {
+            tracing::debug!(connections = self.endpoint.open_connections(), "connections were still draining");
+        }
     }
 }
 
