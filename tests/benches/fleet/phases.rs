@@ -59,6 +59,7 @@ pub(crate) fn run(binary: &str, settings: &Settings, report: &mut Report) {
     let temporary = tempfile::Builder::new().prefix("flotilla-fleet-").tempdir().unwrap();
     let folder = settings.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
     std::fs::create_dir_all(&folder).unwrap();
+    settings.memory.iter().for_each(|memory| std::fs::create_dir_all(memory).unwrap());
     let asked = |name: &str| settings.phases.iter().any(|phase| phase == name);
     if ["change", "idle", "reconnect", "handshakes"].into_iter().any(asked) {
         let memory = settings.memory.clone().unwrap_or_else(|| folder.clone());
