@@ -75,8 +75,16 @@ const MAY_GROW: &[MayGrow] = &[
     },
 ];
 
+/// What is on a disk follows what its tables hold, each of which is judged by itself: so many times as much as they ever held together
+/// (indexes, pages half full), and the log before the database, which is written back after 4 MiB.
+const DISK_FACTOR: u64 = 3;
+const DISK_BYTES: u64 = 5 << 20;
+
 /// Bytes of a row of what may grow, on average, at most.
 const ROW_BYTES_MAX: u64 = 4 << 10;
+
+/// What all files of a machine are called, behind its name.
+const DISK: &str = " (disk)";
 
 /// One table that grows for a reason, up to a bound of its own.
 #[derive(Debug)]
@@ -147,7 +155,7 @@ impl Growth {
         }
         let files = disk.files();
         let bytes = files.iter().filter_map(|file| disk.read(file)).map(|file| file.len() as u64).sum();
-        sizes.insert(format!("{owner} (disk)"), Size { rows: files.len() as u64, bytes });
+        sizes.insert(format!("{owner}{DISK}"), Size { rows: files.len() as u64, bytes });
     }
 
     /// What goes on growing: each with its measurements.
@@ -156,10 +164,25 @@ impl Growth {
             .series
             .iter()
             .filter_map(|(name, series)| {
-                Some(format!("{name} {}: {}", grows(name, series, self.devices)?, Told(series)))
+                let why = match name.strip_suffix(DISK) {
+                    Some(owner) => overflows(series, &self.held_by(owner)),
+                    None => grows(name, series, self.devices),
+                };
+                Some(format!("{name} {}: {}", why?, Told(series)))
             })
             .collect();
         if growing.is_empty() { Ok(()) } else { Err(growing.join("; ")) }
+    }
+
+    /// Bytes in all tables of one database, at each measurement.
+    fn held_by(&self, owner: &str) -> Vec<u64> {
+        let mut held = vec![0; self.measured];
+        let is_table =
+            |name: &str| name.strip_prefix(owner).is_some_and(|what| what.starts_with(' ') && !what.ends_with(')'));
+        for series in self.series.iter().filter(|(name, _)| is_table(name)).map(|(_, series)| series) {
+            held.iter_mut().zip(series).for_each(|(held, size)| *held += size.bytes);
+        }
+        held
     }
 
     /// Every series, for people.
@@ -200,6 +223,16 @@ fn longest_history(database: &Connection) -> rusqlite::Result<Size> {
         size = Size { rows: size.rows.max(changes), bytes: size.bytes.max(state.len() as u64) };
     }
     Ok(size)
+}
+
+/// How much more is on a disk than what its tables held explains.
+fn overflows(disk: &[Size], held: &[u64]) -> Option<String> {
+    let mut most = 0;
+    disk.iter().zip(held).find_map(|(size, held)| {
+        most = most.max(*held);
+        let bytes_max = most * DISK_FACTOR + DISK_BYTES;
+        (size.bytes > bytes_max).then(|| format!("is beyond {bytes_max} bytes, for tables that held {most} at most"))
+    })
 }
 
 /// How there is more than there may be: of most things more in the last third than the middle third explains.
@@ -256,5 +289,31 @@ mod tests {
         assert_eq!(told("n0 item", |month| month * 30), None, "up to a bound of its own");
         assert!(told("n0 item", |month| month * 1_000).is_some_and(|why| why.contains("beyond")));
         assert_eq!(told("n0 writer", |month| month * 30).as_deref(), Some("grows"), "the hub's alone may");
+    }
+
+    #[test]
+    fn a_disk_follows_its_tables() {
+        let disk = |mib: &[u64]| mib.iter().map(|mib| Size { rows: 2, bytes: mib << 20 }).collect::<Vec<_>>();
+        let held = [1 << 20, 4 << 20, 0];
+        assert_eq!(overflows(&disk(&[8, 17, 17]), &held), None, "a file stays as long as it was");
+        assert!(overflows(&disk(&[9, 17, 17]), &held).is_some());
+        assert!(overflows(&disk(&[8, 17, 18]), &held).is_some_and(|why| why.contains("4194304")));
+    }
+
+    #[test]
+    fn what_a_database_holds_is_the_sum_of_its_tables() {
+        let mut growth = Growth::new(Trace::starting(false), 2);
+        growth.measured = 2;
+        let of = |bytes: [u64; 2]| bytes.map(|bytes| Size { rows: 1, bytes }).to_vec();
+        for (name, bytes) in [
+            ("n1 item", [1, 2]),
+            ("n1 head", [10, 20]),
+            ("n10 item", [7, 7]),
+            ("n1 (disk)", [99, 99]),
+            ("n1 (untold)", [5, 5]),
+        ] {
+            growth.series.insert(name.to_owned(), of(bytes));
+        }
+        assert_eq!(growth.held_by("n1"), [11, 22]);
     }
 }
