@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::view::LocalView;
 
 /// What this device adds to an object.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Added<'a> {
     pub(super) status: Option<Cow<'a, Value>>,
     pub(super) created: Option<Timestamp>,
@@ -24,7 +24,15 @@ pub(super) struct Added<'a> {
 /// What each object was made from that the view holds now: as many as there are.
 #[derive(Debug, Default)]
 pub(crate) struct Shown {
-    made: BTreeMap<ObjectKey, (Arc<Object>, Added<'static>)>,
+    made: BTreeMap<ObjectKey, (Arc<Object>, Made)>,
+}
+
+/// What was added to an object that is shown, but for its status, the largest part: that stands in the object.
+#[derive(Debug)]
+struct Made {
+    with_status: bool,
+    created: Option<Timestamp>,
+    annotations: Vec<(&'static str, String)>,
 }
 
 /// All that is to be shown, in the making.
@@ -46,12 +54,13 @@ impl Shown {
 impl Showing<'_> {
     /// Shows an object. What was made from the very same is taken from the view.
     pub(super) fn put(&mut self, key: ObjectKey, object: &Arc<Object>, added: Added<'_>) {
-        let same = self.before.made.remove(&key).filter(|(base, with)| Arc::ptr_eq(base, object) && *with == added);
-        let (made, shown) = match same.zip(self.view.object(&key)) {
+        let known = self.before.made.remove(&key).zip(self.view.object(&key));
+        let same = known.filter(|((base, made), shown)| Arc::ptr_eq(base, object) && added.is_in(made, shown));
+        let (made, shown) = match same {
             Some(known) => known,
             None => {
                 let shown = Arc::new(added.on(object));
-                ((Arc::clone(object), added.into_owned()), shown)
+                ((Arc::clone(object), added.made()), shown)
             }
         };
         self.now.made.insert(key.clone(), made);
@@ -78,11 +87,22 @@ impl Added<'_> {
         shown
     }
 
-    fn into_owned(self) -> Added<'static> {
-        Added {
-            status: self.status.map(|status| Cow::Owned(status.into_owned())),
+    /// Whether an object that was made is what this would make of the same.
+    fn is_in(&self, made: &Made, shown: &Object) -> bool {
+        let status = match self.status.as_deref() {
+            Some(status) => made.with_status && shown.status() == Some(status),
+            None => !made.with_status,
+        };
+        let annotations = || self.annotations.iter().map(|(name, text)| (*name, text.as_ref()));
+        let annotated = || made.annotations.iter().map(|(name, text)| (*name, text.as_str()));
+        status && self.created == made.created && annotations().eq(annotated())
+    }
+
+    fn made(self) -> Made {
+        Made {
+            with_status: self.status.is_some(),
             created: self.created,
-            annotations: self.annotations.into_iter().map(|(name, text)| (name, text.into_owned().into())).collect(),
+            annotations: self.annotations.into_iter().map(|(name, text)| (name, text.into_owned())).collect(),
         }
     }
 }
