@@ -62,7 +62,7 @@ impl View<'_> {
 /// What is to be done, completely; the runner has no choice left.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
-    /// Carried out in this order, all or none.
+    /// Carried out in this order, all or none; but of very many that stand alone ([`Write::stands_alone`]) some come after the others.
     pub writes: Vec<Write>,
     /// When the answer would change by time alone.
     pub wake_at: Option<Timestamp>,
@@ -100,6 +100,17 @@ pub enum Write {
         number: Option<RolloutNumber>,
     },
     Event(Note),
+}
+
+impl Write {
+    /// Whether nothing else in its plan follows from it: whoever plans again after half of them sees which are left.
+    pub fn stands_alone(&self) -> bool {
+        match self {
+            Self::Grant { .. } => true,
+            Self::Remove { key, .. } => key.kind == &flotilla_manifests::kind::EVENT,
+            _ => false,
+        }
+    }
 }
 
 /// A deletion as a user would ask for it.

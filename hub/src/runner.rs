@@ -210,8 +210,14 @@ impl Runner {
             }
             let store = self.store.clone();
             writing.spawn(async move {
-                let user = task.user();
-                let result = store.write(move |batch| carry_out::carry_out(batch, plan.writes, &user)).await;
+                let mut result = Ok(());
+                for writes in carry_out::in_pieces(plan.writes) {
+                    let user = task.user();
+                    result = store.write(move |batch| carry_out::carry_out(batch, writes, &user)).await;
+                    if result.is_err() {
+                        break;
+                    }
+                }
                 (task, result)
             });
         }

@@ -11,6 +11,27 @@ use crate::controllers::events::Note;
 use crate::controllers::{Deletion, Write};
 use crate::store::Batch;
 
+/// Writes that stand alone in one transaction: whoever writes meanwhile waits for all of them.
+const ALONE_MAX: usize = 64;
+
+/// What is carried out at once: nearly always all of it. Of very many writes that stand alone most come after the others, so many at
+/// a time.
+pub(super) fn in_pieces(writes: Vec<Write>) -> Vec<Vec<Write>> {
+    if writes.iter().filter(|write| write.stands_alone()).count() <= ALONE_MAX {
+        return vec![writes];
+    }
+    let (alone, together): (Vec<_>, Vec<_>) = writes.into_iter().partition(Write::stands_alone);
+    let mut pieces = Vec::new();
+    if !together.is_empty() {
+        pieces.push(together);
+    }
+    let mut alone = alone.into_iter().peekable();
+    while alone.peek().is_some() {
+        pieces.push(alone.by_ref().take(ALONE_MAX).collect());
+    }
+    pieces
+}
+
 /// Carries out the writes of one plan in order.
 ///
 /// # Errors
@@ -106,4 +127,36 @@ fn event(batch: &mut Batch<'_>, note: &Note) -> Result<(), ApiError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_manifests::rollout::RolloutNumber;
+
+    use super::*;
+
+    fn grants(count: usize) -> Vec<Write> {
+        let grant = |node| Write::Grant { workload_uid: "u".into(), node: format!("n{node:04}"), number: None };
+        (0..count).map(grant).collect()
+    }
+
+    fn threshold() -> Write {
+        Write::Threshold { workload_uid: "u".into(), number: RolloutNumber::default(), threshold: Some(1) }
+    }
+
+    #[test]
+    fn a_plan_is_one_piece_unless_very_much_of_it_stands_alone() {
+        let mut writes = grants(ALONE_MAX);
+        writes.push(threshold());
+        assert_eq!(in_pieces(writes.clone()), [writes]);
+        assert_eq!(in_pieces(Vec::new()), [Vec::new()]);
+
+        let mut writes = grants(2 * ALONE_MAX + 1);
+        writes.push(threshold());
+        let pieces = in_pieces(writes.clone());
+        assert_eq!(pieces.iter().map(Vec::len).collect::<Vec<_>>(), [1, ALONE_MAX, ALONE_MAX, 1]);
+        assert_eq!(pieces[0], [threshold()], "what belongs together comes first");
+        writes.rotate_right(1);
+        assert_eq!(pieces.concat(), writes, "and nothing is lost");
+    }
 }

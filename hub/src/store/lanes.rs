@@ -11,8 +11,9 @@ use super::writer::Job;
 
 /// Writes waiting in each lane; beyond that, callers wait.
 pub(super) const QUEUE_LEN_MAX: usize = 1024;
-/// Jobs in one transaction at most: bounds the time the first of them waits.
-const BATCH_JOBS_MAX: usize = 256;
+/// Jobs in one transaction at most: bounds the time the first of them waits, and whoever comes to the API in the middle of its commit.
+/// Larger ones are hardly quicker: by then it is the jobs that take the time, not the disk.
+pub(super) const BATCH_JOBS_MAX: usize = 64;
 /// Jobs of the fleet in a transaction after the first of the people's, if so many wait: bounds the time that one waits, and is the
 /// fleet's share however many people write.
 const FLEET_BESIDE_PEOPLE_MAX: usize = 16;
