@@ -20,8 +20,8 @@ use crate::say;
 
 /// Devices that come within a second when nothing is measured.
 const ARRIVALS_PER_S: usize = 300;
-/// The API ends connections that are idle for long.
-const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(10);
+/// The API ends connections that are idle for ten seconds.
+const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(5);
 /// Changes made while all devices are away: a simulated day.
 const CHANGES_AWAY: usize = 200;
 /// Aims at the API in milliseconds: get, list, mutate.
@@ -150,12 +150,12 @@ impl<'a> Bench<'a> {
     ) -> Self {
         let url = broker.as_ref().map(Broker::url);
         let hub = Hub::start(binary, folder, url.as_deref(), settings.devices);
-        let connection = hub.server().connect().unwrap();
+        let (connection, used) = (hub.server().connect().unwrap(), Instant::now());
         hub.rest();
         let alone = hub.usage();
         let road = url.unwrap_or_else(|| hub.quic.to_string());
         let generators = Generators::start(memory, settings, &road);
-        let mut bench = Self { settings, hub, generators, connection, used: Instant::now(), broker, edits: 0 };
+        let mut bench = Self { settings, hub, generators, connection, used, broker, edits: 0 };
         bench.generators.open(&[]);
         let (before, traffic_before) = (bench.hub.usage(), Traffic::now());
         let start = Instant::now();
