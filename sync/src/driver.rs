@@ -338,6 +338,11 @@ impl<R: Replica> Answers<R> {
                 }
                 self.tell(Local::Observed { number });
             }
+            Event::NeedHeard => {
+                let clock = self.replica.newest_observation(&peer).await?;
+                self.tell(Local::Heard(clock));
+            }
+            Event::Heard(clock) => self.replica.heard(&peer, clock).await?,
             Event::OutboxAcknowledged(entries) => self.replica.outbox_acknowledged(entries).await?,
             Event::NeedMissingBlobs { limit } => {
                 let missing = self.replica.missing_blobs(&peer, limit).await?;

@@ -142,6 +142,17 @@ pub trait Replica: Send + Sync + 'static {
         observations: Vec<Observation>,
     ) -> impl Future<Output = Result<(), ReplicaError>> + Send;
 
+    /// Hub: the newest observation it has of the device, the earliest of all clocks if it has none. A device answers with that.
+    fn newest_observation(&self, _peer: &PeerIdentity) -> impl Future<Output = Result<Clock, ReplicaError>> + Send {
+        std::future::ready(Ok(Clock::default()))
+    }
+
+    /// Device: the hub's newest observation of this device, before anything that this session tells. One that this device has not told
+    /// is that of another board under its name. No business of a hub's.
+    fn heard(&self, _peer: &PeerIdentity, _clock: Clock) -> impl Future<Output = Result<(), ReplicaError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// Device: what waits for the hub, oldest first, at most `limit`, coalesced by subject. A hub answers with nothing.
     fn outbox(
         &self,

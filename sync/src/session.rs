@@ -36,6 +36,8 @@ pub use greeting::{GREETING_BYTES_MAX, Greeting, GreetingError};
 pub const PROTOCOL_VERSION: u64 = 1;
 /// From this version on a device takes batches that are told by what differs from the one before.
 pub const PROTOCOL_WITH_DIFFERENCES: u64 = 2;
+/// From this version on a device is told which of its observations is the newest that the hub has.
+pub const PROTOCOL_WITH_HEARD: u64 = 3;
 /// A side that has heard nothing for this long asks. Milliseconds.
 pub const KEEPALIVE_MS: u64 = 60_000;
 /// A side that has heard nothing for this long gives up. Milliseconds.
@@ -130,7 +132,7 @@ impl<T: std::fmt::Display> From<T> for Violation {
 impl Session {
     pub(crate) fn new(config: SessionConfig, own: Heads, greeting: Option<&Greeting>, now_ms: u64) -> Self {
         let hello = Frame::Hello {
-            versions: vec![PROTOCOL_VERSION, PROTOCOL_WITH_DIFFERENCES],
+            versions: vec![PROTOCOL_VERSION, PROTOCOL_WITH_DIFFERENCES, PROTOCOL_WITH_HEARD],
             incarnation: config.incarnation,
             boot: config.boot,
             positions: positions_of(&own),
@@ -191,6 +193,9 @@ impl Session {
                 }
                 self.sending.tell_differences(versions.contains(&PROTOCOL_WITH_DIFFERENCES));
                 self.hello(PeerHello { incarnation, boot }, positions, &digests, greeting.as_ref())?;
+                if self.is_hub() && versions.contains(&PROTOCOL_WITH_HEARD) {
+                    self.events.push_back(Event::NeedHeard);
+                }
             }
             Frame::Channels { positions } if !self.is_hub() => {
                 self.sending.subscribe(&positions);
@@ -266,6 +271,7 @@ impl Session {
             Frame::Difference { channel, writer, difference } if !self.is_hub() => {
                 self.receive_difference(channel, writer, &difference)?;
             }
+            Frame::Heard { clock } if !self.is_hub() => self.events.push_back(Event::Heard(clock)),
             Frame::WantBlob { hash, offset, len } => self.range_is_wanted(hash, offset, len)?,
             Frame::BlobPiece { hash, offset, bytes } => self.receive_blob_piece(&hash, offset, &bytes, now_ms)?,
             Frame::NoBlob { hash } => self.blob_is_refused(hash, now_ms),
@@ -344,6 +350,7 @@ impl Session {
                 self.ask_missing_blobs();
             }
             Local::Outbox { observations, limit } => self.send_observations(observations, limit, now_ms),
+            Local::Heard(clock) => self.frames.push_back(Frame::Heard { clock }),
             Local::Observed { number } => self.frames.push_back(Frame::ObservationsAck { number }),
             Local::StreamOpen { id, request } => {
                 if self.streams.open_own(id) {

@@ -443,6 +443,12 @@ impl Replica for FleetDoor {
         observed.map_err(|source| ReplicaError { tried, source: Box::new(source) })
     }
 
+    async fn newest_observation(&self, peer: &PeerIdentity) -> Result<Clock, ReplicaError> {
+        let node = device(peer)?.clone();
+        let asked = move |logs: &Logs| logs.newest_observation(node.as_str());
+        Ok(self.ask_disk("look for the newest observation of a device", asked).await?.unwrap_or_default())
+    }
+
     async fn outbox(&self, _urgency: Urgency, _limit: usize) -> Result<Vec<Observation>, ReplicaError> {
         Ok(Vec::new())
     }

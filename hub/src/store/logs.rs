@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
-use flotilla_sync::channel::{ChannelName, Head, ItemId, WriterId, state_digest};
+use flotilla_sync::channel::{ChannelName, GENESIS, Head, ItemId, WriterId, state_digest};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::list::{ChannelSnapshot, ListEntry, SignedList};
 use flotilla_sync::log::Batch;
+use flotilla_sync::observation::Clock;
 use flotilla_sync::record::{Draft, Record};
 use flotilla_sync::replica::Reading;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -239,8 +240,9 @@ impl Logs {
         // A list would claim to know what is learned and not taken in yet.
         let pending = super::learned::is_pending(&transaction, channel)?;
         let listed = own && !pending && is_longer_than_its_list(&transaction, channel, writer, head.seq, after)?;
-        if after < floor || listed {
-            if !is_hub(&transaction, writer)? {
+        let hub = is_hub(&transaction, writer)?;
+        if listed || (after < floor && (hub || !is_whole(&transaction, channel, writer, floor)?)) {
+            if !hub {
                 return Ok(Reading::NotKept);
             }
             if pending {
@@ -291,6 +293,16 @@ impl Logs {
         }
         verified.push_back(batch.clone());
         Some(batch)
+    }
+
+    /// The newest observation taken of a device.
+    pub(crate) fn newest_observation(&self, node: &str) -> Result<Option<Clock>, StoreError> {
+        let reader = self.reader();
+        let mut statement = reader.prepare_cached(
+            "SELECT incarnation, boot, seq FROM observation WHERE node = ?1
+             ORDER BY incarnation DESC, boot DESC, seq DESC LIMIT 1",
+        )?;
+        Ok(statement.query_row([node], super::inbox::clock_of).optional()?)
     }
 
     /// The stored certificate chain of a writer.
@@ -436,13 +448,7 @@ fn standing(
             (None, None) => return Err(damaged(channel, &text)),
         };
         let seq = row.get::<_, i64>(1)?.cast_unsigned();
-        let record = Record {
-            channel: channel.clone(),
-            writer: identity.id(),
-            seq,
-            prev: flotilla_sync::channel::GENESIS,
-            draft,
-        };
+        let record = Record { channel: channel.clone(), writer: identity.id(), seq, prev: GENESIS, draft };
         records.push((record, epoch));
     }
     Ok(records)
@@ -467,11 +473,21 @@ fn buried(
             channel: channel.clone(),
             writer: identity.id(),
             seq: seq.cast_unsigned(),
-            prev: flotilla_sync::channel::GENESIS,
+            prev: GENESIS,
             draft: Draft::remove(id, "", time.cast_unsigned()),
         });
     }
     Ok(records)
+}
+
+/// Whether a log is kept from its first record on, wherever that stands: that of a writer who followed another begins beyond 1.
+fn is_whole(connection: &Connection, channel: &ChannelName, writer: &WriterId, floor: u64) -> Result<bool, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT body FROM batch WHERE channel = ?1 AND writer = ?2 AND first_seq = ?3")?;
+    let first = params![channel.to_string(), writer.0, floor.saturating_add(1).cast_signed()];
+    let body: Option<Vec<u8>> = statement.query_row(first, |row| row.get(0)).optional()?;
+    let first = body.and_then(|body| Batch::decode(&Bytes::from(body)).ok());
+    Ok(first.is_some_and(|first| first.prev == GENESIS))
 }
 
 fn is_hub(connection: &Connection, writer: &WriterId) -> Result<bool, StoreError> {
@@ -485,7 +501,7 @@ fn own_head(connection: &Connection, identity: &WriterIdentity, channel: &Channe
         return Ok(head);
     }
     let seq = hub_ends(connection)?.get(channel).copied().unwrap_or(0);
-    Ok(Head { seq, hash: flotilla_sync::channel::GENESIS })
+    Ok(Head { seq, hash: GENESIS })
 }
 
 /// The highest record of any hub's log, by channel.

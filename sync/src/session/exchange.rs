@@ -35,6 +35,10 @@ pub(crate) enum Event {
     Observe { number: u64, observations: Vec<Observation> },
     /// The hub has these.
     OutboxAcknowledged(Vec<(String, Clock)>),
+    /// Hub: ask which observation of the device is the newest; answer with [`Local::Heard`].
+    NeedHeard,
+    /// Device: the newest observation that the hub has of it.
+    Heard(Clock),
     /// The peer opened a stream.
     StreamOpened { id: StreamId, request: Bytes },
     /// Bytes on a stream.
@@ -67,6 +71,8 @@ pub(crate) enum Local {
     Outbox { observations: Vec<Observation>, limit: usize },
     /// Answer to [`Event::Observe`].
     Observed { number: u64 },
+    /// Answer to [`Event::NeedHeard`].
+    Heard(Clock),
     /// Open a stream. Refused, by closing it, beyond the limit.
     StreamOpen { id: StreamId, request: Bytes },
     /// Send on a stream.
