@@ -344,7 +344,7 @@ impl Logs {
         let refused = |why: String| StoreError::Publish { what: format!("the list of {channel}"), why };
         let mut entries = Vec::new();
         let mut states = Vec::new();
-        for (record, epoch) in standing(connection, identity, channel)? {
+        for (record, epoch) in standing(connection, identity, channel, head.seq)? {
             let applied = flotilla_sync::channel::Item::apply(None, &record, identity.chain().incarnation);
             let Ok(flotilla_sync::channel::Applied::Changed(item)) = applied else {
                 // Left out, it would be deleted at devices.
@@ -354,7 +354,7 @@ impl Logs {
             entries.push(ListEntry { item: record.draft.item, epoch, digest: state_digest(&state) });
             states.push(state);
         }
-        for record in buried(connection, identity, channel)? {
+        for record in buried(connection, identity, channel, head.seq)? {
             let removed = flotilla_sync::channel::Item::apply(None, &record, identity.chain().incarnation);
             let Ok(flotilla_sync::channel::Applied::Changed(item)) = removed else { continue };
             if entries.iter().any(|entry| entry.item == record.draft.item) {
@@ -419,11 +419,13 @@ fn damaged(channel: &ChannelName, id: &str) -> StoreError {
     StoreError::Row(DamagedRow::Item { channel: channel.clone(), id: id.to_owned() })
 }
 
-/// The records that would make a channel what it is, at the place of the newest record of each item.
+/// The records that would make a channel what it is, at the place of the newest record of each item. That may be one of an earlier writer,
+/// whose numbers go further than this one's: in the list it stands before `head`, or what is said after the list would not count.
 fn standing(
     connection: &Connection,
     identity: &WriterIdentity,
     channel: &ChannelName,
+    head: u64,
 ) -> Result<Vec<(Record, u64)>, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT item.id, item.seq, item.time, item.value, document.epoch, document.state
@@ -447,7 +449,7 @@ fn standing(
             }
             (None, None) => return Err(damaged(channel, &text)),
         };
-        let seq = row.get::<_, i64>(1)?.cast_unsigned();
+        let seq = row.get::<_, i64>(1)?.cast_unsigned().min(head);
         let record = Record { channel: channel.clone(), writer: identity.id(), seq, prev: GENESIS, draft };
         records.push((record, epoch));
     }
@@ -459,6 +461,7 @@ fn buried(
     connection: &Connection,
     identity: &WriterIdentity,
     channel: &ChannelName,
+    head: u64,
 ) -> Result<Vec<Record>, StoreError> {
     let mut statement = connection
         .prepare_cached("SELECT id, seq, time FROM tombstone WHERE channel = ?1 ORDER BY seq DESC LIMIT ?2")?;
@@ -472,7 +475,7 @@ fn buried(
         records.push(Record {
             channel: channel.clone(),
             writer: identity.id(),
-            seq: seq.cast_unsigned(),
+            seq: seq.cast_unsigned().min(head),
             prev: GENESIS,
             draft: Draft::remove(id, "", time.cast_unsigned()),
         });
