@@ -26,6 +26,7 @@ use crate::store::{Ingest, ItemRow, Loaded, OutboxRow, Store};
 mod beside;
 mod evidence;
 mod greeting;
+mod heard;
 mod incoming;
 mod outbox;
 mod own_log;
@@ -99,6 +100,7 @@ struct State {
     seq: u64,
     /// See [`DeviceReplica::was_replaced`].
     replaced: u64,
+    heard: heard::Heard,
 }
 
 /// Stored rows that cannot be what this agent wrote.
@@ -180,6 +182,7 @@ impl DeviceReplica {
             boot: life.boot,
             seq: 0,
             replaced: 0,
+            heard: heard::Heard::default(),
         };
         let (streams, opened) = mpsc::channel(STREAMS_LEN_MAX);
         let replica = Self {

@@ -16,7 +16,7 @@ pub const OBSERVATIONS_MAX: usize = 256;
 pub const OBSERVATIONS_BYTES_MAX: usize = 256 * 1024;
 
 /// When, in the life of a device, an observation was made. Never compared with wall clocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Clock {
     /// Life of the device's database; issued by the hub.
     pub incarnation: u64,

@@ -34,6 +34,8 @@ const PODS: &str = "pods";
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
     told: BTreeMap<String, Told>,
+    /// By namespace and name of pods, the subject that spoke last: to the hub that one is the pod of this name.
+    last: BTreeMap<(String, String), String>,
     /// The life of the hub that was told, and how often somebody else had spoken under this device's name until then.
     told_to: (u64, u64),
     /// The Node's status, and what it was made from.
@@ -214,7 +216,8 @@ impl<R: Runtime> Agent<R> {
     }
 
     /// What changed of the pods. Two of one name stand side by side while one takes the other's place: the later number speaks last, and
-    /// speaks again when the earlier one does, because to the hub the newest word says which of them there is.
+    /// speaks again when the earlier one does, because to the hub the newest word says which of them there is. So does whoever is left when
+    /// the one that spoke last has gone.
     fn pod_facts(&mut self, statuses: &BTreeMap<String, Value>) -> Result<Vec<Fact>, PassError> {
         let effective = &self.state.meant.effective;
         let mut by_name: BTreeMap<(&str, &str), Vec<PodFact<'_>>> = BTreeMap::new();
@@ -225,25 +228,31 @@ impl<R: Runtime> Agent<R> {
             by_name.entry((pod.namespace(), pod.name())).or_default().push(fact);
         }
         let mut facts = Vec::new();
-        let told = &mut self.state.reports.told;
-        for mut pods in by_name.into_values() {
+        let Reports { told, last, .. } = &mut self.state.reports;
+        let spoke_last = std::mem::take(last);
+        for ((namespace, name), mut pods) in by_name {
             pods.sort_by_key(PodFact::place);
+            let Some(speaker) = pods.last().map(|fact| fact.subject.clone()) else { continue };
+            let name = (namespace.to_owned(), name.to_owned());
+            let another_spoke = spoke_last.get(&name).is_some_and(|spoke| *spoke != speaker);
             let (mut earlier_spoke, mut earlier_urgent) = (false, false);
             for fact in pods {
                 let known = told.get(&fact.subject);
                 let unchanged = known.is_some_and(|told| told.place == fact.place() && *told.status == *fact.status);
-                if unchanged && !earlier_spoke {
+                let left = another_spoke && fact.subject == speaker;
+                if unchanged && !earlier_spoke && !left {
                     continue;
                 }
                 earlier_spoke = true;
                 // The repetition leaves with what it answers: in between, the hub would show the earlier one.
                 let transition = transition(fact.status);
-                let urgent = earlier_urgent || known.is_none_or(|told| told.transition != transition);
+                let urgent = earlier_urgent || left || known.is_none_or(|told| told.transition != transition);
                 earlier_urgent = urgent;
                 facts.push((fact.subject.clone(), urgent, Some(serde_json::to_vec(&body(&fact))?)));
                 let now = Told { place: fact.place(), status: Arc::new(fact.status.clone()), transition };
                 told.insert(fact.subject, now);
             }
+            last.insert(name, speaker);
         }
         Ok(facts)
     }

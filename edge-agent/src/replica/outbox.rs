@@ -146,6 +146,7 @@ impl DeviceReplica {
             self.store.remove_outbox(durable).await.map_err(|error| failed("clear its outbox", error))?;
         }
         let mut state = self.state();
+        state.heard.acknowledged();
         for entry in &entries {
             if same(&state, entry) {
                 state.outbox.remove(&entry.0);

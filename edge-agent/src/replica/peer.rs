@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_sync::blob::{BlobRef, BlobStored, BlobWant};
-use flotilla_sync::channel::{ChannelName, ChannelState, Hash, Heads, Positions, WriterId};
+use flotilla_sync::channel::{ChannelName, ChannelState, GENESIS, Hash, Heads, Positions, WriterId};
 use flotilla_sync::identity::writer::WriterChain;
 use flotilla_sync::log::Batch;
 use flotilla_sync::observation::{Clock as ObservationClock, Observation, Urgency};
@@ -39,7 +39,11 @@ impl Replica for DeviceReplica {
         if after >= newest {
             return Ok(Reading::Batches(Vec::new()));
         }
-        let Some(start) = state.own_batches.iter().position(|batch| batch.first_seq == after + 1) else {
+        // The log of a writer that followed another begins beyond 1: nothing is missing before it. As records the hub can pass it on, to
+        // another board with a copy of this card.
+        let follows =
+            |batch: &Batch| batch.first_seq == after + 1 || (batch.prev == GENESIS && batch.first_seq > after);
+        let Some(start) = state.own_batches.iter().position(follows) else {
             let current = state.channel(channel);
             let snapshot = current
                 .snapshot(state.log.identity(), BTreeMap::new())
@@ -121,6 +125,11 @@ impl Replica for DeviceReplica {
 
     async fn observe(&self, _peer: &PeerIdentity, _observations: Vec<Observation>) -> Result<(), ReplicaError> {
         Err(failed("take observations", NotForDevices))
+    }
+
+    async fn heard(&self, _peer: &PeerIdentity, clock: ObservationClock) -> Result<(), ReplicaError> {
+        self.hub_has_heard(clock);
+        Ok(())
     }
 
     async fn outbox(&self, urgency: Urgency, limit: usize) -> Result<Vec<Observation>, ReplicaError> {

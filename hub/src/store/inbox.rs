@@ -5,7 +5,7 @@ use flotilla_sync::channel::{ChannelName, Head, Item, ItemId, Version, WriterId}
 use flotilla_sync::identity::writer::{WriterChain, WriterSubject};
 use flotilla_sync::log::VerifiedBatch;
 use flotilla_sync::observation::Clock;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use super::writer::Grown;
 use super::{Batch, StoreError};
@@ -165,14 +165,7 @@ impl Batch<'_> {
         let mut statement = self
             .transaction
             .prepare_cached("SELECT incarnation, boot, seq FROM observation WHERE node = ?1 AND subject = ?2")?;
-        let known = statement.query_row([node, subject], |row| {
-            Ok(Clock {
-                incarnation: row.get::<_, i64>(0)?.cast_unsigned(),
-                boot: row.get::<_, i64>(1)?.cast_unsigned(),
-                seq: row.get::<_, i64>(2)?.cast_unsigned(),
-            })
-        });
-        Ok(known.optional()?)
+        Ok(statement.query_row([node, subject], clock_of).optional()?)
     }
 
     /// Whether an observation is newer than the one last taken of its subject; remembers it if so.
@@ -258,4 +251,13 @@ pub(crate) struct AuditEntry<'a> {
     pub(crate) verb: &'static str,
     pub(crate) key: &'a flotilla_manifests::object::ObjectKey,
     pub(crate) result: &'a str,
+}
+
+/// The first three columns.
+pub(super) fn clock_of(row: &Row<'_>) -> rusqlite::Result<Clock> {
+    Ok(Clock {
+        incarnation: row.get::<_, i64>(0)?.cast_unsigned(),
+        boot: row.get::<_, i64>(1)?.cast_unsigned(),
+        seq: row.get::<_, i64>(2)?.cast_unsigned(),
+    })
 }

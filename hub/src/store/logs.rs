@@ -1,5 +1,6 @@
 //! Reading the channels' logs: heads, newest batches and lists from memory, the rest from a connection that only reads.
 
+mod branches;
 mod tail;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -7,10 +8,11 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
-use flotilla_sync::channel::{ChannelName, Head, ItemId, WriterId, state_digest};
+use flotilla_sync::channel::{ChannelName, GENESIS, Head, ItemId, WriterId, state_digest};
 use flotilla_sync::identity::writer::WriterIdentity;
 use flotilla_sync::list::{ChannelSnapshot, ListEntry, SignedList};
 use flotilla_sync::log::Batch;
+use flotilla_sync::observation::Clock;
 use flotilla_sync::record::{Draft, Record};
 use flotilla_sync::replica::Reading;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -239,8 +241,9 @@ impl Logs {
         // A list would claim to know what is learned and not taken in yet.
         let pending = super::learned::is_pending(&transaction, channel)?;
         let listed = own && !pending && is_longer_than_its_list(&transaction, channel, writer, head.seq, after)?;
-        if after < floor || listed {
-            if !is_hub(&transaction, writer)? {
+        let hub = is_hub(&transaction, writer)?;
+        if listed || (after < floor && (hub || !is_whole(&transaction, channel, writer, floor)?)) {
+            if !hub {
                 return Ok(Reading::NotKept);
             }
             if pending {
@@ -293,6 +296,16 @@ impl Logs {
         Some(batch)
     }
 
+    /// The newest observation taken of a device.
+    pub(crate) fn newest_observation(&self, node: &str) -> Result<Option<Clock>, StoreError> {
+        let reader = self.reader();
+        let mut statement = reader.prepare_cached(
+            "SELECT incarnation, boot, seq FROM observation WHERE node = ?1
+             ORDER BY incarnation DESC, boot DESC, seq DESC LIMIT 1",
+        )?;
+        Ok(statement.query_row([node], super::inbox::clock_of).optional()?)
+    }
+
     /// The stored certificate chain of a writer.
     pub(crate) fn writer(&self, writer: &WriterId) -> Result<Option<Vec<u8>>, StoreError> {
         let reader = self.reader();
@@ -332,7 +345,7 @@ impl Logs {
         let refused = |why: String| StoreError::Publish { what: format!("the list of {channel}"), why };
         let mut entries = Vec::new();
         let mut states = Vec::new();
-        for (record, epoch) in standing(connection, identity, channel)? {
+        for (record, epoch) in standing(connection, identity, channel, head.seq)? {
             let applied = flotilla_sync::channel::Item::apply(None, &record, identity.chain().incarnation);
             let Ok(flotilla_sync::channel::Applied::Changed(item)) = applied else {
                 // Left out, it would be deleted at devices.
@@ -342,7 +355,7 @@ impl Logs {
             entries.push(ListEntry { item: record.draft.item, epoch, digest: state_digest(&state) });
             states.push(state);
         }
-        for record in buried(connection, identity, channel)? {
+        for record in buried(connection, identity, channel, head.seq)? {
             let removed = flotilla_sync::channel::Item::apply(None, &record, identity.chain().incarnation);
             let Ok(flotilla_sync::channel::Applied::Changed(item)) = removed else { continue };
             if entries.iter().any(|entry| entry.item == record.draft.item) {
@@ -407,11 +420,13 @@ fn damaged(channel: &ChannelName, id: &str) -> StoreError {
     StoreError::Row(DamagedRow::Item { channel: channel.clone(), id: id.to_owned() })
 }
 
-/// The records that would make a channel what it is, at the place of the newest record of each item.
+/// The records that would make a channel what it is, at the place of the newest record of each item. That may be one of an earlier writer,
+/// whose numbers go further than this one's: in the list it stands before `head`, or what is said after the list would not count.
 fn standing(
     connection: &Connection,
     identity: &WriterIdentity,
     channel: &ChannelName,
+    head: u64,
 ) -> Result<Vec<(Record, u64)>, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT item.id, item.seq, item.time, item.value, document.epoch, document.state
@@ -435,14 +450,8 @@ fn standing(
             }
             (None, None) => return Err(damaged(channel, &text)),
         };
-        let seq = row.get::<_, i64>(1)?.cast_unsigned();
-        let record = Record {
-            channel: channel.clone(),
-            writer: identity.id(),
-            seq,
-            prev: flotilla_sync::channel::GENESIS,
-            draft,
-        };
+        let seq = row.get::<_, i64>(1)?.cast_unsigned().min(head);
+        let record = Record { channel: channel.clone(), writer: identity.id(), seq, prev: GENESIS, draft };
         records.push((record, epoch));
     }
     Ok(records)
@@ -453,6 +462,7 @@ fn buried(
     connection: &Connection,
     identity: &WriterIdentity,
     channel: &ChannelName,
+    head: u64,
 ) -> Result<Vec<Record>, StoreError> {
     let mut statement = connection
         .prepare_cached("SELECT id, seq, time FROM tombstone WHERE channel = ?1 ORDER BY seq DESC LIMIT ?2")?;
@@ -466,12 +476,22 @@ fn buried(
         records.push(Record {
             channel: channel.clone(),
             writer: identity.id(),
-            seq: seq.cast_unsigned(),
-            prev: flotilla_sync::channel::GENESIS,
+            seq: seq.cast_unsigned().min(head),
+            prev: GENESIS,
             draft: Draft::remove(id, "", time.cast_unsigned()),
         });
     }
     Ok(records)
+}
+
+/// Whether a log is kept from its first record on, wherever that stands: that of a writer who followed another begins beyond 1.
+fn is_whole(connection: &Connection, channel: &ChannelName, writer: &WriterId, floor: u64) -> Result<bool, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT body FROM batch WHERE channel = ?1 AND writer = ?2 AND first_seq = ?3")?;
+    let first = params![channel.to_string(), writer.0, floor.saturating_add(1).cast_signed()];
+    let body: Option<Vec<u8>> = statement.query_row(first, |row| row.get(0)).optional()?;
+    let first = body.and_then(|body| Batch::decode(&Bytes::from(body)).ok());
+    Ok(first.is_some_and(|first| first.prev == GENESIS))
 }
 
 fn is_hub(connection: &Connection, writer: &WriterId) -> Result<bool, StoreError> {
@@ -485,7 +505,7 @@ fn own_head(connection: &Connection, identity: &WriterIdentity, channel: &Channe
         return Ok(head);
     }
     let seq = hub_ends(connection)?.get(channel).copied().unwrap_or(0);
-    Ok(Head { seq, hash: flotilla_sync::channel::GENESIS })
+    Ok(Head { seq, hash: GENESIS })
 }
 
 /// The highest record of any hub's log, by channel.

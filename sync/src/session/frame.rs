@@ -124,6 +124,10 @@ pub(super) enum Frame {
         writer: u64,
         difference: Bytes,
     },
+    /// The newest observation that the hub has of this device. From version 3 of the protocol on.
+    Heard {
+        clock: Clock,
+    },
 }
 
 impl Frame {
@@ -240,6 +244,9 @@ impl Frame {
             Self::Difference { channel, writer, difference } => {
                 e.array(4).uint(24).uint(*channel).uint(*writer).bytes(difference);
             }
+            Self::Heard { clock: Clock { incarnation, boot, seq } } => {
+                e.array(4).uint(25).uint(*incarnation).uint(*boot).uint(*seq);
+            }
             // The others are encoded by `encode`.
             _ => {}
         }
@@ -276,7 +283,7 @@ impl Frame {
             (7, 3) => Self::Snapshot { writer: d.uint()?, list: encoded.slice_ref(d.bytes(LIST_BYTES_MAX)?) },
             (8, 3) => Self::State { ends: d.uint()? == 1, piece: encoded.slice_ref(d.bytes(STATE_PIECE_BYTES_MAX)?) },
             (9, 4) => Self::Forked { channel: decode_channel(d)?, writer: WriterId(d.hash()?), seq: d.uint()? },
-            (10..=24, len) => Self::decode_rest(kind, len, d, encoded, &start)?,
+            (10..=25, len) => Self::decode_rest(kind, len, d, encoded, &start)?,
             _ => return Err(start.error("it is no frame of this version")),
         };
         d.end()?;
@@ -325,6 +332,7 @@ impl Frame {
                 writer: d.uint()?,
                 difference: encoded.slice_ref(d.bytes(BATCH_BYTES_MAX)?),
             },
+            (25, 4) => Self::Heard { clock: Clock { incarnation: d.uint()?, boot: d.uint()?, seq: d.uint()? } },
             _ => return Err(start.error("it is no frame of this version")),
         })
     }

@@ -133,6 +133,10 @@ impl Replica for Watched {
         self.inner.observe(peer, observations).await
     }
 
+    async fn heard(&self, peer: &PeerIdentity, clock: Clock) -> Result<(), ReplicaError> {
+        self.inner.heard(peer, clock).await
+    }
+
     async fn outbox(&self, urgency: Urgency, limit: usize) -> Result<Vec<Observation>, ReplicaError> {
         self.inner.outbox(urgency, limit).await
     }

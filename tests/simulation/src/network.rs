@@ -319,13 +319,13 @@ impl Network {
     }
 }
 
-/// Makes of a hello that names both versions one that names the first: after four bytes of length an array of seven, kind 0, and the
+/// Makes of a hello that names all versions one that names the first: after four bytes of length an array of seven, kind 0, and the
 /// versions (RFC 8949, 3).
 fn speak_first_version(frame: &mut Vec<u8>) {
-    const BOTH: [u8; 5] = [0x87, 0, 0x82, 1, 2];
+    const ALL: [u8; 6] = [0x87, 0, 0x83, 1, 2, 3];
     const FIRST: [u8; 4] = [0x87, 0, 0x81, 1];
-    if frame.get(4..4 + BOTH.len()) == Some(BOTH.as_slice()) {
-        frame.splice(4..4 + BOTH.len(), FIRST);
+    if frame.get(4..4 + ALL.len()) == Some(ALL.as_slice()) {
+        frame.splice(4..4 + ALL.len(), FIRST);
         let length = u32::try_from(frame.len() - 4).unwrap_or(u32::MAX);
         frame[..4].copy_from_slice(&length.to_be_bytes());
     }

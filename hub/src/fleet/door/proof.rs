@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
-use flotilla_sync::channel::{ChannelName, Head, WRITERS_MAX, WriterId};
+use flotilla_sync::channel::{ChannelName, GENESIS, Head, WRITERS_MAX, WriterId};
 use flotilla_sync::identity::writer::WriterChain;
 use flotilla_sync::identity::{NodeName, PublicKey};
 use flotilla_sync::log::Batch;
@@ -40,7 +40,8 @@ impl FleetDoor {
             Input::Snapshot(verified) => {
                 let list = &verified.snapshot().list;
                 let quote = || Quote::of(&list.channel, list.writer, list.head.seq, None);
-                own(&list.writer, verified.incarnation()).then(quote)
+                // One that was signed before its writer had said anything there stands where the first record was to follow, and quotes none.
+                (list.head.hash != GENESIS && own(&list.writer, verified.incarnation())).then(quote)
             }
             Input::Writer(_) => None,
         };
