@@ -214,7 +214,7 @@ fn gathering_ms(workload: &Object) -> u64 {
 
 /// The same for what looks at `count` things.
 pub fn gathering_of(count: u64) -> u64 {
-    const PER_MS: u64 = 20;
+    const PER_MS: u64 = 4;
     const MS_MAX: u64 = 1000;
     (count / PER_MS).min(MS_MAX)
 }
