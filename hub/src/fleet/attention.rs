@@ -85,3 +85,56 @@ impl FleetDoor {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use flotilla_sync::channel::positions_of;
+    use flotilla_sync::driver;
+    use flotilla_sync::replica::Replica as _;
+    use serde_json::json;
+
+    use super::*;
+    use crate::Retention;
+    use crate::tests::Bench;
+
+    #[tokio::test]
+    async fn a_device_that_owes_an_answer_is_found_and_one_that_owes_none_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = Bench::open(folder.path(), Retention::default()).await;
+        let device = bench.enrolled(folder.path(), "a", "default").await;
+        let (door, mut looked) = (&bench.door, Looked::default());
+        let (handle, _commands) = driver::commands();
+        door.opened("a", 1, handle, "memory".to_owned());
+        let answers = async || {
+            let heads = positions_of(&door.heads_of(&device.node));
+            door.acknowledged(&device.peer(), heads).await.unwrap();
+        };
+        let mut look = |passes_ms: u64| {
+            bench.now.fetch_add(passes_ms, Ordering::SeqCst);
+            let due = door.due(&mut looked);
+            door.look_for_unanswered(&due, bench.store.now());
+            (due, matches!(door.contact("a"), Some(Contact::Silent { .. })))
+        };
+        answers().await;
+        let everyone = vec!["a".to_owned()];
+        assert_eq!(look(5000), (everyone.clone(), false), "at the first look everyone is looked at");
+        assert_eq!(look(5000), (Vec::new(), false), "nothing has grown, and it owes nothing");
+        bench
+            .create(json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "d", "namespace": "default"},
+                "spec": {"selector": {"matchLabels": {"app": "d"}}, "template": {"metadata": {"labels": {"app": "d"}},
+                    "spec": {"runtimeClassName": "process", "containers": [{"name": "c", "image": "host", "command": ["sh"]}]}}}}))
+            .await
+            .unwrap();
+        assert_eq!(look(5000), (everyone.clone(), false));
+        assert_eq!(look(5000), (everyone.clone(), false), "it still owes");
+        assert_eq!(look(15_000), (everyone.clone(), true));
+        answers().await;
+        assert_eq!(look(5000), (everyone.clone(), false), "it answered, and might owe more");
+        assert_eq!(look(5000), (Vec::new(), false));
+        let due: Vec<usize> = (0..ALL_AFTER_LOOKS).map(|_| look(5000).0.len()).collect();
+        assert_eq!(due.iter().sum::<usize>(), 1, "now and then everyone is looked at, whatever seems to be: {due:?}");
+    }
+}
