@@ -226,9 +226,11 @@ fn gathering_ms(workload: &Object) -> u64 {
 
 /// The same for what looks at `count` things.
 pub fn gathering_of(count: u64) -> u64 {
+    /// Fewer are planned as soon as anything happens to them.
+    const COUNT_MIN: u64 = 20;
     const PER_MS: u64 = 4;
     const MS_MAX: u64 = 1000;
-    (count / PER_MS).min(MS_MAX)
+    if count < COUNT_MIN { 0 } else { (count / PER_MS).min(MS_MAX) }
 }
 
 #[cfg(test)]
