@@ -15,6 +15,7 @@ use flotilla_sync::blob::Blobs;
 use flotilla_sync::channel::{Item, ItemKind};
 use flotilla_sync::document::Document;
 use flotilla_sync::identity::{SealingKey, open};
+use flotilla_sync::recall;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -130,10 +131,16 @@ impl Knowledge {
                     Some((_, manifest)) => manifest.clone(),
                     None => {
                         let last_good = self.manifests.get(id).and_then(|(_, manifest)| manifest.clone());
-                        let manifest = match unpack(&document.saved, blobs) {
+                        let unpacked = || unpack(&document.saved, blobs).map(Arc::new);
+                        let unpacked = if document.blobs.is_empty() {
+                            recall::or("manifest", &[&document.saved], unpacked)
+                        } else {
+                            unpacked()
+                        };
+                        let manifest = match unpacked {
                             Ok(manifest) => {
                                 self.refused.remove(id);
-                                Some(Arc::new(manifest))
+                                Some(manifest)
                             }
                             Err(why) => {
                                 warn(id, &why);

@@ -8,6 +8,7 @@ pub(crate) mod adopt;
 pub(crate) mod merge;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -123,6 +124,8 @@ pub(crate) struct Lessons {
     branches: Mutex<BTreeMap<LogKey, u64>>,
     /// Logs of which a connected device has another branch than this hub, shorter than it is here, and how far it goes; by node.
     apart: Mutex<BTreeMap<String, BTreeMap<LogKey, u64>>>,
+    /// How often any of these changed.
+    moved: AtomicU64,
     /// Writers by whether they are hubs'.
     writers: Mutex<BTreeMap<WriterId, bool>>,
 }
@@ -142,6 +145,7 @@ impl Lessons {
             claims: Mutex::default(),
             branches: Mutex::default(),
             apart: Mutex::default(),
+            moved: AtomicU64::new(0),
             writers: Mutex::default(),
         }
     }
@@ -177,6 +181,11 @@ impl Lessons {
         self.state.borrow().is_some()
     }
 
+    fn replace(&self, learning: Option<Learning>) {
+        self.moved.fetch_add(1, Ordering::Release);
+        self.state.send_replace(learning);
+    }
+
     pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Learning>> {
         self.state.subscribe()
     }
@@ -196,17 +205,20 @@ impl Lessons {
         for (channel, logs) in positions {
             known.entry(channel.clone()).or_default().extend(logs);
         }
+        self.moved.fetch_add(1, Ordering::Release);
     }
 
     /// A device's session has begun, and these of its logs are on other branches than here.
     pub(crate) fn stands_on(&self, node: &str, branches: BTreeMap<LogKey, u64>) {
         self.apart.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), branches);
+        self.moved.fetch_add(1, Ordering::Release);
     }
 
     /// A device's session ended.
     pub(crate) fn left(&self, node: &str) {
         self.apart.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+        self.moved.fetch_add(1, Ordering::Release);
     }
 
     /// All of a forked log's other branch was taken in up to here.
@@ -214,6 +226,7 @@ impl Lessons {
         let mut branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
         let heard = branches.entry((channel.clone(), *writer)).or_default();
         *heard = seq.max(*heard);
+        self.moved.fetch_add(1, Ordering::Release);
     }
 
     /// Connected devices that hold nothing of a hub's log that `stands_at` does not.
@@ -256,10 +269,11 @@ fn keep(batch: &mut Batch<'_>, learning: &Learning) -> Result<(), StoreError> {
 /// Looks at the learning from time to time while there is any, and ends it; until `shutdown`.
 pub(crate) async fn watch(door: Arc<FleetDoor>, mut shutdown: watch::Receiver<bool>) {
     let mut changes = door.lessons.subscribe();
+    let mut looked = Looked::default();
     loop {
         let state = changes.borrow_and_update().is_some();
         let wait = match state {
-            true => match look(&door).await {
+            true => match look(&door, &mut looked).await {
                 Ok(()) => PERIOD,
                 Err(error) => {
                     tracing::error!(%error, "what devices gave back cannot be taken in; it is tried again");
@@ -284,30 +298,53 @@ pub(crate) async fn watch(door: Arc<FleetDoor>, mut shutdown: watch::Receiver<bo
 }
 
 /// One look: who has been heard since, and whether that is all.
-pub(crate) async fn look(door: &FleetDoor) -> Result<(), ApiError> {
-    let Some(mut learning) = door.lessons.current() else { return Ok(()) };
+pub(crate) async fn look(door: &FleetDoor, looked: &mut Looked) -> Result<(), ApiError> {
+    if !door.lessons.is_on() {
+        return Ok(());
+    }
+    let ground = (door.lessons.moved.load(Ordering::Acquire), door.store.logs().growth(), door.identity().id());
+    if looked.ground != Some(ground) {
+        // Before it is asked who was heard: what comes meanwhile is asked at the next look.
+        looked.complete = note_heard(door, &ground.2).await?;
+        looked.ground = Some(ground);
+    }
+    let resumed = door.store.setting(Setting::Resume)?.is_some();
+    if (resumed || (looked.complete && !door.store.logs().lacks_learned_blobs()?))
+        && let Some(learning) = door.lessons.current()
+    {
+        finish(door, learning).await?;
+    }
+    Ok(())
+}
+
+/// What the last look was made from, and found: of a thousand devices most say nothing new from one look to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
+    /// Changes of what devices claim, growth of the logs, and the hub's writer.
+    ground: Option<(u64, u64, WriterId)>,
+    complete: bool,
+}
+
+/// Notes which devices have given all they hold; whether that is every one that is waited for.
+async fn note_heard(door: &FleetDoor, own: &WriterId) -> Result<bool, ApiError> {
+    let Some(mut learning) = door.lessons.current() else { return Ok(false) };
     let logs = door.store.logs();
     // A hub that learns writes under a fresh writer: what a device has of that one was said here, if only in a list.
-    let own = door.identity().id();
-    let stands_at = |channel: &ChannelName, writer: &WriterId| match *writer == own {
+    let stands_at = |channel: &ChannelName, writer: &WriterId| match writer == own {
         true => Some(u64::MAX),
         false => logs.heads(channel).get(writer).map(|head| head.seq),
     };
     let heard = door.lessons.heard(stands_at);
     let before = learning.heard.len();
     learning.heard.extend(heard);
+    let complete = learning.is_complete();
     if learning.heard.len() > before {
         tracing::info!(state = %learning, "a device was heard");
         let known = learning.clone();
         door.store.write(move |batch| Ok(keep(batch, &known)?)).await?;
-        door.lessons.state.send_replace(Some(learning.clone()));
+        door.lessons.replace(Some(learning));
     }
-    let resumed = door.store.setting(Setting::Resume)?.is_some();
-    let lacking = door.store.logs().lacks_learned_blobs()?;
-    if resumed || (learning.is_complete() && !lacking) {
-        finish(door, learning).await?;
-    }
-    Ok(())
+    Ok(complete)
 }
 
 /// Takes in what was learned and goes on as the hub.
@@ -335,7 +372,7 @@ async fn finish(door: &FleetDoor, learning: Learning) -> Result<(), ApiError> {
         unheard = report.unheard.len(),
         "the hub has learned what its devices held and goes on"
     );
-    door.lessons.state.send_replace(None);
+    door.lessons.replace(None);
     Ok(())
 }
 
@@ -390,7 +427,7 @@ pub(crate) async fn begin(door: &FleetDoor, node: &str, above: u64) -> Result<()
     let (learning, writer) = begun.await?;
     tracing::error!(state = %learning, incarnation = door.store.incarnation(), "the hub pauses until its devices have taught it");
     door.replace_writer(writer);
-    door.lessons.state.send_replace(Some(learning));
+    door.lessons.replace(Some(learning));
     // Greeted by the new life, devices tell it everything they told the ones before.
     let sessions = door.sessions_open();
     tokio::spawn(async move {

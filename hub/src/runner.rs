@@ -127,8 +127,8 @@ impl Runner {
 
     /// In a large fleet many come or go together.
     fn contact_changes(&mut self) {
-        let delay = trigger::gathering_of(u64::try_from(self.known.len()).unwrap_or(u64::MAX));
-        self.queue.add(Task::Contacts, Timestamp(self.store.now().0.saturating_add(delay)));
+        let gathers_ms = trigger::gathering_of(u64::try_from(self.known.len()).unwrap_or(u64::MAX));
+        self.queue.add_all([(Task::Contacts, gathers_ms)], self.store.now());
     }
 
     fn compare_contacts(&mut self) {

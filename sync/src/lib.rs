@@ -21,6 +21,7 @@ pub mod log;
 pub mod observation;
 pub mod planted;
 pub mod position;
+pub mod recall;
 pub mod record;
 pub mod replica;
 pub mod session;

@@ -114,7 +114,8 @@ pub(crate) struct Session {
     /// Observation frames the hub has not made durable yet.
     observing: BTreeMap<u64, Vec<(String, Clock)>>,
     observation_number: u64,
-    outbox_asked: bool,
+    /// What the outbox was asked for and has not answered.
+    outbox_asked: Option<Urgency>,
     frames: VecDeque<Frame>,
     events: VecDeque<Event>,
     heard_at_ms: u64,
@@ -155,7 +156,7 @@ impl Session {
             blobs: Blobs::default(),
             observing: BTreeMap::new(),
             observation_number: 0,
-            outbox_asked: false,
+            outbox_asked: None,
             frames: VecDeque::from([hello]),
             events: VecDeque::new(),
             heard_at_ms: now_ms,
@@ -249,6 +250,7 @@ impl Session {
             Frame::ObservationsAck { number } => {
                 if let Some(entries) = self.observing.remove(&number) {
                     self.events.push_back(Event::OutboxAcknowledged(entries));
+                    self.pace.answered();
                     self.ask_outbox(now_ms);
                 }
             }
@@ -350,7 +352,7 @@ impl Session {
                 self.ask_for_records();
             }
             Local::OutboxGrew => {
-                self.pace.grew();
+                self.pace.grew(now_ms);
                 self.ask_outbox(now_ms);
             }
             Local::Records { channel, writer, reading, chain } => self.send_records(&channel, writer, reading, chain),
@@ -480,7 +482,10 @@ impl Session {
     }
 
     fn may_ask_outbox(&self) -> bool {
-        self.established && !self.is_hub() && !self.outbox_asked && self.observing.len() < OBSERVATION_FRAMES_MAX
+        self.established
+            && !self.is_hub()
+            && self.outbox_asked.is_none()
+            && self.observing.len() < OBSERVATION_FRAMES_MAX
     }
 
     fn ask_outbox(&mut self, now_ms: u64) {
@@ -492,13 +497,15 @@ impl Session {
             Leave::Urgent => Urgency::UrgentOnly,
             Leave::All => Urgency::All,
         };
-        self.outbox_asked = true;
+        self.outbox_asked = Some(urgency);
         let flying: usize = self.observing.values().map(Vec::len).sum();
         self.events.push_back(Event::NeedOutbox { urgency, limit: OUTBOX_LIMIT + flying });
     }
 
     fn send_observations(&mut self, observations: Vec<Observation>, limit: usize, now_ms: u64) {
-        self.outbox_asked = false;
+        if self.outbox_asked.take() == Some(Urgency::All) && observations.is_empty() {
+            self.pace.is_empty();
+        }
         let full = observations.len() >= limit;
         let is_flying = |observation: &Observation| {
             self.observing

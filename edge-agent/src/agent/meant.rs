@@ -18,8 +18,8 @@ use crate::knowledge::Read;
 use crate::runtime::Runtime;
 use crate::store::Damage;
 
-/// Derived again after this at the latest, whatever seems to be as it was: a fault in what tells of changes costs ten minutes, not a
-/// day. By the clock that nobody sets.
+/// Read again after this at the latest, whatever seems to be as it was: a fault in what tells of changes costs ten minutes, not a
+/// day. By the clock that nobody sets. From what says the same the same follows: that is not derived again.
 const AGAIN_MS: u64 = 10 * 60 * 1000;
 
 /// What a pass is made from besides what runs, as far as it can be told from what the last pass was made from.
@@ -47,7 +47,7 @@ pub(crate) struct Meant {
     of: Option<Known>,
     /// An override ends then, by proven time.
     until: Option<Timestamp>,
-    /// When it was derived, in milliseconds of this boot.
+    /// When all it was derived from was last read, in milliseconds of this boot.
     since_ms: u64,
 }
 
@@ -85,15 +85,15 @@ impl<R: Runtime> Agent<R> {
 
     /// Whether what is meant is still what follows from this.
     pub(super) fn still_means(&self, ground: &Ground) -> bool {
-        self.state.meant.of == Some(ground.known) && self.meaning_lasts()
+        let fresh = self.clock.monotonic_ms().saturating_sub(self.state.meant.since_ms) < AGAIN_MS;
+        self.state.meant.of == Some(ground.known) && fresh && self.meaning_lasts()
     }
 
     /// Whether what is meant still follows from what was read then.
     fn meaning_lasts(&self) -> bool {
         let meant = &self.state.meant;
         let lasts = meant.until.is_none_or(|until| until > self.clock.proven());
-        let fresh = self.clock.monotonic_ms().saturating_sub(meant.since_ms) < AGAIN_MS;
-        meant.of.is_some() && lasts && fresh && !self.replica.is_salvaged()
+        meant.of.is_some() && lasts && !self.replica.is_salvaged()
     }
 
     /// Derives what is meant, if anything it follows from has changed. `true`: it is new.
@@ -108,8 +108,9 @@ impl<R: Runtime> Agent<R> {
         let mut read = self.end_overrides(read, now).await?;
         self.expect_remembered(&mut read.known);
         if lasts && read == *self.state.meant.read {
-            // A greeting, or records that bring nothing new.
+            // A greeting, records that bring nothing new, or only time has passed.
             self.state.meant.of = Some(ground.known);
+            self.state.meant.since_ms = since_ms;
             return Ok(false);
         }
         // By proven time: an override never ends early because a clock runs ahead.

@@ -3,7 +3,7 @@
 mod carried;
 mod proof;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -52,6 +52,8 @@ pub(crate) struct FleetDoor {
     durable: Mutex<BTreeMap<String, Held>>,
     /// Connected nodes that owe an acknowledgement, and since when without any.
     owing: Mutex<BTreeMap<String, Timestamp>>,
+    /// Nodes that have come into contact, or acknowledged something and not all, since it was last looked at who owes one.
+    unlooked: Mutex<BTreeSet<String>>,
     /// Whether this hub learns from its devices what its database has lost.
     pub(crate) lessons: Lessons,
 }
@@ -112,6 +114,7 @@ impl FleetDoor {
             sessions: Mutex::default(),
             durable: Mutex::default(),
             owing: Mutex::default(),
+            unlooked: Mutex::default(),
         }
     }
 
@@ -147,6 +150,7 @@ impl FleetDoor {
     pub(super) fn opened(&self, node: &str, number: u64, handle: SessionHandle, road: String) -> Option<SessionHandle> {
         let served = Served { number, handle, road };
         let replaced = self.sessions().insert(node.to_owned(), served).map(|served| served.handle);
+        self.look_at_next(node);
         self.contacts.set(node, Contact::Connected { since: self.store.now() });
         replaced
     }
@@ -170,6 +174,15 @@ impl FleetDoor {
         if let Some(heard) = self.lessons.heard_of(node) {
             return Some(SyncState::Learning { heard });
         }
+        Some(match self.records_behind(node)? {
+            0 if self.lacks_values(node) => SyncState::WaitsForValues,
+            0 => SyncState::Synced,
+            records => SyncState::Behind(records),
+        })
+    }
+
+    /// How many records of the hub's logs a device in contact has not acknowledged.
+    fn records_behind(&self, node: &str) -> Option<u64> {
         let name = NodeName::parse(node).ok()?;
         let durable = self.durable(node)?;
         let writer = self.writer_id();
@@ -185,12 +198,12 @@ impl FleetDoor {
                 None => heads.iter().filter(|(writer, _)| self.is_hub_writer(writer)).map(lacks).sum(),
             }
         };
-        let records = self.channels_of(&name).iter().map(behind).sum();
-        Some(match records {
-            0 if self.lacks_values(node) => SyncState::WaitsForValues,
-            0 => SyncState::Synced,
-            records => SyncState::Behind(records),
-        })
+        Some(self.channels_of(&name).iter().map(behind).sum())
+    }
+
+    /// Whether a device in contact lacks records that the hub would give it.
+    pub(super) fn is_behind(&self, node: &str) -> bool {
+        self.lessons.heard_of(node).is_none() && self.records_behind(node).is_some_and(|records| records > 0)
     }
 
     /// Whether the device last said that it lacks large values.
@@ -201,6 +214,23 @@ impl FleetDoor {
             let lacks = |one: &serde_json::Value| one["type"] == COMPLETE_CONDITION && one["status"] == "False";
             conditions.is_some_and(|all| all.iter().any(lacks))
         })
+    }
+
+    /// It is to be looked at whether a node owes an acknowledgement, at the next time.
+    pub(super) fn look_at_next(&self, node: &str) {
+        self.unlooked.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned());
+    }
+
+    /// Whether a node was found to owe an acknowledgement.
+    pub(super) fn is_owing(&self, node: &str) -> bool {
+        self.owing.lock().unwrap_or_else(PoisonError::into_inner).contains_key(node)
+    }
+
+    /// Nodes that owe an acknowledgement, and those that are to be looked at.
+    pub(super) fn owing_or_unlooked(&self) -> Vec<String> {
+        let mut nodes = std::mem::take(&mut *self.unlooked.lock().unwrap_or_else(PoisonError::into_inner));
+        nodes.extend(self.owing.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned());
+        nodes.into_iter().collect()
     }
 
     /// Names of the nodes with a session.

@@ -5,6 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::time::Timestamp;
 
+/// What is planned after a rest gathers for no longer than this.
+const GATHERS_AFTER_REST_MS: u64 = 20;
+/// Tasks that rest; of more every change is planned soon.
+const RESTING_MAX: usize = 1024;
 const BACKOFF_MS_MIN: u64 = 50;
 const BACKOFF_MS_MAX: u64 = 60_000;
 
@@ -59,6 +63,8 @@ impl Task {
 pub struct Queue {
     due: BTreeSet<(Timestamp, Task)>,
     at: BTreeMap<Task, Timestamp>,
+    /// Until when tasks that gather are left alone after they were due.
+    rests_until: BTreeMap<Task, Timestamp>,
     failures: BTreeMap<Task, u32>,
     /// Tasks whose last plan was dear, and until when each rests.
     resting: BTreeMap<Task, Timestamp>,
@@ -82,10 +88,21 @@ impl Queue {
         self.due.insert((at, task));
     }
 
-    /// Asks for tasks, each after its delay in milliseconds.
+    /// Asks for tasks, each with the milliseconds for which it gathers: one that was not taken out for so long is due soon, another once
+    /// it was not. So the first of many reports is heeded at once, and all of them together make few plans.
     pub fn add_all(&mut self, tasks: impl IntoIterator<Item = (Task, u64)>, now: Timestamp) {
-        for (task, delay_ms) in tasks {
-            self.add(task, Timestamp(now.0.saturating_add(delay_ms)));
+        self.rests_until.retain(|_, until| *until > now);
+        for (task, gathers_ms) in tasks {
+            let soon = Timestamp(now.0.saturating_add(gathers_ms.min(GATHERS_AFTER_REST_MS)));
+            if gathers_ms == 0 {
+                self.add(task, soon);
+                continue;
+            }
+            let at = self.rests_until.get(&task).map_or(soon, |until| soon.max(*until));
+            if !self.at.contains_key(&task) && self.rests_until.len() < RESTING_MAX {
+                self.rests_until.insert(task.clone(), Timestamp(at.0.saturating_add(gathers_ms)));
+            }
+            self.add(task, at);
         }
     }
 
@@ -172,6 +189,28 @@ mod tests {
         queue.add_all([(node("a"), 0), (node("b"), 0), (node("c"), 5)], Timestamp(1));
         assert_eq!(queue.pop_due(Timestamp(9), 2), [node("a"), node("b")]);
         assert_eq!(queue.next_at(), Some(Timestamp(6)));
+    }
+
+    #[test]
+    fn the_first_of_many_reports_is_heeded_soon_and_all_of_them_make_few_plans() {
+        let mut queue = Queue::default();
+        let mut planned = Vec::new();
+        for now in 1000..3000 {
+            queue.add_all([(node("a"), 250)], Timestamp(now));
+            if !queue.pop_due(Timestamp(now), 9).is_empty() {
+                planned.push(now);
+            }
+        }
+        assert_eq!(planned[0], 1000 + GATHERS_AFTER_REST_MS);
+        assert!(planned.windows(2).all(|pair| pair[1] - pair[0] == 250), "{planned:?}");
+        // What is new of itself is planned at once, and what comes after it gathers on.
+        queue.add_all([(node("a"), 0)], Timestamp(3000));
+        assert_eq!(queue.pop_due(Timestamp(3000), 9), [node("a")]);
+        // After a rest the first is heeded soon again.
+        queue.add_all([(node("a"), 250)], Timestamp(9000));
+        assert_eq!(queue.next_at(), Some(Timestamp(9000 + GATHERS_AFTER_REST_MS)));
+        queue.add_all([(node("b"), 5)], Timestamp(9000));
+        assert_eq!(queue.next_at(), Some(Timestamp(9005)));
     }
 
     #[test]

@@ -54,14 +54,14 @@ pub fn by_change(index: &Index, event: &WatchEvent) -> Tasks {
     let key = object.key();
     match key.kind.name {
         "Deployment" if !gone => {
-            tasks.insert(Task::Deployment(key), 0);
+            tasks.insert(Task::Deployment(key), itself_ms(object, previous));
         }
         "ReplicaSet" => {
-            tasks.insert(Task::ReplicaSet(key), 0);
+            tasks.insert(Task::ReplicaSet(key), itself_ms(object, previous));
             by_owner(index, object, &mut tasks);
         }
         "DaemonSet" if !gone => {
-            tasks.insert(Task::DaemonSet(key), 0);
+            tasks.insert(Task::DaemonSet(key), itself_ms(object, previous));
         }
         "ControllerRevision" => by_owner(index, object, &mut tasks),
         "Pod" => by_pod(index, object, previous, gone, &mut tasks),
@@ -205,8 +205,20 @@ fn daemon_sets(index: &Index, tasks: &mut Tasks) {
     }
 }
 
-/// How long to gather changes before a workload is planned: one with many Pods waits longer, so that ten thousand reports do
-/// not make ten thousand plans over ten thousand Pods.
+/// How long a workload gathers after it was changed itself: what somebody wishes is planned at once. Its status is what the last plan
+/// wrote, and another plan says nothing new of it.
+fn itself_ms(workload: &Object, previous: Option<&Object>) -> u64 {
+    let wishes = |of: &Object| (of.deletion_timestamp(), rollout::number_of(of));
+    match previous {
+        Some(previous) if wishes(previous) == wishes(workload) && previous.spec() == workload.spec() => {
+            gathering_ms(workload)
+        }
+        _ => 0,
+    }
+}
+
+/// How long a workload gathers changes from one plan to the next: one with many Pods longer, so that ten thousand reports do not make
+/// ten thousand plans over ten thousand Pods.
 fn gathering_ms(workload: &Object) -> u64 {
     let count = |field: &str| workload.status().and_then(|status| status.get(field)?.as_u64()).unwrap_or(0);
     gathering_of(count("replicas").max(count("desiredNumberScheduled")))
@@ -214,9 +226,11 @@ fn gathering_ms(workload: &Object) -> u64 {
 
 /// The same for what looks at `count` things.
 pub fn gathering_of(count: u64) -> u64 {
-    const PER_MS: u64 = 20;
+    /// Fewer are planned as soon as anything happens to them.
+    const COUNT_MIN: u64 = 20;
+    const PER_MS: u64 = 4;
     const MS_MAX: u64 = 1000;
-    (count / PER_MS).min(MS_MAX)
+    if count < COUNT_MIN { 0 } else { (count / PER_MS).min(MS_MAX) }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod tail;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -44,6 +45,8 @@ type LogHeads = BTreeMap<ChannelName, BTreeMap<WriterId, Head>>;
 /// The logs as sessions read them.
 pub(crate) struct Logs {
     heads: RwLock<LogHeads>,
+    /// How often any of them grew.
+    growth: AtomicU64,
     reader: Mutex<Connection>,
     /// Rung when a log of interest grew, by node.
     bells: RwLock<BTreeMap<String, watch::Sender<u64>>>,
@@ -73,6 +76,7 @@ impl Logs {
         schema::configure(&reader)?;
         Ok(Self {
             heads: RwLock::new(heads),
+            growth: AtomicU64::new(0),
             reader: Mutex::new(reader),
             bells: RwLock::default(),
             snapshots: Mutex::default(),
@@ -84,6 +88,11 @@ impl Logs {
     /// Where the logs of a channel stand; empty when nothing was written yet.
     pub(crate) fn heads(&self, channel: &ChannelName) -> BTreeMap<WriterId, Head> {
         self.heads.read().unwrap_or_else(PoisonError::into_inner).get(channel).cloned().unwrap_or_default()
+    }
+
+    /// Another number whenever any log is longer than before.
+    pub(crate) fn growth(&self) -> u64 {
+        self.growth.load(Ordering::Acquire)
     }
 
     /// How far this writer's log goes in the channel of each fleet.
@@ -118,6 +127,7 @@ impl Logs {
         for log in grown {
             heads.entry(log.channel.clone()).or_default().insert(log.writer, log.head);
         }
+        self.growth.fetch_add(1, Ordering::Release);
     }
 
     /// The batches that were added, each with how it differs from the one before it.

@@ -119,10 +119,10 @@ async fn learns_back(retention: Retention) {
     assert!(bench.backend.ready().await.is_err());
 
     world.devices[0].give_back(&bench.door).await;
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(bench.door.lessons.is_on(), "one of two devices was heard");
     world.devices[1].give_back(&bench.door).await;
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!bench.door.lessons.is_on());
     bench.backend.ready().await.unwrap();
 
@@ -170,10 +170,10 @@ async fn an_operator_goes_on_without_a_device_and_learns_from_it_later() {
 
     let bench = world.restored(&backup, "second").await;
     world.devices[0].give_back(&bench.door).await;
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(bench.door.lessons.is_on());
     assert!(backup::resume(&world.folder.path().join("second")).unwrap());
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!bench.door.lessons.is_on());
     assert_eq!(text(&bench, &set("web")), "green");
     assert!(bench.store.read(&set("gone")).is_some() && bench.store.read(&set("fresh")).is_none());
@@ -208,7 +208,7 @@ async fn two_copies_of_one_backup_are_two_lives_and_the_second_learns_of_the_fir
     for device in &world.devices {
         device.give_back(&first.door).await;
     }
-    learn::look(&first.door).await.unwrap();
+    learn::look(&first.door, &mut learn::Looked::default()).await.unwrap();
     first.merge(&set("web"), colour("green")).await.unwrap();
     world.pull_from(&first).await;
     let shown = first.store.incarnation();
@@ -217,7 +217,7 @@ async fn two_copies_of_one_backup_are_two_lives_and_the_second_learns_of_the_fir
     for device in &world.devices {
         device.give_back(&second.door).await;
     }
-    learn::look(&second.door).await.unwrap();
+    learn::look(&second.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!second.door.lessons.is_on());
     assert_ne!(second.store.incarnation(), shown);
     assert_eq!(text(&second, &set("web")), "green");
@@ -249,7 +249,7 @@ async fn an_old_copy_put_in_place_is_found_out_by_its_devices() {
     assert!(bench.store.incarnation() > before.0);
     assert_ne!(bench.door.identity().id(), before.1);
     world.devices[1].give_back(&bench.door).await;
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!bench.door.lessons.is_on());
     assert_eq!(text(&bench, &set("web")), "green");
     bench.merge(&set("web"), colour("blue")).await.unwrap();
@@ -306,7 +306,7 @@ async fn records_it_never_wrote_tell_a_hub_that_it_is_an_old_copy() {
     for device in &world.devices {
         device.give_back(&bench.door).await;
     }
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!bench.door.lessons.is_on());
     assert_eq!(text(&bench, &set("web")), "green");
 }
@@ -342,7 +342,7 @@ async fn a_hub_that_said_other_things_in_the_same_place_learns_what_it_said_befo
     for device in &world.devices {
         device.give_back(&bench.door).await;
     }
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!bench.door.lessons.is_on());
     assert_eq!(text(&bench, &set("web")), "green");
     assert_eq!(text(&bench, &set("three")), "blue");
@@ -364,7 +364,7 @@ async fn a_device_that_took_the_present_writers_list_is_heard() {
         device.give_back(&bench.door).await;
         bench.door.acknowledged(&device.peer(), listed.clone()).await.unwrap();
     }
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!bench.door.lessons.is_on());
 }
 
@@ -387,7 +387,7 @@ async fn no_list_is_handed_out_of_a_channel_of_which_something_is_learned() {
     world.devices[0].give_back(&bench.door).await;
     assert!(matches!(read().await, Reading::Later));
     world.devices[1].give_back(&bench.door).await;
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!bench.door.lessons.is_on());
     let Reading::Snapshot(snapshot) = read().await else { panic!("no list after all was taken in") };
     let five = bench.store.read(&set("five")).unwrap();
@@ -449,7 +449,7 @@ async fn the_keys_alone_bring_an_empty_hub_back_that_learns_everything() {
         super::welcome(&bench, device.node.as_str()).await;
         device.give_back(&bench.door).await;
     }
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!bench.door.lessons.is_on());
     assert_eq!(bench.store.read(&set("web")).unwrap().uid(), uid);
     assert_eq!(text(&bench, &set("web")), "green");
@@ -472,7 +472,7 @@ async fn a_device_that_joined_after_the_backup_is_taken_back_by_a_token_for_its_
     for device in &world.devices {
         device.give_back(&bench.door).await;
     }
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert_eq!(crate::fleet::welcome(&bench.door, "late").await, crate::fleet::Welcome::Unknown);
     let proof = || EnrolProof::Device { node_uid: uid.clone() };
     let refused = bench.enrol(&late, proof()).await.unwrap_err();
@@ -503,7 +503,7 @@ async fn a_workload_switched_off_by_its_selector_stays_off() {
     for device in &world.devices {
         device.give_back(&bench.door).await;
     }
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     let web = bench.store.read(&set("web")).unwrap();
     assert_eq!((web.uid(), web.text("/spec/template/spec/nodeSelector/nobody")), (uid.as_str(), "here"));
     world.pull_from(&bench).await;
@@ -516,7 +516,7 @@ async fn a_workload_switched_off_by_its_selector_stays_off() {
     for device in &world.devices {
         device.give_back(&again.door).await;
     }
-    learn::look(&again.door).await.unwrap();
+    learn::look(&again.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!again.door.lessons.is_on());
     assert!(again.store.read(&set("web")).is_none());
 }
@@ -533,7 +533,7 @@ async fn an_old_record_said_again_brings_nothing_back() {
     for device in &world.devices {
         device.give_back(&bench.door).await;
     }
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(bench.store.read(&set("gone")).is_none());
     // A device that says the signed creation again, as a batch, or as a branch of a fork that it claims.
     let said: Vec<Input> = world.devices[0].evidence.clone();

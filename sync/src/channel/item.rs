@@ -15,6 +15,7 @@ use super::{Head, ItemId, WriterId};
 use crate::blob::BlobRef;
 use crate::document::{self, Document, DocumentApplied, DocumentError};
 use crate::planted::{self, Bug};
+use crate::recall;
 use crate::record::cbor::CborError;
 use crate::record::{Need, Record, RecordKind};
 
@@ -327,7 +328,9 @@ fn goes_on_from(document: &mut Document, saved: &[u8]) -> bool {
 impl DocumentItem {
     /// What came, once it is seen to be a document; what it names is read from it.
     fn opened(self, id: &ItemId) -> Result<Self, ItemError> {
-        let blobs = open(id, &self.saved)?.blobs();
+        let blobs =
+            recall::or("blobs", &[&self.saved], || Document::load(&self.saved).map(|document| document.blobs()));
+        let blobs = blobs.map_err(|error| ItemError::Document { item: id.clone(), error })?;
         Ok(Self { blobs, ..self })
     }
 
@@ -369,7 +372,32 @@ impl DocumentItem {
     }
 
     /// Applies waiting changes until none fits any more. Changes of an earlier epoch have no effect; what is left waits on.
-    fn with_changes(mut self, id: &ItemId, changes: Vec<Waiting>) -> Result<(Self, Vec<Waiting>), ItemError> {
+    fn with_changes(self, id: &ItemId, mut changes: Vec<Waiting>) -> Result<(Self, Vec<Waiting>), ItemError> {
+        match changes.pop() {
+            Some(change) if changes.is_empty() && change.epoch == self.epoch => self.with_change(id, change),
+            last => {
+                changes.extend(last);
+                self.with_several(id, changes)
+            }
+        }
+    }
+
+    /// One change of this epoch, as most of them come.
+    fn with_change(mut self, id: &ItemId, change: Waiting) -> Result<(Self, Vec<Waiting>), ItemError> {
+        let after = recall::or("change", &[&self.saved, &change.change], || After::of(&self.saved, &change.change));
+        match after {
+            Ok(After::Changed { saved, blobs }) => {
+                (self.saved, self.blobs) = (saved, blobs);
+                self.note(change);
+            }
+            Ok(After::Duplicate) => self.note(change),
+            Err(DocumentError::MissingChanges { .. }) => return Ok((self, vec![change])),
+            Err(error) => return Err(ItemError::Document { item: id.clone(), error }),
+        }
+        Ok((self, Vec::new()))
+    }
+
+    fn with_several(mut self, id: &ItemId, changes: Vec<Waiting>) -> Result<(Self, Vec<Waiting>), ItemError> {
         let (original, all, only_one) = (self.clone(), changes.clone(), changes.len() == 1);
         let mut document = open(id, &self.saved)?;
         let (mut ready, mut later): (Vec<_>, Vec<_>) = changes
@@ -413,6 +441,23 @@ impl DocumentItem {
             self.author = change.author;
             self.time_ms = change.time_ms;
         }
+    }
+}
+
+/// What one change makes of a saved document.
+#[derive(Debug, Clone)]
+enum After {
+    Changed { saved: Bytes, blobs: Vec<BlobRef> },
+    Duplicate,
+}
+
+impl After {
+    fn of(saved: &[u8], change: &[u8]) -> Result<Self, DocumentError> {
+        let mut document = Document::load(saved)?;
+        Ok(match document.apply(change)? {
+            DocumentApplied::Changed => Self::Changed { saved: document.save().into(), blobs: document.blobs() },
+            DocumentApplied::Duplicate => Self::Duplicate,
+        })
     }
 }
 

@@ -16,6 +16,8 @@ pub(super) struct Pace {
     full_at_ms: u64,
     routine_at_ms: u64,
     urgent_waits: bool,
+    /// The outbox was asked for all it has, had nothing, and has not grown since: no clock need wake this device.
+    nothing_waits: bool,
     seed: u64,
 }
 
@@ -30,16 +32,33 @@ pub(super) enum Leave {
 impl Pace {
     /// Everything that waits leaves at the start.
     pub(super) fn new(now_ms: u64, seed: u64) -> Self {
-        Self { full_at_ms: now_ms, routine_at_ms: now_ms, urgent_waits: false, seed: seed | 1 }
+        Self { full_at_ms: now_ms, routine_at_ms: now_ms, urgent_waits: false, nothing_waits: false, seed: seed | 1 }
     }
 
-    /// The outbox grew.
-    pub(super) fn grew(&mut self) {
+    /// The outbox grew. What is routine, after a time in which nothing was, waits for a moment of its own: the devices of a fleet do not
+    /// tell in one moment what came to all of them in one.
+    pub(super) fn grew(&mut self, now_ms: u64) {
+        if std::mem::take(&mut self.nothing_waits) && self.routine_at_ms <= now_ms {
+            self.routine_at_ms = now_ms + 1 + self.jitter();
+        }
         self.urgent_waits = true;
+    }
+
+    /// Nothing is left in the outbox.
+    pub(super) fn is_empty(&mut self) {
+        self.nothing_waits = true;
+    }
+
+    /// What was on its way has arrived, or not all of it: the outbox is asked again in its time.
+    pub(super) fn answered(&mut self) {
+        self.nothing_waits = false;
     }
 
     /// What may leave now; it is counted as having left.
     pub(super) fn leave(&mut self, now_ms: u64) -> Leave {
+        if self.nothing_waits {
+            return Leave::Nothing;
+        }
         if now_ms >= self.routine_at_ms {
             self.routine_at_ms = now_ms + ROUTINE_MS + self.jitter();
             self.urgent_waits = false;
@@ -64,6 +83,9 @@ impl Pace {
 
     /// When [`Pace::leave`] is to be asked again.
     pub(super) fn timeout(&self) -> u64 {
+        if self.nothing_waits {
+            return u64::MAX;
+        }
         if self.urgent_waits { self.routine_at_ms.min(self.token_at()) } else { self.routine_at_ms }
     }
 
@@ -90,7 +112,7 @@ mod tests {
         assert_eq!(pace.leave(1000), Leave::All);
         let mut left = 0;
         for now in 1001..3001 {
-            pace.grew();
+            pace.grew(now);
             if pace.leave(now) == Leave::Urgent {
                 pace.took(now);
                 left += 1;
@@ -99,6 +121,27 @@ mod tests {
         assert_eq!(left, 20 + 19, "a burst of twenty, then ten per second for two seconds");
         let routine = pace.timeout().max(6000);
         assert!((6000..=11_000).contains(&pace.routine_at_ms), "{routine}");
+    }
+
+    #[test]
+    fn an_empty_outbox_wakes_nobody_until_it_grows() {
+        let mut pace = Pace::new(0, 5);
+        assert_eq!(pace.leave(0), Leave::All);
+        pace.is_empty();
+        assert_eq!((pace.timeout(), pace.leave(100_000)), (u64::MAX, Leave::Nothing));
+        pace.grew(100_000);
+        assert_eq!(pace.leave(100_000), Leave::Urgent, "what is urgent leaves at once");
+        let routine = pace.timeout();
+        assert!(
+            (100_001..=105_001).contains(&routine),
+            "the rest within the jitter, not with all other devices: {routine}"
+        );
+        assert_eq!(pace.leave(routine), Leave::All);
+        // Something was in it: it is asked until it is empty.
+        assert!(pace.timeout() <= routine + 10_000);
+        pace.is_empty();
+        pace.answered();
+        assert!(pace.timeout() <= routine + 10_000);
     }
 
     #[test]

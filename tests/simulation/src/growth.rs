@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn what_a_database_holds_is_the_sum_of_its_tables() {
-        let mut growth = Growth::new(Trace::starting(false), 2);
+        let mut growth = Growth::new(Trace::starting(false, std::sync::Arc::default()), 2);
         growth.measured = 2;
         let of = |bytes: [u64; 2]| bytes.map(|bytes| Size { rows: 1, bytes }).to_vec();
         for (name, bytes) in [

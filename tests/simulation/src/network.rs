@@ -28,6 +28,9 @@ const BROKEN_AFTER: Duration = Duration::from_secs(90);
 /// Frames in flight one way; beyond that the sender waits.
 const FLYING_MAX: usize = 256;
 
+/// A question whether somebody is there, and its answer: four bytes of length and an array of the kind alone. Bytes.
+const KEEPALIVE_BYTES_MAX: usize = 6;
+
 /// How one link behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weather {
@@ -250,7 +253,12 @@ impl Network {
                 () = until(next), if !blocked && next.is_some() => {
                     let Some((_, frame)) = flying.pop_front() else { continue };
                     let digest = frame.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(131).wrapping_add(u64::from(*byte)));
-                    self.trace.event(if way == Way::Up { "up" } else { "down" }, &node, &[frame.len() as u64, digest]);
+                    let (what, numbers) = (if way == Way::Up { "up" } else { "down" }, [frame.len() as u64, digest]);
+                    if frame.len() <= KEEPALIVE_BYTES_MAX {
+                        self.trace.passed(what, &node, &numbers);
+                    } else {
+                        self.trace.event(what, &node, &numbers);
+                    }
                     tracing::debug!(target: "simulation", at_ms = self.trace.now_ms(), node, ?way, kind = frame.get(5), bytes = frame.len(), "arrives");
                     if writer.write_all(&frame).await.is_err() || writer.flush().await.is_err() {
                         return;

@@ -1,6 +1,8 @@
 //! What people and the world do to a fleet, and when: drawn from the seed before anything runs, so that a failing run can be
 //! shortened by leaving steps out.
 
+use std::time::Duration;
+
 use flotilla_hub::Retention;
 
 use crate::dice::Dice;
@@ -47,6 +49,26 @@ impl Faults {
         hub_restores: false,
         container_ends: false,
         old_versions: false,
+    };
+
+    /// Everything does.
+    const ALL: Self = Self {
+        partitions: true,
+        weather: true,
+        broken_connections: true,
+        agent_crashes: true,
+        power_cuts: true,
+        torn_writes: true,
+        disk_errors: true,
+        full_disks: true,
+        clocks: true,
+        old_cards: true,
+        hub_crashes: true,
+        hub_power_cuts: true,
+        hub_disk_errors: true,
+        hub_restores: true,
+        container_ends: true,
+        old_versions: true,
     };
 
     fn drawn(dice: &mut Dice) -> Self {
@@ -143,8 +165,26 @@ const WRITES_MIN: u64 = 40;
 pub(crate) const SECOND: u64 = 1000;
 pub(crate) const MINUTE: u64 = 60 * SECOND;
 
+/// A world of more device hours than this is a fleet's day (`day.rs`): at the density of worlds of minutes, in which something happens
+/// to each device every few seconds, a thousand devices for a day would take a day.
+const DENSE_DEVICE_HOURS_MAX: u64 = 500;
+
+fn is_dense(devices: usize, length_ms: u64) -> bool {
+    devices as u64 * length_ms <= DENSE_DEVICE_HOURS_MAX * 60 * MINUTE
+}
+
+/// How often the oracles look at such a world while nothing is scheduled: after a step they look after one second, and then after ever
+/// longer, up to this.
+#[must_use]
+pub fn look_every(devices: usize, length_ms: u64) -> Duration {
+    Duration::from_secs(if is_dense(devices, length_ms) { 1 } else { 60 })
+}
+
 /// The steps of one world, in order, and what may go wrong in it.
 pub fn draw(seed: u64, devices: usize, length_ms: u64) -> (Faults, Vec<Step>) {
+    if !is_dense(devices, length_ms) {
+        return draw_day(seed, devices, length_ms);
+    }
     let mut dice = Dice::new(seed).apart("schedule");
     let mut faults = Faults::drawn(&mut dice);
     // Apart: which programs there are moves nothing else that a seed does.
@@ -161,6 +201,16 @@ pub fn draw(seed: u64, devices: usize, length_ms: u64) -> (Faults, Vec<Step>) {
     let mut steps = drawing.steps;
     steps.sort_by_key(|step| step.at_ms);
     (faults, steps)
+}
+
+/// A fleet's day; see `day.rs`.
+fn draw_day(seed: u64, devices: usize, length_ms: u64) -> (Faults, Vec<Step>) {
+    let dice = Dice::new(seed).apart("day");
+    let mut drawing = Drawing { dice, devices: devices as u64, length_ms, steps: Vec::new() };
+    drawing.day();
+    let mut steps = drawing.steps;
+    steps.sort_by_key(|step| step.at_ms);
+    (Faults::ALL, steps)
 }
 
 /// Bounds of history that a world of minutes reaches, as a fleet reaches its own in months: each seed has its own.
@@ -196,7 +246,7 @@ impl Drawing {
     }
 
     /// So many times in the whole length, at random moments.
-    fn moments(&mut self, count: u64) -> Vec<u64> {
+    pub(crate) fn moments(&mut self, count: u64) -> Vec<u64> {
         (0..count).map(|_| self.dice.below(self.length_ms)).collect()
     }
 
@@ -209,6 +259,16 @@ impl Drawing {
     fn people(&mut self) {
         let writes = self.dice.between(8, 40) * (1 + self.length_ms / (20 * MINUTE)).min(24);
         let writes = writes.min((UPDATES_MAX / self.devices.max(1)).max(WRITES_MIN));
+        self.operators(writes);
+        let edits = self.often(8);
+        for at in self.moments(edits) {
+            let (device, choice) = (self.device(), self.dice.next());
+            self.at(at, What::Technician(device, choice));
+        }
+    }
+
+    /// So many writes at the hub in the whole length.
+    pub(crate) fn operators(&mut self, writes: u64) {
         for at in self.moments(writes) {
             let choice = self.dice.next();
             self.at(at, What::Operator(choice));
@@ -217,11 +277,6 @@ impl Drawing {
         for at in [100, 200, 300, 400] {
             let choice = self.dice.next() & !0xff;
             self.at(at, What::Operator(choice));
-        }
-        let edits = self.often(8);
-        for at in self.moments(edits) {
-            let (device, choice) = (self.device(), self.dice.next());
-            self.at(at, What::Technician(device, choice));
         }
     }
 
@@ -316,7 +371,12 @@ impl Drawing {
             return;
         }
         let count = self.often(6);
-        for at in self.moments(count) {
+        let moments = self.moments(count);
+        self.clocks_at(moments);
+    }
+
+    pub(crate) fn clocks_at(&mut self, moments: Vec<u64>) {
+        for at in moments {
             let device = self.device();
             let day = 86_400 * SECOND.cast_signed();
             let what = match self.dice.below(4) {

@@ -12,19 +12,29 @@ const WORST: Weather = Weather { latency_ms: (20, 400), lost: 90, doubled: 90, m
 const NOBODY: u64 = 3;
 
 impl Drawing {
+    const BAD_DAYS: [fn(&mut Self, u64); 8] = [
+        Self::much_is_changed_while_a_device_is_away,
+        Self::changed_on_a_failing_disk,
+        Self::dark_right_after_an_answer,
+        Self::an_old_card_is_worked_on,
+        Self::work_without_a_line,
+        Self::lines_break_in_mid_sentence,
+        Self::the_worst_of_lines,
+        Self::the_hubs_disk_fails,
+    ];
+
+    /// Each of them, at any moment.
+    pub(crate) fn each_story_once(&mut self) {
+        for story in Self::BAD_DAYS {
+            let at = SECOND + self.dice.below(self.length_ms);
+            story(self, at);
+        }
+    }
+
     /// About one bad day in ten minutes; some worlds have none.
     pub(crate) fn stories(&mut self, faults: Faults) {
         let count = self.dice.below(3) + self.length_ms / (10 * MINUTE);
-        let days: [fn(&mut Self, u64); 8] = [
-            Self::much_is_changed_while_a_device_is_away,
-            Self::changed_on_a_failing_disk,
-            Self::dark_right_after_an_answer,
-            Self::an_old_card_is_worked_on,
-            Self::work_without_a_line,
-            Self::lines_break_in_mid_sentence,
-            Self::the_worst_of_lines,
-            Self::the_hubs_disk_fails,
-        ];
+        let days = Self::BAD_DAYS;
         for _ in 0..count {
             let at = SECOND + self.dice.below(self.length_ms / 2);
             let Some(day) = self.dice.pick(&days).copied() else { continue };
@@ -242,7 +252,7 @@ impl Drawing {
         }
     }
 
-    fn subject(&mut self) -> Subject {
+    pub(crate) fn subject(&mut self) -> Subject {
         let number = self.dice.next();
         match self.dice.below(8) {
             0..=3 => Subject::Set(number % people::SETS),
@@ -251,7 +261,7 @@ impl Drawing {
         }
     }
 
-    fn write(&mut self, at: u64, subject: Subject) {
+    pub(crate) fn write(&mut self, at: u64, subject: Subject) {
         let choice = people::choice(subject, self.dice.next());
         self.at(at, What::Operator(choice));
     }

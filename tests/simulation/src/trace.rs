@@ -1,7 +1,8 @@
 //! What happened, in order: hashed whole, remembered as far as a person would read, and the first thing that was wrong.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
@@ -21,10 +22,26 @@ pub struct Failure {
     pub at_ms: u64,
 }
 
+/// How far a world has come, for whoever waits for it on another thread.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    events: AtomicU64,
+    virtual_ms: AtomicU64,
+}
+
+/// How far a run has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    pub events: u64,
+    /// Virtual time that has passed. Milliseconds.
+    pub virtual_ms: u64,
+}
+
 /// The record of one world. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Trace {
     started: Instant,
+    meter: Arc<Meter>,
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -32,6 +49,8 @@ pub(crate) struct Trace {
 struct Inner {
     hash: u64,
     events: u64,
+    /// How many of each kind.
+    kinds: BTreeMap<&'static str, u64>,
     lines: VecDeque<String>,
     aloud: bool,
     failure: Option<Failure>,
@@ -39,11 +58,18 @@ struct Inner {
     touched: BTreeSet<String>,
 }
 
+impl Meter {
+    pub(crate) fn progress(&self) -> Progress {
+        let read = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        Progress { events: read(&self.events), virtual_ms: read(&self.virtual_ms) }
+    }
+}
+
 impl Trace {
     /// Begins at the runtime's present moment.
-    pub(crate) fn starting(aloud: bool) -> Self {
+    pub(crate) fn starting(aloud: bool, meter: Arc<Meter>) -> Self {
         let inner = Inner { hash: 0xcbf2_9ce4_8422_2325, aloud, ..Inner::default() };
-        Self { started: Instant::now(), inner: Arc::new(Mutex::new(inner)) }
+        Self { started: Instant::now(), meter, inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// Virtual milliseconds since the beginning.
@@ -58,9 +84,26 @@ impl Trace {
 
     /// Something happened: `numbers` are what tells one such event from another.
     pub(crate) fn event(&self, what: &'static str, node: &str, numbers: &[u64]) {
-        let at = self.now_ms();
         let mut inner = self.lock();
+        self.mix(&mut inner, what, node, numbers);
+        // Another board under a device's name is that device to the oracles.
+        let name = node.split('\'').next().unwrap_or(node);
+        if !inner.touched.contains(name) {
+            inner.touched.insert(name.to_owned());
+        }
+    }
+
+    /// The same, of what changes nothing that an oracle looks at.
+    pub(crate) fn passed(&self, what: &'static str, node: &str, numbers: &[u64]) {
+        self.mix(&mut self.lock(), what, node, numbers);
+    }
+
+    fn mix(&self, inner: &mut Inner, what: &'static str, node: &str, numbers: &[u64]) {
+        let at = self.now_ms();
         inner.events += 1;
+        self.meter.events.store(inner.events, Ordering::Relaxed);
+        self.meter.virtual_ms.store(at, Ordering::Relaxed);
+        *inner.kinds.entry(what).or_default() += 1;
         let mut hash = inner.hash;
         let mut mix = |value: u64| {
             for byte in value.to_le_bytes() {
@@ -73,11 +116,6 @@ impl Trace {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
         inner.hash = hash;
-        // Another board under a device's name is that device to the oracles.
-        let name = node.split('\'').next().unwrap_or(node);
-        if !inner.touched.contains(name) {
-            inner.touched.insert(name.to_owned());
-        }
     }
 
     /// Nodes of which something happened since the last call: what the oracles have to look at.
@@ -119,6 +157,11 @@ impl Trace {
     pub(crate) fn sum(&self) -> (u64, u64) {
         let inner = self.lock();
         (inner.hash, inner.events)
+    }
+
+    /// How many events there were of each kind.
+    pub(crate) fn kinds(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().kinds.clone()
     }
 
     /// The last lines.
