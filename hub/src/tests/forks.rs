@@ -50,7 +50,7 @@ async fn a_device_on_another_branch_is_heard_once_it_has_given_all_of_it() {
     assert!(seq < bench.store.logs().heads(&fleet())[&own].seq, "by numbers alone the hub would have it");
     learn::begin(&bench.door, "a", bench.store.incarnation()).await.unwrap();
     let heard = async || {
-        learn::look(&bench.door).await.unwrap();
+        learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
         bench.door.lessons.heard_of("a")
     };
     let apart = bench.door.stands_at(&device, &positions_of(&heads), &digests).await.unwrap();
@@ -68,7 +68,7 @@ async fn a_branch_that_comes_late_is_taken_in_once_and_told_to_those_who_hold_th
     let device = world.devices[0].peer();
     learn::begin(&bench.door, "a", bench.store.incarnation()).await.unwrap();
     assert!(backup::resume(&world.folder.path().join("copy")).unwrap());
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!bench.door.lessons.is_on() && bench.store.read(&set("late")).is_none());
     bench.door.ingest(&device, branch.clone()).await.unwrap();
     assert_eq!(text(&bench, &set("late")), "green");
@@ -93,7 +93,7 @@ async fn a_list_of_a_writer_that_has_said_nothing_yet_proves_nothing() {
     for device in &world.devices {
         device.give_back(&bench.door).await;
     }
-    learn::look(&bench.door).await.unwrap();
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     let life = bench.store.incarnation();
     let Reading::Snapshot(list) = bench.door.read(&fleet(), &before, 0, 64 * 1024).await.unwrap() else {
         panic!("no list of a log that is not kept")
