@@ -110,6 +110,9 @@ pub(crate) struct Report {
     pub(crate) unheard: Vec<String>,
 }
 
+/// One writer's log of one channel.
+type LogKey = (ChannelName, WriterId);
+
 /// The learning of a running hub.
 #[derive(Debug)]
 pub(crate) struct Lessons {
@@ -117,7 +120,9 @@ pub(crate) struct Lessons {
     /// What connected devices say they have read of the hub's logs, by node.
     claims: Mutex<BTreeMap<String, Positions>>,
     /// How far branches of forked logs were heard.
-    branches: Mutex<BTreeMap<(ChannelName, WriterId), u64>>,
+    branches: Mutex<BTreeMap<LogKey, u64>>,
+    /// Logs of which a connected device has another branch than this hub, shorter than it is here, and how far it goes; by node.
+    apart: Mutex<BTreeMap<String, BTreeMap<LogKey, u64>>>,
     /// Writers by whether they are hubs'.
     writers: Mutex<BTreeMap<WriterId, bool>>,
 }
@@ -136,6 +141,7 @@ impl Lessons {
             state: watch::Sender::new(learning),
             claims: Mutex::default(),
             branches: Mutex::default(),
+            apart: Mutex::default(),
             writers: Mutex::default(),
         }
     }
@@ -192,12 +198,18 @@ impl Lessons {
         }
     }
 
+    /// A device's session has begun, and these of its logs are on other branches than here.
+    pub(crate) fn stands_on(&self, node: &str, branches: BTreeMap<LogKey, u64>) {
+        self.apart.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), branches);
+    }
+
     /// A device's session ended.
     pub(crate) fn left(&self, node: &str) {
+        self.apart.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
     }
 
-    /// Records of a forked log's other branch were taken in up to here.
+    /// All of a forked log's other branch was taken in up to here.
     pub(crate) fn branch_heard(&self, channel: &ChannelName, writer: &WriterId, seq: u64) {
         let mut branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
         let heard = branches.entry((channel.clone(), *writer)).or_default();
@@ -214,8 +226,15 @@ impl Lessons {
                 stands_at(channel, writer).unwrap_or(0).max(branch) >= *seq
             })
         };
-        let given_all = |positions: &&Positions| positions.iter().all(|(channel, logs)| given(channel, logs));
-        claims.iter().filter(|(_, positions)| given_all(positions)).map(|(node, _)| node.clone()).collect()
+        let apart = self.apart.lock().unwrap_or_else(PoisonError::into_inner);
+        // On another branch the number says nothing of what is here.
+        let given_apart = |node: &str| {
+            let here = |(log, seq): (&LogKey, &u64)| branches.get(log).is_some_and(|heard| heard >= seq);
+            apart.get(node).is_none_or(|logs| logs.iter().all(here))
+        };
+        let given_all = |positions: &Positions| positions.iter().all(|(channel, logs)| given(channel, logs));
+        let heard = claims.iter().filter(|(node, positions)| given_all(positions) && given_apart(node));
+        heard.map(|(node, _)| node.clone()).collect()
     }
 }
 

@@ -4,6 +4,7 @@ mod convergence;
 mod damage;
 mod enrolment;
 pub(crate) mod epochs;
+mod forks;
 mod leases;
 mod pages;
 mod reports;

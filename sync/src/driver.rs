@@ -338,10 +338,6 @@ impl<R: Replica> Answers<R> {
                 }
                 self.tell(Local::Observed { number });
             }
-            Event::NeedHeard => {
-                let clock = self.replica.newest_observation(&peer).await?;
-                self.tell(Local::Heard(clock));
-            }
             Event::Heard(clock) => self.replica.heard(&peer, clock).await?,
             Event::OutboxAcknowledged(entries) => self.replica.outbox_acknowledged(entries).await?,
             Event::NeedMissingBlobs { limit } => {
@@ -374,8 +370,30 @@ impl<R: Replica> Answers<R> {
                 self.deliver(id, StreamEvent::Closed(reason));
                 self.streams.remove(&id);
             }
+            asked @ (Event::StandsAt { .. } | Event::BranchCame { .. } | Event::NeedHeard) => {
+                let local = self.ask_hub(asked).await?;
+                self.tell(local);
+            }
         }
         Ok(())
+    }
+
+    /// What only a hub is asked.
+    async fn ask_hub(&self, asked: Event) -> Result<Local, ReplicaError> {
+        match asked {
+            Event::StandsAt { positions, digests } => {
+                Ok(Local::Branches(self.replica.stands_at(&self.peer, &positions, &digests).await?))
+            }
+            Event::BranchCame { channel, writer, seq } => {
+                let reading = self.replica.branch_came(&self.peer, &channel, &writer, seq).await?;
+                let chain = match &reading {
+                    Reading::Snapshot(snapshot) => self.replica.writer(&snapshot.list.writer).await?,
+                    Reading::Batches(_) | Reading::NotKept | Reading::Later => None,
+                };
+                Ok(Local::List { channel, writer, seq, reading, chain })
+            }
+            _ => Ok(Local::Heard(self.replica.newest_observation(&self.peer).await?)),
+        }
     }
 
     fn stream(&mut self, id: StreamId) -> Stream {

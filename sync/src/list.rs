@@ -67,6 +67,8 @@ pub struct VerifiedSnapshot {
     incarnation: u64,
     /// See [`Self::sparing`].
     spared: BTreeSet<WriterId>,
+    /// See [`Self::settling`].
+    settled: BTreeSet<WriterId>,
 }
 
 /// Why a list or its states are refused.
@@ -217,7 +219,8 @@ impl ChannelSnapshot {
                 return Err(ListError::State { channel: channel.clone(), item: entry.item.to_string() });
             }
         }
-        Ok(VerifiedSnapshot { snapshot: self, incarnation: chain.incarnation, spared: BTreeSet::new() })
+        let incarnation = chain.incarnation;
+        Ok(VerifiedSnapshot { snapshot: self, incarnation, spared: BTreeSet::new(), settled: BTreeSet::new() })
     }
 }
 
@@ -238,6 +241,33 @@ impl VerifiedSnapshot {
     pub fn sparing(mut self, writers: BTreeSet<WriterId>) -> Self {
         self.spared = writers;
         self
+    }
+
+    /// Whether it is the list of another branch of its own writer's log than the reader knows.
+    pub fn is_of_branch(&self) -> bool {
+        self.spared.contains(&self.snapshot.list.writer)
+    }
+
+    /// Of the logs of these writers the reader held another branch, and the list's writer has taken in all of it: whatever the reader has
+    /// of them is in the list or is over, and they stand where the list says, though that may be before where they stood here.
+    #[must_use]
+    pub fn settling(mut self, writers: BTreeSet<WriterId>) -> Self {
+        self.settled = writers;
+        self
+    }
+
+    /// See [`Self::settling`].
+    pub fn settled(&self) -> &BTreeSet<WriterId> {
+        &self.settled
+    }
+
+    /// Up to where the list speaks for each log: [`Self::covers`], and of what is settled for all.
+    pub fn reach(&self) -> BTreeMap<WriterId, Head> {
+        let mut reach = self.covers();
+        for (_, head) in reach.iter_mut().filter(|(writer, _)| self.settled.contains(*writer)) {
+            head.seq = u64::MAX;
+        }
+        reach
     }
 
     /// Where the logs stand that the list speaks of, without those it is spared.

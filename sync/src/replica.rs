@@ -41,7 +41,8 @@ pub enum Input {
     /// [`crate::channel::Item::apply`] and move no head; if the log was this replica's own, what they changed is stated again by
     /// its new writer. A branch comes again in each session until then, and has no effect then.
     Branch(VerifiedBatch),
-    /// A channel's signed list and the states it names, for a reader behind the retention floor.
+    /// A channel's signed list and the states it names, for a reader behind the retention floor. At a hub it may be that of another branch
+    /// of one of its own logs: then it is spared that log ([`VerifiedSnapshot::sparing`]), and moves no head of it.
     Snapshot(VerifiedSnapshot),
 }
 
@@ -87,6 +88,18 @@ pub trait Replica: Send + Sync + 'static {
         bytes_max: usize,
     ) -> impl Future<Output = Result<Reading, ReplicaError>> + Send;
 
+    /// Hub: the device has given all of its branch of a forked log, up to this record, and it is durable here. Answers with the list of the
+    /// channel as it is now, signed by the present writer, or with [`Reading::Later`]. No business of a device's.
+    fn branch_came(
+        &self,
+        _peer: &PeerIdentity,
+        _channel: &ChannelName,
+        _writer: &WriterId,
+        _seq: u64,
+    ) -> impl Future<Output = Result<Reading, ReplicaError>> + Send {
+        std::future::ready(Ok(Reading::NotKept))
+    }
+
     /// The certificate chain of a writer that [`Replica::heads`] named.
     fn writer(&self, writer: &WriterId) -> impl Future<Output = Result<Option<WriterChain>, ReplicaError>> + Send;
 
@@ -104,6 +117,18 @@ pub trait Replica: Send + Sync + 'static {
         peer: &PeerIdentity,
         channels: Positions,
     ) -> impl Future<Output = Result<(), ReplicaError>> + Send;
+
+    /// Hub: where the device's logs stand as the session begins, each with [`crate::channel::Head::digest`] of its head, in the order of the
+    /// positions. Answers with those that are shorter than here and on another branch, with their numbers: before the device is told anything of
+    /// these logs. No business of a device's.
+    fn stands_at(
+        &self,
+        _peer: &PeerIdentity,
+        _positions: &Positions,
+        _digests: &[u64],
+    ) -> impl Future<Output = Result<Vec<(ChannelName, WriterId, u64)>, ReplicaError>> + Send {
+        std::future::ready(Ok(Vec::new()))
+    }
 
     /// Hub: what the device has made durable of the hub's channels. A position beyond the head of this replica's own current log
     /// proves nothing; the signed records that come with it do: this database is an old copy. A device takes the hub's word for it in

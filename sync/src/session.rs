@@ -36,8 +36,9 @@ pub use greeting::{GREETING_BYTES_MAX, Greeting, GreetingError};
 pub const PROTOCOL_VERSION: u64 = 1;
 /// From this version on a device takes batches that are told by what differs from the one before.
 pub const PROTOCOL_WITH_DIFFERENCES: u64 = 2;
-/// From this version on a device is told which of its observations is the newest that the hub has.
-pub const PROTOCOL_WITH_HEARD: u64 = 3;
+/// From this version on a device is told which of its observations is the newest that the hub has, and a hub that has acknowledged another
+/// branch of its log has taken it in, and settles it with a list.
+pub const PROTOCOL_SETTLED: u64 = 3;
 /// A side that has heard nothing for this long asks. Milliseconds.
 pub const KEEPALIVE_MS: u64 = 60_000;
 /// A side that has heard nothing for this long gives up. Milliseconds.
@@ -103,6 +104,8 @@ pub(crate) struct Session {
     own: Few<ChannelName, Few<WriterId, Head>>,
     /// The peer said hello.
     established: bool,
+    /// The peer speaks [`PROTOCOL_SETTLED`].
+    settles: bool,
     sending: Sending,
     receiving: Receiving,
     streams: Streams,
@@ -132,11 +135,11 @@ impl<T: std::fmt::Display> From<T> for Violation {
 impl Session {
     pub(crate) fn new(config: SessionConfig, own: Heads, greeting: Option<&Greeting>, now_ms: u64) -> Self {
         let hello = Frame::Hello {
-            versions: vec![PROTOCOL_VERSION, PROTOCOL_WITH_DIFFERENCES, PROTOCOL_WITH_HEARD],
+            versions: vec![PROTOCOL_VERSION, PROTOCOL_WITH_DIFFERENCES, PROTOCOL_SETTLED],
             incarnation: config.incarnation,
             boot: config.boot,
             positions: positions_of(&own),
-            digests: own.values().flat_map(BTreeMap::values).map(digest_of).collect(),
+            digests: own.values().flat_map(BTreeMap::values).map(Head::digest).collect(),
             greeting: greeting.map(|greeting| greeting.encoded().clone()),
         };
         let is_hub = config.node.is_none();
@@ -146,6 +149,7 @@ impl Session {
             config,
             own: few(own),
             established: false,
+            settles: false,
             sending: Sending::default(),
             receiving: Receiving::default(),
             blobs: Blobs::default(),
@@ -192,8 +196,9 @@ impl Session {
                     return Err(Violation(reason));
                 }
                 self.sending.tell_differences(versions.contains(&PROTOCOL_WITH_DIFFERENCES));
+                self.settles = versions.contains(&PROTOCOL_SETTLED);
                 self.hello(PeerHello { incarnation, boot }, positions, &digests, greeting.as_ref())?;
-                if self.is_hub() && versions.contains(&PROTOCOL_WITH_HEARD) {
+                if self.is_hub() && self.settles {
                     self.events.push_back(Event::NeedHeard);
                 }
             }
@@ -295,6 +300,9 @@ impl Session {
             self.events.push_back(Event::Greeted(greeting));
         }
         if self.is_hub() {
+            self.note_ahead(&positions);
+            let digests = digests.to_vec();
+            self.events.push_back(Event::StandsAt { positions: positions.clone(), digests });
             self.events.push_back(Event::Acknowledged(positions.clone()));
         } else {
             self.receiving.subscribe(&positions);
@@ -313,7 +321,7 @@ impl Session {
         let mut forks = Vec::new();
         for ((channel, writer, seq), digest) in theirs.zip(digests) {
             let own = self.own.get(channel).and_then(|logs| logs.get(writer));
-            if own.is_some_and(|own| own.seq == *seq && digest_of(own) != *digest) {
+            if own.is_some_and(|own| own.seq == *seq && own.digest() != *digest) {
                 forks.push((channel.clone(), *writer, *seq));
             }
         }
@@ -338,6 +346,7 @@ impl Session {
                 }
                 self.own = few(heads);
                 self.sending.grown();
+                self.ask_for_lists();
                 self.ask_for_records();
             }
             Local::OutboxGrew => {
@@ -345,6 +354,12 @@ impl Session {
                 self.ask_outbox(now_ms);
             }
             Local::Records { channel, writer, reading, chain } => self.send_records(&channel, writer, reading, chain),
+            Local::Branches(branches) => {
+                branches.into_iter().for_each(|(channel, writer, seq)| self.find_fork(channel, writer, seq));
+            }
+            Local::List { channel, writer, seq, reading, chain } => {
+                self.send_list((channel, writer, seq), reading, chain);
+            }
             Local::Ingested => {
                 self.send_acks();
                 self.ask_missing_blobs();
@@ -527,11 +542,6 @@ fn few(heads: Heads) -> Few<ChannelName, Few<WriterId, Head>> {
 /// A goodbye without a session.
 pub(crate) fn goodbye(reason: &str) -> Bytes {
     Frame::Goodbye { reason: reason_within(reason, REASON_BYTES_MAX), retry_after_ms: None }.encode()
-}
-
-/// Tells apart the heads two branches of a log stand at. A hint: evidence is a signed batch.
-fn digest_of(head: &Head) -> u64 {
-    head.hash.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 #[cfg(test)]

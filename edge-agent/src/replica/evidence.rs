@@ -103,6 +103,12 @@ impl Evidence {
         let covers = verified.covers();
         for (writer, head) in &covers {
             let span = self.logs.entry((list.channel.clone(), *writer)).or_default();
+            if verified.settled().contains(writer) {
+                // What was kept is of another branch, and the hub has it.
+                *span = Span { covered: head.seq, head: Some(*head), ..Span::default() };
+                rows.dropped.push((list.channel.to_string(), writer.0.to_vec()));
+                continue;
+            }
             span.covered = span.covered.max(head.seq);
             if span.last <= span.covered {
                 *span = Span { covered: span.covered, head: Some(*head), ..Span::default() };
@@ -110,7 +116,8 @@ impl Evidence {
         }
         rows.batches.retain(|row| {
             let covered = covers.iter().find(|(writer, _)| writer.0 == *row.writer);
-            row.channel != list.channel.to_string() || covered.is_none_or(|(_, head)| row.last > head.seq)
+            let kept = |(writer, head): (&WriterId, &Head)| row.last > head.seq && !verified.settled().contains(writer);
+            row.channel != list.channel.to_string() || covered.is_none_or(kept)
         });
         rows.lists.push(ListRow {
             channel: list.channel.to_string(),

@@ -329,6 +329,25 @@ impl Replica for FleetDoor {
         again.map_err(|row| ReplicaError { tried, source: Box::new(StoreError::Row(row)) })
     }
 
+    async fn branch_came(
+        &self,
+        peer: &PeerIdentity,
+        channel: &ChannelName,
+        writer: &WriterId,
+        seq: u64,
+    ) -> Result<Reading, ReplicaError> {
+        if !self.is_hub_writer(writer) {
+            tracing::debug!(?peer, %channel, %writer, "a device has given another branch of a log of its own");
+            return Ok(Reading::NotKept);
+        }
+        self.lessons.branch_heard(channel, writer, seq);
+        if self.lessons.is_on() {
+            return Ok(Reading::Later);
+        }
+        let (identity, name) = (self.identity(), channel.clone());
+        self.ask_disk(&format!("list channel {channel}"), move |logs| logs.list(&identity, &name)).await
+    }
+
     async fn writer(&self, writer: &WriterId) -> Result<Option<WriterChain>, ReplicaError> {
         let own = self.identity();
         if own.id() == *writer {
@@ -348,12 +367,6 @@ impl Replica for FleetDoor {
         if !planted::is(Bug::RestoreIgnored) {
             self.heed_quotes(&node, &inputs).await?;
         }
-        for input in &inputs {
-            if let Input::Branch(branch) = input {
-                let (batch, end) = (branch.batch(), branch.head().seq);
-                self.lessons.branch_heard(&batch.channel, &batch.writer, end);
-            }
-        }
         let ingested = self.store.write(move |batch| ingest::ingest(batch, &node, inputs)).await;
         ingested.map_err(|source| ReplicaError { tried, source: Box::new(source) })
     }
@@ -361,6 +374,32 @@ impl Replica for FleetDoor {
     async fn subscribed(&self, _peer: &PeerIdentity, _channels: Positions) -> Result<(), ReplicaError> {
         // A device's business: the hub subscribes to nothing.
         Ok(())
+    }
+
+    async fn stands_at(
+        &self,
+        peer: &PeerIdentity,
+        positions: &Positions,
+        digests: &[u64],
+    ) -> Result<Vec<(ChannelName, WriterId, u64)>, ReplicaError> {
+        let node = device(peer)?;
+        let logs = self.store.logs();
+        let mut shorter = Vec::new();
+        let all = positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |log| (channel, log)));
+        for ((channel, (writer, seq)), digest) in all.zip(digests) {
+            let here = logs.heads(channel).get(writer).map_or(0, |head| head.seq);
+            if *seq < here && self.is_hub_writer(writer) {
+                shorter.push(((channel.clone(), *writer), *seq, *digest));
+            }
+        }
+        if shorter.is_empty() {
+            return Ok(Vec::new());
+        }
+        let branches = self.ask_disk("compare the logs of a device", move |logs| logs.branches_among(&shorter)).await?;
+        if self.lessons.is_on() {
+            self.lessons.stands_on(node.as_str(), branches.clone());
+        }
+        Ok(branches.into_iter().map(|((channel, writer), seq)| (channel, writer, seq)).collect())
     }
 
     async fn acknowledged(&self, peer: &PeerIdentity, positions: Positions) -> Result<(), ReplicaError> {

@@ -14,6 +14,7 @@ use flotilla_sync::replica::{Ingested, Input};
 use super::observe;
 use crate::learn;
 use crate::store::Batch;
+use crate::store::learned::Line;
 
 /// Overrides one device may have standing at the hub.
 const OVERRIDES_MAX: usize = 1024;
@@ -76,7 +77,7 @@ fn take_lesson(
     match input {
         Input::Batch(verified) => match verified.place(Some(batch.device_head(channel, &writer)?)) {
             Placement::Next => {
-                batch.learn(verified, &mut ingested.set_aside)?;
+                batch.learn(verified, Line::Kept, &mut ingested.set_aside)?;
                 batch.keep_hub_batch(verified)?;
                 ingested.applied += verified.records().len();
             }
@@ -88,11 +89,11 @@ fn take_lesson(
             }
         },
         // Branches and lists that say nothing new are nobody's to repeat: what was deleted since would come back.
-        Input::Branch(_) if learn::stored(batch)?.is_none() => return Ok(false),
-        Input::Snapshot(verified) if batch.device_head(channel, &writer)?.seq >= verified.snapshot().list.head.seq => {
-            return Ok(false);
-        }
-        Input::Branch(verified) => batch.learn(verified, &mut ingested.set_aside)?,
+        Input::Branch(verified) => match batch.new_branch(verified)? {
+            Some(line) => batch.learn(verified, line, &mut ingested.set_aside)?,
+            None => return Ok(false),
+        },
+        Input::Snapshot(verified) if !batch.is_new_list(verified)? => return Ok(false),
         Input::Snapshot(verified) => {
             batch.learn_list(verified, &mut ingested.set_aside)?;
             ingested.applied += verified.snapshot().states.len();

@@ -442,8 +442,11 @@ fn stand(batch: &mut Batch<'_>, learned: &[Learned], report: &mut Report) -> Res
         }
     }
     for one in learned {
+        // Devices that hold the branch that is kept here have heard of this by no log: the present writer says it.
+        let unsaid = one.branched && one.channel.starts_with("fleet/");
         match one.fate {
             Fate::Live => {}
+            Fate::Deleted | Fate::Withdrawn { .. } if unsaid && batch.state_anew(&one.channel, &one.id)? => continue,
             Fate::Deleted | Fate::Withdrawn { .. } => {
                 batch.drop_standing(&one.channel, &one.id)?;
                 // Whoever learns from devices after this hub is to know it too.
@@ -483,6 +486,7 @@ fn stand(batch: &mut Batch<'_>, learned: &[Learned], report: &mut Report) -> Res
         let Version { incarnation: life, seq, .. } = version;
         let (channel, id) = (one.channel.as_str(), one.id.as_str());
         let source = source.as_str();
+        let digest = if unsaid { Vec::new() } else { digest };
         batch.put_standing(&Standing { channel, source, id, digest: &digest, seq, time_ms, value, life })?;
     }
     Ok(())

@@ -6,7 +6,9 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use flotilla_sync::channel::{Applied, ChannelName, GENESIS, Head, Item, ItemId, ItemKind, Version, WriterId};
+use flotilla_sync::channel::{
+    Applied, ChannelName, GENESIS, Hash, Head, Item, ItemId, ItemKind, Version, WriterId, state_digest,
+};
 use flotilla_sync::list::VerifiedSnapshot;
 use flotilla_sync::log::VerifiedBatch;
 use flotilla_sync::record::{Draft, Record, RecordKind};
@@ -23,6 +25,9 @@ pub(crate) const DELETED: &[u8] = b"deleted";
 const TOMBSTONES_MAX: i64 = 1024;
 const TOMBSTONES_PRUNED_EVERY: u64 = 64;
 
+/// Pieces of other branches that are remembered to have been taken in.
+const BRANCHES_KEPT_MAX: i64 = 16_384;
+
 /// One item of one channel, as the devices know it from an earlier life of the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Learned {
@@ -33,6 +38,20 @@ pub(crate) struct Learned {
     pub(crate) removed_seq: u64,
     /// The newest content, if any is known: of something withdrawn, what it was last.
     pub(crate) item: Option<Item>,
+    /// Some of it was said on another branch of a log: no log that other readers have says it.
+    pub(crate) branched: bool,
+}
+
+/// Where records of an earlier life stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// They follow what is kept, and are kept for others to read.
+    Kept,
+    /// On another branch of the log.
+    Branch,
+    /// Perhaps on another branch, before the records that are kept here: nobody can tell any more. What was withdrawn since may be among
+    /// them, and unlike documents registers leave no trace by which that would be known.
+    Forgotten,
 }
 
 /// Whether an item is still in its channel.
@@ -58,17 +77,33 @@ struct Row {
     removed: Option<Item>,
     deleted: bool,
     listed: bool,
+    branched: bool,
 }
 
 impl Batch<'_> {
     /// Folds records of an earlier life in, whether they follow what is here or are of another branch.
-    pub(crate) fn learn(&mut self, verified: &VerifiedBatch, set_aside: &mut Vec<String>) -> Result<(), StoreError> {
+    pub(crate) fn learn(
+        &mut self,
+        verified: &VerifiedBatch,
+        line: Line,
+        set_aside: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
         let channel = &verified.batch().channel;
         for record in verified.records() {
             let id = &record.draft.item;
+            if line == Line::Forgotten && id.as_str().contains('/') {
+                continue;
+            }
             let mut row = self.learned_row(channel, id)?;
+            if row.deleted && line != Line::Kept {
+                // For good: another branch brings nothing of it back.
+                continue;
+            }
             match row.fold(record, verified.incarnation()) {
-                Ok(true) => self.put_learned(channel, id, &row)?,
+                Ok(true) => {
+                    row.branched |= line != Line::Kept;
+                    self.put_learned(channel, id, &row)?;
+                }
                 Ok(false) => {}
                 Err(why) => set_aside.push(why),
             }
@@ -84,8 +119,10 @@ impl Batch<'_> {
     ) -> Result<(), StoreError> {
         let snapshot = verified.snapshot();
         let (list, channel) = (&snapshot.list, &snapshot.list.channel);
+        let branched = verified.is_of_branch();
         for (entry, state) in list.items.iter().zip(&snapshot.states) {
             let mut row = self.learned_row(channel, &entry.item)?;
+            row.branched |= branched;
             match Item::decode(state).map_err(|error| error.to_string()).and_then(|state| row.adopt(&entry.item, state))
             {
                 Ok(()) => self.put_learned(channel, &entry.item, &row)?,
@@ -104,6 +141,7 @@ impl Batch<'_> {
             if row.removed.is_none() && covered {
                 row.removed = removal(channel, list.writer, list.head.seq, &id, verified.incarnation());
                 row.listed = true;
+                row.branched |= branched;
                 self.put_learned(channel, &id, &row)?;
             }
         }
@@ -115,6 +153,48 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// Where the records of another branch of a log stand, if they were not given before. What is here as it was signed is known: what has
+    /// become of it since is what holds.
+    pub(crate) fn new_branch(&mut self, verified: &VerifiedBatch) -> Result<Option<Line>, StoreError> {
+        let batch = verified.batch();
+        let (channel, place) = (batch.channel.to_string(), batch.last_seq.cast_signed());
+        let here =
+            "SELECT body FROM batch WHERE channel = ?1 AND writer = ?2 AND last_seq >= ?3 ORDER BY first_seq LIMIT 1";
+        let here: Option<Vec<u8>> = self
+            .transaction
+            .prepare_cached(here)?
+            .query_row(params![channel, batch.writer.0, place], |row| row.get(0))
+            .optional()?;
+        if here.is_some_and(|here| here == batch.encode()) {
+            return Ok(None);
+        }
+        let forgotten = "SELECT 1 FROM head WHERE channel = ?1 AND writer = ?2 AND floor >= ?3";
+        let forgotten = self.transaction.prepare_cached(forgotten)?.exists(params![channel, batch.writer.0, place])?;
+        let line = if forgotten { Line::Forgotten } else { Line::Branch };
+        Ok(self.note_branch(&batch.channel, &batch.writer, &verified.head().hash)?.then_some(line))
+    }
+
+    /// Whether a list of an earlier life says anything that is not known here.
+    pub(crate) fn is_new_list(&mut self, verified: &VerifiedSnapshot) -> Result<bool, StoreError> {
+        let list = &verified.snapshot().list;
+        if verified.is_of_branch() {
+            return self.note_branch(&list.channel, &list.writer, &state_digest(list.encoded()));
+        }
+        Ok(self.device_head(&list.channel, &list.writer)?.seq < list.head.seq)
+    }
+
+    /// Remembers a piece of another branch; `false` if it was known.
+    fn note_branch(&mut self, channel: &ChannelName, writer: &WriterId, hash: &Hash) -> Result<bool, StoreError> {
+        let added = self
+            .transaction
+            .prepare_cached("INSERT OR IGNORE INTO branch (channel, writer, hash) VALUES (?1, ?2, ?3)")?
+            .execute(params![channel.to_string(), writer.0, hash])?;
+        self.transaction
+            .prepare_cached("DELETE FROM branch WHERE number <= (SELECT max(number) FROM branch) - ?1")?
+            .execute([BRANCHES_KEPT_MAX])?;
+        Ok(added > 0)
+    }
+
     /// Takes what a channel holds of an item for learned: its object is to be made again from it. `false` if it cannot be read.
     pub(super) fn learn_own(&mut self, channel: &ChannelName, id: &ItemId) -> Result<bool, StoreError> {
         let Some(state) = self.own_item(channel, id)? else { return Ok(false) };
@@ -124,9 +204,9 @@ impl Batch<'_> {
 
     /// Everything learned, in order.
     pub(crate) fn learned(&self) -> Result<Vec<Learned>, StoreError> {
-        let mut statement = self
-            .transaction
-            .prepare("SELECT channel, id, state, removed, deleted, listed FROM learned ORDER BY channel, id")?;
+        let mut statement = self.transaction.prepare(
+            "SELECT channel, id, state, removed, deleted, listed, branched FROM learned ORDER BY channel, id",
+        )?;
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, read(row, 2)?)))?;
         let mut learned = Vec::new();
         for row in rows {
@@ -137,7 +217,8 @@ impl Batch<'_> {
                 (Some(_), false, listed) => Fate::Withdrawn { certain: !listed },
             };
             let removed_seq = row.removed.as_ref().and_then(Item::removed).map_or(0, |version| version.seq);
-            learned.push(Learned { channel, id, fate, removed_seq, item: row.state });
+            let (item, branched) = (row.state, row.branched);
+            learned.push(Learned { channel, id, fate, removed_seq, item, branched });
         }
         Ok(learned)
     }
@@ -279,16 +360,16 @@ impl Batch<'_> {
 
     /// What is learned of an item so far; at first what the hub's own tables say of it.
     fn learned_row(&self, channel: &ChannelName, id: &ItemId) -> Result<Row, StoreError> {
-        let mut statement = self
-            .transaction
-            .prepare_cached("SELECT state, removed, deleted, listed FROM learned WHERE channel = ?1 AND id = ?2")?;
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT state, removed, deleted, listed, branched FROM learned WHERE channel = ?1 AND id = ?2",
+        )?;
         let known = statement.query_row(params![channel.to_string(), id.as_str()], |row| read(row, 0)).optional()?;
         match known {
             Some(row) => Ok(row),
             None => {
                 let state = self.own_item(channel, id)?;
                 let removed = if state.is_none() { self.buried(channel, id)? } else { None };
-                Ok(Row { state, deleted: removed.is_some(), removed, listed: false })
+                Ok(Row { state, deleted: removed.is_some(), removed, ..Row::default() })
             }
         }
     }
@@ -344,7 +425,8 @@ impl Batch<'_> {
         let encoded = |item: &Option<Item>| item.as_ref().map(|item| item.encode().to_vec());
         self.transaction
             .prepare_cached(
-                "INSERT OR REPLACE INTO learned (channel, id, state, removed, deleted, listed) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT OR REPLACE INTO learned (channel, id, state, removed, deleted, listed, branched)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute(params![
                 channel.to_string(),
@@ -352,7 +434,8 @@ impl Batch<'_> {
                 encoded(&row.state),
                 encoded(&row.removed),
                 row.deleted,
-                row.listed
+                row.listed,
+                row.branched
             ])?;
         Ok(())
     }
@@ -439,6 +522,7 @@ fn read(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Row> {
         removed: item(row.get(column + 1)?),
         deleted: row.get(column + 2)?,
         listed: row.get(column + 3)?,
+        branched: row.get(column + 4)?,
     })
 }
 

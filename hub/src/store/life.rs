@@ -164,6 +164,15 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// What a channel holds of an item is to be stated anew, or its end if nobody wants it there; `false` if it holds nothing of it.
+    pub(crate) fn state_anew(&mut self, channel: &str, id: &str) -> Result<bool, StoreError> {
+        let updated = self
+            .transaction
+            .prepare_cached("UPDATE item SET digest = x'' WHERE channel = ?1 AND id = ?2")?
+            .execute(params![channel, id])?;
+        Ok(updated > 0)
+    }
+
     pub(crate) fn drop_standing(&mut self, channel: &str, id: &str) -> Result<(), StoreError> {
         self.transaction
             .prepare_cached("DELETE FROM item WHERE channel = ?1 AND id = ?2")?

@@ -1,5 +1,6 @@
 //! Reading the channels' logs: heads, newest batches and lists from memory, the rest from a connection that only reads.
 
+mod branches;
 mod tail;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -10,6 +10,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/blobs.sql"),
     include_str!("schema/learn.sql"),
     include_str!("schema/epochs.sql"),
+    include_str!("schema/branches.sql"),
 ];
 
 /// A connection by SQLite's own VFS or another.

@@ -19,29 +19,29 @@ use crate::Retention;
 use crate::learn;
 use crate::store::backup::{self, BackupError, Part};
 
-fn daemon_set(name: &str, colour: &str) -> Value {
+pub(super) fn daemon_set(name: &str, colour: &str) -> Value {
     json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": name, "namespace": "default"},
         "spec": {"selector": {"matchLabels": {"app": name}}, "template": {"metadata": {"labels": {"app": name}},
             "spec": {"containers": [{"name": "c", "image": "host", "env": [{"name": "COLOUR", "value": colour}]}]}}}})
 }
 
-fn colour(value: &str) -> Value {
+pub(super) fn colour(value: &str) -> Value {
     json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "host", "env": [{"name": "COLOUR", "value": value}]}]}}}})
 }
 
-fn set(name: &str) -> ObjectKey {
+pub(super) fn set(name: &str) -> ObjectKey {
     ObjectKey::of(&kind::DAEMON_SET, "default", name)
 }
 
-struct World {
-    folder: tempfile::TempDir,
-    bench: Bench,
-    devices: Vec<Device>,
+pub(super) struct World {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) bench: Bench,
+    pub(super) devices: Vec<Device>,
     retention: Retention,
 }
 
 impl World {
-    async fn new(retention: Retention) -> Self {
+    pub(super) async fn new(retention: Retention) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let first = folder.path().join("first");
         std::fs::create_dir(&first).unwrap();
@@ -57,27 +57,27 @@ impl World {
         self.folder.path().join("first")
     }
 
-    fn back_up(&self) -> PathBuf {
+    pub(super) fn back_up(&self) -> PathBuf {
         let target = self.folder.path().join("backup");
         backup::back_up(&self.data(), &target, Part::Everything, Timestamp(1_700_000_000_000), |_, _| {}).unwrap();
         target
     }
 
-    async fn pull(&mut self) {
+    pub(super) async fn pull(&mut self) {
         for device in &mut self.devices {
             device.pull(&self.bench.door).await;
         }
     }
 
     /// The hub is gone; its backup takes its place in another folder.
-    async fn restored(&self, backup: &Path, name: &str) -> Bench {
+    pub(super) async fn restored(&self, backup: &Path, name: &str) -> Bench {
         let data = self.folder.path().join(name);
         backup::restore(&data, backup, Timestamp(1_800_000_000_000)).unwrap();
         Bench::open(&data, self.retention).await
     }
 }
 
-fn text(bench: &Bench, key: &ObjectKey) -> String {
+pub(super) fn text(bench: &Bench, key: &ObjectKey) -> String {
     let object = bench.store.read(key).unwrap();
     object.text("/spec/template/spec/containers/0/env/0/value").to_owned()
 }
@@ -150,7 +150,7 @@ async fn learns_back(retention: Retention) {
     }
 }
 
-fn fleet_of(device: &Device) -> Vec<Value> {
+pub(super) fn fleet_of(device: &Device) -> Vec<Value> {
     let held = device.holds().into_iter().filter(|((channel, _), _)| channel.starts_with("fleet/"));
     held.map(|(_, value)| value).collect()
 }

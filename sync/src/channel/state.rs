@@ -100,7 +100,8 @@ impl ChannelState {
         }
         let covers = snapshot.covers();
         let named: std::collections::BTreeSet<&ItemId> = list.items.iter().map(|entry| &entry.item).collect();
-        let gone = |(id, item): (&ItemId, &Item)| (!named.contains(id) && item.is_covered(&covers)).then(|| id.clone());
+        let reach = snapshot.reach();
+        let gone = |(id, item): (&ItemId, &Item)| (!named.contains(id) && item.is_covered(&reach)).then(|| id.clone());
         let mut gone: Vec<ItemId> = self.items.iter().filter_map(gone).collect();
         if planted::is(Bug::AbsenceIgnored) {
             gone.clear();
@@ -113,7 +114,7 @@ impl ChannelState {
         }
         for (writer, head) in &covers {
             let current = self.heads.entry(*writer).or_insert(*head);
-            if head.seq > current.seq {
+            if head.seq > current.seq || snapshot.settled().contains(writer) {
                 *current = *head;
             }
         }

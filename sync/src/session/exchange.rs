@@ -19,10 +19,14 @@ pub(crate) enum Event {
     Greeted(Greeting),
     /// Device: the channels it reads, and where their logs stand at the hub.
     Subscribed(Positions),
+    /// Hub: where the device's logs stand, with the digests of their heads in the same order; answer with [`Local::Branches`].
+    StandsAt { positions: Positions, digests: Vec<u64> },
     /// Hub: the device has these.
     Acknowledged(Positions),
     /// Read a log; answer with [`Local::Records`].
     NeedRecords { channel: ChannelName, writer: WriterId, after: u64, bytes_max: usize, with_chain: bool },
+    /// Hub: the device has given all of its branch of a log, up to this record; answer with [`Local::List`].
+    BranchCame { channel: ChannelName, writer: WriterId, seq: u64 },
     /// Make durable; answer with [`Local::Ingested`] once all that stand in a row are.
     Ingest(Input),
     /// The peer found a fork in this log.
@@ -65,6 +69,10 @@ pub(crate) enum Local {
     OutboxGrew,
     /// Answer to [`Event::NeedRecords`].
     Records { channel: ChannelName, writer: WriterId, reading: Reading, chain: Option<WriterChain> },
+    /// Answer to [`Event::StandsAt`]: logs of which the device has another branch, and how far.
+    Branches(Vec<(ChannelName, WriterId, u64)>),
+    /// Answer to [`Event::BranchCame`].
+    List { channel: ChannelName, writer: WriterId, seq: u64, reading: Reading, chain: Option<WriterChain> },
     /// All inputs so far are durable.
     Ingested,
     /// Answer to [`Event::NeedOutbox`].

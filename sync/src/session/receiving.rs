@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::frame::Frame;
 use super::{Event, Session, Violation};
-use crate::channel::{CHANNELS_MAX, ChannelName, Hash, Head, Positions, WRITERS_MAX, WriterId};
+use crate::channel::{CHANNELS_MAX, ChannelName, GENESIS, Hash, Head, Positions, WRITERS_MAX, WriterId};
 use crate::few::Few;
 use crate::identity::writer::WriterChain;
 use crate::list::{ChannelSnapshot, SNAPSHOT_BYTES_MAX, STATE_BYTES_MAX, SignedList};
@@ -27,8 +27,15 @@ pub(super) struct Receiving {
     chained: BTreeMap<LogKey, Chained>,
     /// Logs with a gap that was asked for: batches are ignored until one fits.
     asked: BTreeMap<LogKey, u64>,
-    /// Logs of which the peer has another branch: all their batches are branches.
-    branching: BTreeSet<LogKey>,
+    /// Logs of which the peer has another branch: all their batches are branches. Hub: up to where the branch has come without a gap, once it
+    /// has come from its beginning.
+    branching: BTreeMap<LogKey, Option<u64>>,
+    /// Hub: logs that the device had read further than they go here.
+    ahead: BTreeSet<LogKey>,
+    /// Device: how far of its branch of such a log the hub has taken in.
+    taken_in: BTreeMap<LogKey, u64>,
+    /// Device: such logs that a list of the hub has settled since: their records say nothing any more.
+    settled: BTreeSet<LogKey>,
     /// Logs to acknowledge once all inputs are durable.
     unacknowledged: BTreeMap<(u64, u64), u64>,
     snapshot: Option<Coming>,
@@ -67,7 +74,19 @@ impl Receiving {
 
     /// The peer has another branch of this log; false if that was known.
     pub(super) fn branches(&mut self, channel: &ChannelName, writer: WriterId) -> bool {
-        self.branching.len() < WRITERS_MAX && self.branching.insert((channel.clone(), writer))
+        let (key, room) = ((channel.clone(), writer), self.branching.len() < WRITERS_MAX);
+        room && !self.branching.contains_key(&key) && self.branching.insert(key, None).is_none()
+    }
+
+    /// Hub: whether these records of a branch follow what came of it. What was on its way when the fork was found comes again, from the
+    /// beginning on.
+    fn continues(&mut self, key: &LogKey, first_seq: u64, last_seq: u64, prev: &Hash) -> bool {
+        let Some(came) = self.branching.get_mut(key) else { return false };
+        let follows = came.map_or(*prev == GENESIS, |came| first_seq <= came + 1);
+        if follows {
+            *came = (*came).max(Some(last_seq));
+        }
+        follows
     }
 
     pub(super) fn introduce_channel(&mut self, index: u64, name: ChannelName) -> Result<(), Violation> {
@@ -150,12 +169,8 @@ impl Session {
         let have = self.own.get(&channel).and_then(|logs| logs.get(&chain.id)).copied();
         let batch =
             Batch { channel: channel.clone(), writer: chain.id, first_seq, last_seq, prev, payload, difference: None };
-        if self.receiving.branching.contains(&key) {
-            let verified = batch.verify(&chain)?;
-            self.receiving.chained.insert(key, Chained::of(&verified, !self.is_hub()));
-            self.receiving.unacknowledged.insert((channel_index, writer_index), last_seq);
-            self.events.push_back(Event::Ingest(Input::Branch(verified)));
-            return Ok(());
+        if self.receiving.branching.contains_key(&key) {
+            return self.receive_branch((channel_index, writer_index), key, batch.verify(&chain)?);
         }
         match place(have, first_seq, last_seq, &prev, None) {
             Placement::Next => {
@@ -193,6 +208,20 @@ impl Session {
                 self.receiving.chained.insert(key, Chained::of(&verified, !self.is_hub()));
                 self.find_fork(channel, chain.id, seq);
             }
+        }
+        Ok(())
+    }
+
+    /// Records of the peer's branch of a log. The hub acknowledges a branch as far as it came from its beginning.
+    fn receive_branch(&mut self, names: (u64, u64), key: LogKey, verified: VerifiedBatch) -> Result<(), Violation> {
+        let settled = self.receiving.settled.contains(&key);
+        self.receiving.chained.insert(key.clone(), Chained::of(&verified, !self.is_hub()));
+        let batch = verified.batch();
+        if !self.is_hub() || self.receiving.continues(&key, batch.first_seq, batch.last_seq, &batch.prev) {
+            self.receiving.unacknowledged.insert(names, batch.last_seq);
+        }
+        if !settled {
+            self.events.push_back(Event::Ingest(Input::Branch(verified)));
         }
         Ok(())
     }
@@ -244,18 +273,36 @@ impl Session {
         let Some(Coming { chain, list, states, .. }) = self.receiving.snapshot.take() else { return Ok(()) };
         let verified = ChannelSnapshot { list, states }.verify(&chain)?;
         let list = &verified.snapshot().list;
-        let is_branch = |writer: &WriterId| self.receiving.branching.contains(&(list.channel.clone(), *writer));
-        if !self.may_receive(&list.channel) || is_branch(&list.writer) {
+        for (writer, head) in &list.covers {
+            // One that stands where this replica does was signed here: the peer has its own branch beside it.
+            let here = self.own.get(&list.channel).and_then(|logs| logs.get(writer));
+            let branch = self.receiving.branching.get_mut(&(list.channel.clone(), *writer));
+            if let Some(came) = branch.filter(|_| here != Some(head)) {
+                *came = (*came).max(Some(head.seq));
+            }
+        }
+        let is_branch = |writer: &WriterId| self.receiving.branching.contains_key(&(list.channel.clone(), *writer));
+        if !self.may_receive(&list.channel) || (is_branch(&list.writer) && !self.is_hub()) {
             return Ok(());
         }
         // What the list of another branch does not name is not deleted; what it names holds all the same.
-        let branches: BTreeSet<WriterId> = list.covers.keys().copied().filter(is_branch).collect();
+        // Nor is what it does not name of a log that goes further here: nobody knows yet whether it is on another branch.
+        let goes_further = |writer: &WriterId, head: &Head| {
+            let here = self.own.get(&list.channel).and_then(|logs| logs.get(writer));
+            !self.is_hub() && *writer != list.writer && here.is_some_and(|here| here.seq > head.seq)
+        };
+        let apart = list.covers.iter().filter(|(writer, head)| is_branch(writer) || goes_further(writer, head));
+        let (settled, branches): (BTreeSet<_>, BTreeSet<_>) =
+            apart.map(|(writer, _)| *writer).partition(|writer| self.has_given_all(&list.channel, writer));
         let logs = self.own.get_or_insert_with(list.channel.clone(), Few::default);
         for (writer, head) in list.covers.iter().filter(|(writer, _)| !branches.contains(*writer)) {
             let key = (list.channel.clone(), *writer);
             let stands_at = logs.get_or_insert_with(*writer, || *head);
-            if head.seq > stands_at.seq {
+            if head.seq > stands_at.seq || settled.contains(writer) {
                 *stands_at = *head;
+            }
+            if settled.contains(writer) {
+                self.receiving.settled.insert(key.clone());
             }
             self.receiving.asked.remove(&key);
             self.receiving.chained.remove(&key);
@@ -266,16 +313,64 @@ impl Session {
         if let (Some(channel), Some(writer)) = (channel, writer) {
             self.receiving.unacknowledged.insert((channel, writer), list.head.seq);
         }
-        self.events.push_back(Event::Ingest(Input::Snapshot(verified.sparing(branches))));
+        self.events.push_back(Event::Ingest(Input::Snapshot(verified.sparing(branches).settling(settled))));
         Ok(())
+    }
+
+    /// Device: whether the hub has taken in all of this branch of a log.
+    fn has_given_all(&self, channel: &ChannelName, writer: &WriterId) -> bool {
+        let taken_in = self.receiving.taken_in.get(&(channel.clone(), *writer)).copied();
+        let here = self.own.get(channel).and_then(|logs| logs.get(writer)).map_or(0, |head| head.seq);
+        !self.is_hub() && self.settles && taken_in.is_some_and(|seq| seq >= here)
+    }
+
+    /// Device: the hub has made a record of its own durable; of another branch than it knew, it has taken in all before it too.
+    pub(super) fn was_taken_in(&mut self, key: &LogKey, seq: u64) {
+        if self.receiving.branching.contains_key(key) {
+            let furthest = self.receiving.taken_in.entry(key.clone()).or_insert(0);
+            *furthest = seq.max(*furthest);
+        }
     }
 
     /// Everything received so far is durable.
     pub(super) fn send_acks(&mut self) {
         let acks = std::mem::take(&mut self.receiving.unacknowledged);
+        self.answer_branches(&acks);
         let logs: Vec<_> = acks.into_iter().map(|((channel, writer), seq)| (channel, writer, seq)).collect();
         for logs in logs.chunks(super::frame::ACKS_MAX) {
             self.frames.push_back(Frame::Ack { logs: logs.to_vec() });
+        }
+    }
+
+    /// Hub: the device has read these logs further than they go here: it has something to give.
+    pub(super) fn note_ahead(&mut self, positions: &Positions) {
+        for (channel, logs) in positions {
+            for (writer, seq) in logs {
+                if self.own.get(channel).and_then(|logs| logs.get(writer)).map_or(0, |head| head.seq) < *seq {
+                    self.receiving.ahead.insert((channel.clone(), *writer));
+                }
+            }
+        }
+    }
+
+    /// Hub: who has given all that it had further, or of another branch, is told what has become of it. The list leaves behind the
+    /// acknowledgement.
+    fn answer_branches(&mut self, acks: &BTreeMap<(u64, u64), u64>) {
+        if !self.is_hub() {
+            return;
+        }
+        for ((channel, writer), seq) in acks {
+            let (Some(channel), Some(chain)) =
+                (self.receiving.channels.get(channel), self.receiving.writers.get(writer))
+            else {
+                continue;
+            };
+            let key = (channel.clone(), chain.id);
+            let gives = self.receiving.branching.contains_key(&key) || self.receiving.ahead.contains(&key);
+            if gives && *seq >= self.sending.peer_stood_at(&key) {
+                let (channel, writer) = key;
+                self.events.push_back(Event::BranchCame { channel, writer, seq: *seq });
+            }
         }
     }
 }

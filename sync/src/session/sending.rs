@@ -37,6 +37,8 @@ pub(super) struct Sending {
     flight: VecDeque<Flying>,
     flight_bytes: usize,
     snapshots: VecDeque<Leaving>,
+    /// Branches that the peer has given, up to which record, and whose channel's list cannot be had yet, see [`Reading::Later`].
+    lists_owed: Vec<(ChannelName, WriterId, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +81,11 @@ impl Sending {
         self.differences = differences;
     }
 
+    /// How far the peer had read a log at its hello.
+    pub(super) fn peer_stood_at(&self, key: &LogKey) -> u64 {
+        self.peer.get(&key.0).and_then(|logs| logs.get(&key.1)).copied().unwrap_or(0)
+    }
+
     /// Device: the hub reads these channels from now on.
     pub(super) fn subscribe(&mut self, positions: &Positions) {
         self.peer.retain(|channel, _| positions.contains_key(channel));
@@ -89,7 +96,7 @@ impl Sending {
     }
 
     fn log(&mut self, key: &LogKey) -> &mut SendingLog {
-        let stands_at = self.peer.get(&key.0).and_then(|logs| logs.get(&key.1)).copied().unwrap_or(0);
+        let stands_at = self.peer_stood_at(key);
         self.logs.get_or_insert_with(key.clone(), || SendingLog { sent: stands_at, ..SendingLog::default() })
     }
 
@@ -292,6 +299,32 @@ impl Session {
         self.ask_for_records();
     }
 
+    /// Logs have grown: lists that could not be made may be made now.
+    pub(super) fn ask_for_lists(&mut self) {
+        for (channel, writer, seq) in std::mem::take(&mut self.sending.lists_owed) {
+            self.events.push_back(Event::BranchCame { channel, writer, seq });
+        }
+    }
+
+    /// The store's answer to [`Event::BranchCame`].
+    pub(super) fn send_list(
+        &mut self,
+        branch: (ChannelName, WriterId, u64),
+        reading: Reading,
+        chain: Option<WriterChain>,
+    ) {
+        match reading {
+            Reading::Snapshot(snapshot) if self.settles => {
+                let speaker = (branch.0, snapshot.list.writer);
+                if let Some((_, writer)) = self.sending.introduce(&speaker, chain, &mut self.frames) {
+                    self.sending.snapshot(&speaker, writer, snapshot);
+                }
+            }
+            Reading::Later if !self.sending.lists_owed.contains(&branch) => self.sending.lists_owed.push(branch),
+            Reading::Snapshot(_) | Reading::Later | Reading::Batches(_) | Reading::NotKept => {}
+        }
+    }
+
     /// The peer has made these durable.
     pub(super) fn acknowledge(&mut self, acks: &[(u64, u64, u64)]) -> Result<(), Violation> {
         let mut positions = Positions::new();
@@ -305,6 +338,7 @@ impl Session {
                 !acknowledged
             });
             self.sending.flight_bytes -= freed;
+            self.was_taken_in(&key, *seq);
             positions.entry(key.0).or_default().insert(key.1, *seq);
         }
         if self.is_hub() {

@@ -1,4 +1,5 @@
 mod blobs;
+mod branches;
 mod convergence;
 mod protocol;
 mod world;

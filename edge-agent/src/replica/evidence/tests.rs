@@ -141,3 +141,23 @@ async fn a_log_asked_for_anew_stands_where_its_proof_ends() {
     world.store.ingest(Ingest { evidence: rows, ..Ingest::default() }).await.unwrap();
     assert_eq!(world.kept(0).await, Kept::Nothing);
 }
+
+#[tokio::test]
+async fn what_was_kept_of_a_branch_goes_with_the_list_that_settles_it() {
+    let mut world = World::new();
+    for id in ["one", "two"] {
+        let batch = world.batch(id);
+        world.take(|evidence, rows| evidence.batch(&batch, rows)).await;
+    }
+    let list = world.list();
+    for id in ["three", "four"] {
+        let batch = world.batch(id);
+        world.take(|evidence, rows| evidence.batch(&batch, rows)).await;
+    }
+    assert_eq!(seqs(world.kept(2).await), [3, 4]);
+    let settled = BTreeSet::from([world.writer()]);
+    world.take(|evidence, rows| evidence.list(&list.settling(settled), rows)).await;
+    assert_eq!(world.end(), 2, "it stands where the list does");
+    assert_eq!(world.kept(2).await, Kept::Nothing);
+    assert!(matches!(world.kept(0).await, Kept::List { .. }));
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flotilla_sync::identity::{DeviceKeys, FlooredClock, Installation, NodeName};
 use flotilla_sync::record::Draft;
-use flotilla_sync::replica::Replica as _;
+use flotilla_sync::replica::{Reading, Replica as _};
 use flotilla_sync::transport::PeerIdentity;
 
 use super::super::Life;
@@ -143,4 +143,18 @@ async fn however_much_is_stated_again_it_fits() {
     replica.take_new_writer().await.unwrap();
     assert_eq!(replica.newest_of_own(), before + names.len() as u64);
     assert_eq!(replica.state().own_batches.len(), 3);
+}
+
+/// A list cannot be passed on by the hub to another board with a copy of this card.
+#[tokio::test]
+async fn the_log_of_a_writer_that_took_over_goes_to_the_hub_as_records() {
+    let world = World::new();
+    let replica = world.begin();
+    replica.append(vec![set(KEPT), set(ENDED)]).await.unwrap();
+    replica.take_new_writer().await.unwrap();
+    let own = replica.state().log.identity().id();
+    let Reading::Batches(batches) = replica.read(&replica.own_channel, &own, 0, 1 << 20).await.unwrap() else {
+        panic!("a list, though nothing is missing before the first record")
+    };
+    assert_eq!((batches[0].first_seq, batches[0].prev), (3, flotilla_sync::channel::GENESIS));
 }

@@ -111,7 +111,7 @@ fn take_step(world: &mut World, hub: &mut Store, devices: &mut [Store], clones: 
     }
 }
 
-fn branch(store: &Store) -> Store {
+pub(super) fn branch(store: &Store) -> Store {
     let writer = store.writer.lock().unwrap();
     let own = writer.identity().id();
     let at = |(name, state): (&ChannelName, &ChannelState)| Some((name.clone(), *state.heads.get(&own)?));

@@ -46,6 +46,8 @@ pub(super) struct Store {
     pub(super) forks: usize,
     pub(super) blobs: BTreeMap<Hash, Bytes>,
     pub(super) pieces: BTreeMap<Hash, Vec<u8>>,
+    /// Hub: it answers a branch with its list.
+    pub(super) settles: bool,
 }
 
 pub(super) struct World {
@@ -90,6 +92,7 @@ impl World {
             forks: 0,
             blobs: BTreeMap::new(),
             pieces: BTreeMap::new(),
+            settles: false,
         }
     }
 
@@ -151,20 +154,25 @@ impl Store {
 
     pub(super) fn read(&self, channel: &ChannelName, writer: &WriterId, after: u64) -> Reading {
         let key = (channel.clone(), *writer);
-        let identity = self.writer.lock().unwrap().identity().clone();
         if self.floors.get(&key).is_some_and(|floor| after < *floor) {
-            let covers: BTreeMap<WriterId, Head> = self.channels[channel]
-                .heads
-                .iter()
-                .filter(|(writer, _)| self.chains[*writer].subject == identity.chain().subject)
-                .map(|(writer, head)| (*writer, *head))
-                .collect();
-            return Reading::Snapshot(self.channels[channel].snapshot(&identity, covers).unwrap());
+            return Reading::Snapshot(self.list(channel));
         }
         let log = self.logs.get(&key).cloned().unwrap_or_default();
         let batches: Vec<Batch> = log.into_iter().filter(|batch| batch.first_seq > after).take(3).collect();
         // Behind a snapshot taken meanwhile a log has a hole: what follows it is evidence for a fork, a gap for the others.
         if batches.is_empty() { Reading::NotKept } else { Reading::Batches(batches) }
+    }
+
+    /// What the present writer says of a channel, and of the logs of the writers before it.
+    fn list(&self, channel: &ChannelName) -> crate::list::ChannelSnapshot {
+        let identity = self.writer.lock().unwrap().identity().clone();
+        let covers: BTreeMap<WriterId, Head> = self.channels[channel]
+            .heads
+            .iter()
+            .filter(|(writer, _)| self.chains[*writer].subject == identity.chain().subject)
+            .map(|(writer, head)| (*writer, *head))
+            .collect();
+        self.channels[channel].snapshot(&identity, covers).unwrap()
     }
 
     pub(super) fn truncate(&mut self) {
@@ -305,6 +313,11 @@ impl Store {
                     let speaker =
                         if let Reading::Snapshot(snapshot) = &reading { snapshot.list.writer } else { writer };
                     Some(Local::Records { channel, writer, reading, chain: self.chains.get(&speaker).cloned() })
+                }
+                Event::BranchCame { channel, writer, seq } if self.settles => {
+                    let reading = Reading::Snapshot(self.list(&channel));
+                    let chain = self.chains.get(&self.writer.lock().unwrap().identity().id()).cloned();
+                    Some(Local::List { channel, writer, seq, reading, chain })
                 }
                 Event::NeedOutbox { limit, .. } => {
                     Some(Local::Outbox { observations: self.outbox.values().take(limit).cloned().collect(), limit })

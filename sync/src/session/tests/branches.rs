@@ -1,0 +1,101 @@
+//! Two branches of one log of a hub's: given from the beginning, answered with a list, and then one again.
+
+use super::super::*;
+use super::convergence::branch;
+use super::world::*;
+use crate::channel::ItemId;
+use crate::record::Draft;
+use crate::replica::Input;
+
+/// A hub, and a device that holds another branch of its log: the hub has removed an item that both knew, and the device one that only it
+/// ever saw.
+fn apart() -> (World, Store, Store) {
+    let (mut world, mut hub, mut devices) = trio();
+    hub.edit(1, 1, 1);
+    hub.edit(2, 1, 1);
+    settle(&mut world, &mut hub, &mut devices);
+    let mut copy = branch(&hub);
+    for value in 1..=4 {
+        hub.edit(3, 1, value);
+    }
+    settle(&mut world, &mut hub, &mut devices);
+    copy.edit(4, 1, 1);
+    copy.append(&fleet(), vec![Draft::remove(item(1), "", 0)]);
+    copy.channels.get_mut(&fleet()).unwrap().items.retain(|_, item| item.is_live());
+    (world, copy, devices.swap_remove(0))
+}
+
+fn head_of(store: &Store, writer: &WriterId) -> Head {
+    store.channels[&fleet()].heads[writer]
+}
+
+#[test]
+fn a_branch_that_was_given_whole_is_settled_by_a_list() {
+    let (mut world, mut hub, mut device) = apart();
+    let forked = hub.writer.lock().unwrap().identity().id();
+    assert!(head_of(&device, &forked).seq > head_of(&hub, &forked).seq);
+    hub.settles = true;
+    // The hub finds the fork, takes in what the device has, and states all of it under another writer.
+    meet(&mut world, &mut hub, &mut device, 1000);
+    assert!(hub.seen(&fleet()).contains_key(&item(3)), "what only the device's branch said");
+    hub.channels.get_mut(&fleet()).unwrap().items.retain(|_, item| item.is_live());
+    meet(&mut world, &mut hub, &mut device, 1000);
+    assert_eq!(device.seen(&fleet()), hub.seen(&fleet()), "what was on both branches is deleted too");
+    assert_eq!(head_of(&device, &forked), head_of(&hub, &forked), "and nothing is forked any more");
+    let bytes: usize = meet(&mut world, &mut hub, &mut device, 1000).iter().sum();
+    assert!(bytes < 1500, "{bytes} bytes though there is nothing to say");
+}
+
+#[test]
+fn what_comes_without_its_beginning_is_no_whole_branch() {
+    let (world, hub, device) = apart();
+    let root = world.installation.root().public();
+    let forked = hub.writer.lock().unwrap().identity().id();
+    let mut session = Session::new(config(root, None), hub.heads(Some(&[fleet(), own_channel("a")])), None, 0);
+    let hello = Session::new(config(root, Some("a")), device.heads(None), None, 0).poll_frame().unwrap();
+    session.handle_frame(&hello, 0);
+    let chain = Bytes::copy_from_slice(device.chains[&forked].encode());
+    session.handle_frame(&Frame::Writer { index: 0, chain }.encode(), 0);
+    session.handle_frame(&Frame::Channel { index: 0, name: fleet() }.encode(), 0);
+    let log = &device.logs[&(fleet(), forked)];
+    let mut give = |batches: &[crate::log::Batch]| {
+        for batch in batches {
+            let start = Some((batch.first_seq, batch.prev));
+            let frame = Frame::Batch { channel: 0, writer: 0, start, payload: batch.payload.clone() };
+            session.handle_frame(&frame.encode(), 0);
+        }
+        session.handle_local(Local::Ingested, 0);
+        let events: Vec<Event> = std::iter::from_fn(|| session.poll_event()).collect();
+        let came = events.iter().any(|event| matches!(event, Event::BranchCame { .. }));
+        let taken = events.iter().filter(|event| matches!(event, Event::Ingest(Input::Branch(_)))).count();
+        let acked = std::iter::from_fn(|| session.poll_frame())
+            .any(|frame| matches!(Frame::decode(&frame), Ok(Frame::Ack { .. })));
+        (taken, acked, came)
+    };
+    let (common, rest) = log.split_at(2);
+    // The first of these is the evidence of the fork; those behind it were on their way already.
+    assert_eq!(give(&rest[1..]), (rest.len() - 2, false, false));
+    assert_eq!(give(&common[..1]), (1, true, false));
+    assert_eq!(give(&rest[1..]), (rest.len() - 1, false, false), "one is missing");
+    assert_eq!(give(&log[1..]), (log.len() - 1, true, true));
+    let grant = ItemId::parse("grant/x").unwrap();
+    assert!(!device.seen(&fleet()).contains_key(&grant));
+}
+
+#[test]
+fn the_hub_names_what_it_has_heard_to_those_who_understand_it() {
+    let frame = Frame::Heard { clock: Clock { incarnation: 2, boot: 300, seq: 7 } };
+    let golden = [0x84, 0x18, 25, 2, 0x19, 1, 44, 7];
+    assert_eq!(frame.encode()[..], golden);
+    assert_eq!(Frame::decode(&frame.encode()).unwrap(), frame);
+    for (versions, asked) in [(vec![1, 2], false), (vec![1, 2, 3], true)] {
+        let (world, hub, _) = trio();
+        let root = world.installation.root().public();
+        let mut session = Session::new(config(root, None), hub.heads(Some(&[fleet()])), None, 0);
+        let positions = Positions::new();
+        let hello = Frame::Hello { versions, incarnation: 1, boot: 1, positions, digests: Vec::new(), greeting: None };
+        session.handle_frame(&hello.encode(), 0);
+        let events: Vec<Event> = std::iter::from_fn(|| session.poll_event()).collect();
+        assert_eq!(events.iter().any(|event| matches!(event, Event::NeedHeard)), asked);
+    }
+}
