@@ -107,6 +107,8 @@ impl Mind {
         let mut loops = JoinSet::new();
         loops.spawn(fleet::attention::watch(Arc::clone(&self.door), shutdown.clone()));
         loops.spawn(learn::watch(Arc::clone(&self.door), shutdown.clone()));
+        let (store, stop) = (self.store.clone(), shutdown.clone());
+        loops.spawn(async move { store.logs().bells().walk(stop).await });
         loops.spawn(control(self.store, self.contacts, lessons, shutdown));
         while let Some(ended) = loops.join_next().await {
             if let Err(error) = ended {

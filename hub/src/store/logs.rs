@@ -1,5 +1,6 @@
 //! Reading the channels' logs: heads, newest batches and lists from memory, the rest from a connection that only reads.
 
+mod bells;
 mod branches;
 mod tail;
 
@@ -23,6 +24,7 @@ use super::damage::DamagedRow;
 use super::writer::Grown;
 use super::{StoreError, schema};
 
+use bells::Bells;
 use tail::{Rest, Tails};
 
 /// Signed lists of fleets kept for the next reader that is behind, and their bytes.
@@ -48,8 +50,8 @@ pub(crate) struct Logs {
     /// How often any of them grew.
     growth: AtomicU64,
     reader: Mutex<Connection>,
-    /// Rung when a log of interest grew, by node.
-    bells: RwLock<BTreeMap<String, watch::Sender<u64>>>,
+    /// Rung when a log of interest grew.
+    bells: Bells,
     snapshots: Mutex<Vec<(ChannelName, Head, ChannelSnapshot)>>,
     tails: RwLock<Tails>,
     /// Batches read lately, which are what was signed.
@@ -78,7 +80,7 @@ impl Logs {
             heads: RwLock::new(heads),
             growth: AtomicU64::new(0),
             reader: Mutex::new(reader),
-            bells: RwLock::default(),
+            bells: Bells::default(),
             snapshots: Mutex::default(),
             tails: RwLock::default(),
             verified: Mutex::default(),
@@ -104,8 +106,12 @@ impl Logs {
 
     /// Rings when a log that may concern this node grew; those of fleets concern all.
     pub(crate) fn bell(&self, node: &str) -> watch::Receiver<u64> {
-        let mut bells = self.bells.write().unwrap_or_else(PoisonError::into_inner);
-        bells.entry(node.to_owned()).or_insert_with(|| watch::channel(0).0).subscribe()
+        self.bells.of(node)
+    }
+
+    /// Who tells large fleets, in turns.
+    pub(crate) fn bells(&self) -> &Bells {
+        &self.bells
     }
 
     /// What is longer now can be read: before anybody is told, see [`Self::ring`].
@@ -155,25 +161,13 @@ impl Logs {
 
     /// Tells the sessions of what has grown.
     pub(super) fn ring(&self, grown: &[Grown]) {
-        if grown.is_empty() {
-            return;
-        }
-        let bells = self.bells.read().unwrap_or_else(PoisonError::into_inner);
-        let ring = |bell: &watch::Sender<u64>| {
-            // Those of devices that are away hang where they were.
-            if bell.receiver_count() > 0 {
-                bell.send_modify(|count| *count = count.wrapping_add(1));
-            }
-        };
-        if grown.iter().any(|log| matches!(log.channel, ChannelName::Fleet(_))) {
-            bells.values().for_each(ring);
+        let shared = grown.iter().any(|log| matches!(log.channel, ChannelName::Fleet(_)));
+        if shared && self.bells.ring_fleet() {
             return;
         }
         for log in grown {
-            if let ChannelName::Device(node) = &log.channel
-                && let Some(bell) = bells.get(node.as_str())
-            {
-                ring(bell);
+            if let ChannelName::Device(node) = &log.channel {
+                self.bells.ring(node.as_str());
             }
         }
     }
