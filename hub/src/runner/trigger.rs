@@ -1,8 +1,9 @@
 //! What has to be planned again after a change. Pure; a change says *that* something happened, the plans look for themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_manifests::condition;
+use flotilla_manifests::derive;
 use flotilla_manifests::kind;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::rollout;
@@ -84,7 +85,8 @@ pub fn by_change(index: &Index, event: &WatchEvent) -> Tasks {
 pub fn by_contact(index: &Index, node: &str) -> Tasks {
     let mut tasks = Tasks::from([(Task::Node(node.to_owned()), 0), (Task::Schedule, 0)]);
     by_placed(index, node, &mut tasks);
-    daemon_sets(index, &mut tasks);
+    let row = index.get(&ObjectKey::of(&kind::NODE, "", node));
+    daemon_sets(index, node, row.map(AsRef::as_ref).into_iter(), &mut tasks);
     tasks
 }
 
@@ -179,7 +181,7 @@ fn by_node(index: &Index, node: &Object, previous: Option<&Object>, gone: bool, 
     let moved = previous.is_none_or(|previous| place(previous) != place(node));
     let room = |node: &Object| (node.at("/status/allocatable").cloned(), node.at("/status/capacity").cloned());
     if moved || gone {
-        daemon_sets(index, tasks);
+        daemon_sets(index, node.name(), previous.into_iter().chain([node]), tasks);
         by_placed(index, node.name(), tasks);
     }
     if moved || gone || previous.is_some_and(|previous| room(previous) != room(node)) {
@@ -199,9 +201,18 @@ fn by_placed(index: &Index, node: &str, tasks: &mut Tasks) {
     }
 }
 
-fn daemon_sets(index: &Index, tasks: &mut Tasks) {
+/// The DaemonSets that have a Pod on a Node, or select it as it is or was: each looks at the whole fleet when it is planned.
+fn daemon_sets<'a>(index: &Index, name: &str, node: impl Iterator<Item = &'a Object> + Clone, tasks: &mut Tasks) {
+    let mut here =
+        index.pods_on(name).filter_map(|pod| pod.controller()).map(|owner| owner.uid).collect::<BTreeSet<_>>();
     for set in index.list(&kind::DAEMON_SET, None) {
-        tasks.insert(Task::DaemonSet(set.key()), gathering_ms(set));
+        let selects = |node: &Object| {
+            let selection = derive::selection(set, node);
+            selection.should_run || selection.may_stay
+        };
+        if here.remove(set.uid()) || node.clone().any(selects) {
+            tasks.insert(Task::DaemonSet(set.key()), gathering_ms(set));
+        }
     }
 }
 

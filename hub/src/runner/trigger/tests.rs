@@ -176,3 +176,35 @@ fn contact_wakes_the_workloads_on_the_device() {
         assert!(all.contains(&task.to_owned()), "{task} is not in {all:?}");
     }
 }
+
+#[test]
+fn a_daemon_set_is_planned_for_the_devices_that_it_selects() {
+    let mut state = state();
+    state.edit(&key(&kind::DAEMON_SET, "agent"), |set| {
+        set["spec"]["template"]["spec"]["nodeSelector"] = json!({"group": "b"});
+    });
+    let wakes = |tasks: Tasks| names(tasks).contains(&"daemon set agent".to_owned());
+    assert!(!wakes(by_contact(&state.index, "edge-0")), "nothing of it is there");
+    let node = key(&kind::NODE, "edge-0");
+    let join = |node: &mut Value| node["metadata"]["labels"] = json!({"group": "b"});
+    assert!(wakes(by_change(&state.index, &modified(&state, &node, join))));
+    state.edit(&node, join);
+    assert!(wakes(by_contact(&state.index, "edge-0")));
+    let leave = modified(&state, &node, |node| node["metadata"]["labels"] = json!({"group": "c"}));
+    assert!(wakes(by_change(&state.index, &leave)), "it selected the device until now");
+    assert!(wakes(by_change(&state.index, &WatchEvent::Deleted(Arc::new(state.get(&node).clone())))));
+}
+
+#[test]
+fn what_is_wished_of_a_large_workload_is_planned_at_once_and_its_status_is_not() {
+    let mut state = state();
+    let set = key(&kind::DAEMON_SET, "agent");
+    state.edit(&set, |set| set["status"] = json!({"desiredNumberScheduled": 1000}));
+    let gathers = |event: &WatchEvent| by_change(&state.index, event).get(&Task::DaemonSet(set.clone())).copied();
+    let told = modified(&state, &set, |set| set["status"]["numberReady"] = 7.into());
+    assert_eq!(gathers(&told), Some(250));
+    let wished = modified(&state, &set, |set| set["spec"]["minReadySeconds"] = 5.into());
+    assert_eq!(gathers(&wished), Some(0));
+    let ends = modified(&state, &set, |set| set["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
+    assert_eq!(gathers(&ends), Some(0));
+}
