@@ -103,7 +103,8 @@ pub enum Write {
 }
 
 impl Write {
-    /// Whether nothing else in its plan follows from it: whoever plans again after half of them sees which are left.
+    /// Whether nothing else in its plan follows from it, and it can come after all the rest: whoever plans again after half of them sees
+    /// which are left.
     pub fn stands_alone(&self) -> bool {
         match self {
             Self::Grant { .. } => true,

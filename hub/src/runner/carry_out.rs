@@ -3,7 +3,8 @@
 use flotilla_manifests::admission::{Context, DeleteOptions, FieldValidation, Mutation};
 use flotilla_manifests::api_error::ApiError;
 use flotilla_manifests::kind;
-use flotilla_manifests::object::ObjectKey;
+use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::rollout::number_of;
 use flotilla_rest::backend::{DryRun, User, WriteRequest};
 
 use crate::admission;
@@ -63,8 +64,10 @@ pub(super) fn carry_out(batch: &mut Batch<'_>, writes: Vec<Write>, user: &str) -
                 }
             }
             Write::Grant { workload_uid, node, number } => {
-                let number = number.map(|number| number.to_string());
-                if batch.index().by_uid(&workload_uid).is_some() {
+                // Somebody may have taken the number back since the plan was made.
+                let stands = |workload: &Object| number.is_none_or(|number| number_of(workload) == Some(number));
+                if batch.index().by_uid(&workload_uid).is_some_and(|workload| stands(workload)) {
+                    let number = number.map(|number| number.to_string());
                     batch.set_grant(&workload_uid, &node, number.as_deref())?;
                 }
             }

@@ -63,21 +63,35 @@ impl Task {
 pub struct Queue {
     due: BTreeSet<(Timestamp, Task)>,
     at: BTreeMap<Task, Timestamp>,
-    /// Until when tasks that gather are left alone after they were due.
-    rests_until: BTreeMap<Task, Timestamp>,
+    /// When tasks that gather are left alone after they were due, unless somebody wishes something of them.
+    gathering: BTreeMap<Task, Rest>,
     failures: BTreeMap<Task, u32>,
-    /// Tasks whose last plan was dear, and until when each rests.
-    resting: BTreeMap<Task, Timestamp>,
+    /// Tasks whose last plan was dear, and are left alone whoever asks.
+    resting: BTreeMap<Task, Rest>,
+}
+
+/// A span of time. What a clock that was set back finds to begin later is none, or a rest of a second would last for a year.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    from: Timestamp,
+    until: Timestamp,
+}
+
+impl Rest {
+    /// The earliest time from `at` on.
+    fn after(&self, at: Timestamp) -> Timestamp {
+        if self.from <= at { at.max(self.until) } else { at }
+    }
+
+    fn is_on(&self, now: Timestamp) -> bool {
+        self.from <= now && now < self.until
+    }
 }
 
 impl Queue {
     /// Asks for a task at `at`; one that is asked for already keeps its earlier time. One that rests comes after that.
     pub fn add(&mut self, task: Task, at: Timestamp) {
-        let at = match self.resting.get(&task) {
-            // A clock that was set back makes no rest of years.
-            Some(until) => at.max((*until).min(Timestamp(at.0.saturating_add(REST_MS_MAX)))),
-            None => at,
-        };
+        let at = self.resting.get(&task).map_or(at, |rest| rest.after(at));
         if let Some(present) = self.at.get(&task).copied() {
             if present <= at {
                 return;
@@ -91,16 +105,19 @@ impl Queue {
     /// Asks for tasks, each with the milliseconds for which it gathers: one that was not taken out for so long is due soon, another once
     /// it was not. So the first of many reports is heeded at once, and all of them together make few plans.
     pub fn add_all(&mut self, tasks: impl IntoIterator<Item = (Task, u64)>, now: Timestamp) {
-        self.rests_until.retain(|_, until| *until > now);
+        self.gathering.retain(|_, rest| rest.is_on(now));
         for (task, gathers_ms) in tasks {
             let soon = Timestamp(now.0.saturating_add(gathers_ms.min(GATHERS_AFTER_REST_MS)));
             if gathers_ms == 0 {
                 self.add(task, soon);
                 continue;
             }
-            let at = self.rests_until.get(&task).map_or(soon, |until| soon.max(*until));
-            if !self.at.contains_key(&task) && self.rests_until.len() < RESTING_MAX {
-                self.rests_until.insert(task.clone(), Timestamp(at.0.saturating_add(gathers_ms)));
+            let at = self.gathering.get(&task).map_or(soon, |rest| rest.after(soon));
+            // One that waits for its time alone is asked for anew.
+            let anew = self.at.get(&task).is_none_or(|present| *present > at);
+            if anew && self.gathering.len() < RESTING_MAX {
+                let until = Timestamp(at.0.saturating_add(gathers_ms));
+                self.gathering.insert(task.clone(), Rest { from: now, until });
             }
             self.add(task, at);
         }
@@ -108,7 +125,7 @@ impl Queue {
 
     /// Takes out at most `count_max` tasks that are due, the earliest first.
     pub fn pop_due(&mut self, now: Timestamp, count_max: usize) -> Vec<Task> {
-        self.resting.retain(|_, until| *until > now);
+        self.resting.retain(|_, rest| rest.is_on(now));
         let mut tasks = Vec::new();
         while tasks.len() < count_max {
             match self.due.first() {
@@ -133,7 +150,9 @@ impl Queue {
         let took_ms = now.0.saturating_sub(began.0);
         if took_ms >= DEAR_MS_MIN {
             let rest_ms = took_ms.saturating_mul(REST_FACTOR).min(REST_MS_MAX);
-            self.resting.insert(task.clone(), Timestamp(now.0.saturating_add(rest_ms)));
+            self.resting.insert(task.clone(), Rest { from: now, until: Timestamp(now.0.saturating_add(rest_ms)) });
+        } else {
+            self.resting.remove(task);
         }
     }
 
@@ -245,12 +264,32 @@ mod tests {
     }
 
     #[test]
-    fn no_rest_is_long_whatever_the_clock_did() {
+    fn a_clock_that_is_set_back_ends_every_rest() {
+        let (hour, year) = (3_600_000, 365 * 86_400_000);
         let mut queue = Queue::default();
         // Set forward by a year while it planned, and back afterwards.
-        let year = 365 * 86_400_000;
-        queue.planned(&node("dear"), Timestamp(1000), Timestamp(year));
-        queue.add(node("dear"), Timestamp(1200));
-        assert_eq!(queue.next_at(), Some(Timestamp(1200 + REST_MS_MAX)));
+        queue.planned(&node("dear"), Timestamp(hour), Timestamp(year));
+        queue.add(node("dear"), Timestamp(hour + 200));
+        assert_eq!(queue.pop_due(Timestamp(hour + 200), 9), [node("dear")]);
+        // It gathers, and the clock is set back by an hour.
+        queue.add_all([(node("many"), 250)], Timestamp(hour));
+        assert_eq!(queue.pop_due(Timestamp(hour + 20), 9), [node("many")]);
+        queue.add_all([(node("many"), 250)], Timestamp(1000));
+        assert_eq!(queue.next_at(), Some(Timestamp(1000 + GATHERS_AFTER_REST_MS)));
+    }
+
+    #[test]
+    fn one_that_waits_for_a_time_gathers_all_the_same() {
+        let mut queue = Queue::default();
+        let mut planned = Vec::new();
+        for now in 1000..3000 {
+            queue.add_all([(node("a"), 250)], Timestamp(now));
+            if !queue.pop_due(Timestamp(now), 9).is_empty() {
+                planned.push(now);
+                // Its plan wants to be woken.
+                queue.add(node("a"), Timestamp(now + 10_000));
+            }
+        }
+        assert!(planned.len() > 5 && planned.windows(2).all(|pair| pair[1] - pair[0] == 250), "{planned:?}");
     }
 }

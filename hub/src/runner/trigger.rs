@@ -216,7 +216,8 @@ fn daemon_sets<'a>(index: &Index, name: &str, node: impl Iterator<Item = &'a Obj
     }
 }
 
-/// How long a workload gathers after it was changed itself: what somebody wishes is planned at once. Its status is what the last plan
+/// How long a workload gathers after it was changed itself: what somebody wishes is planned at once, but for the rest
+/// of a dear plan. Its status is what the last plan
 /// wrote, and another plan says nothing new of it.
 fn itself_ms(workload: &Object, previous: Option<&Object>) -> u64 {
     let wishes = |of: &Object| (of.deletion_timestamp(), rollout::number_of(of));
