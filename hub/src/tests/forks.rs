@@ -15,6 +15,7 @@ use crate::Retention;
 use crate::learn;
 use crate::learn::adopt::SECRET_ANNOTATION;
 use crate::store::backup;
+use crate::store::settings::Setting;
 
 /// Two devices hold what a hub said before an old copy of its database took its place and wrote on under the same writer.
 async fn forked() -> (World, Bench, Vec<Input>) {
@@ -64,8 +65,8 @@ async fn create_secret(bench: &Bench, password: &str) {
 }
 
 /// A DaemonSet whose Pods need the Secret.
-async fn create_needing_secret(bench: &Bench) {
-    let mut needing = daemon_set("web", "red");
+async fn create_needing_secret(bench: &Bench, name: &str) {
+    let mut needing = daemon_set(name, "red");
     needing["spec"]["template"]["spec"]["containers"][0]["envFrom"] = json!([{"secretRef": {"name": "key"}}]);
     bench.create(needing).await.unwrap();
 }
@@ -171,7 +172,7 @@ async fn a_list_from_before_all_that_is_kept_brings_back_no_registers() {
 async fn withdrawn_before_the_fork(retention: Retention) {
     let mut world = World::new(retention).await;
     create_secret(&world.bench, "b2xk").await;
-    create_needing_secret(&world.bench).await;
+    create_needing_secret(&world.bench, "web").await;
     let pod = place_pod(&world.bench).await;
     let channel = ChannelName::Device(world.devices[0].node.clone());
     let list = list_of(&world.bench, &channel);
@@ -207,4 +208,38 @@ async fn withdrawn_before_the_fork(retention: Retention) {
     assert_eq!((kept.uid(), kept.text("/data/password")), (newer.as_str(), "bmV3"));
     assert!(kept.annotation(SECRET_ANNOTATION).is_none());
     assert!(bench.store.read(&pod).is_none());
+}
+
+#[tokio::test]
+async fn what_was_made_anew_under_the_same_name_outlives_a_late_branch() {
+    let (mut world, bench, _) = forked().await;
+    // Only the first device heard of these.
+    create_secret(&world.bench, "b2xk").await;
+    create_needing_secret(&world.bench, "needing").await;
+    let lost = place_pod(&world.bench).await;
+    world.devices[0].pull(&world.bench.door).await;
+    let branch = as_branch(&world.devices[0].evidence, bench.door.identity().id());
+    learn::begin(&bench.door, "a", bench.store.incarnation()).await.unwrap();
+    assert!(backup::resume(&world.folder.path().join("copy")).unwrap());
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    bench.create(daemon_set("late", "white")).await.unwrap();
+    create_secret(&bench, "bmV3").await;
+    place_pod(&bench).await;
+    let keys = [set("late"), secret(), lost];
+    let uids = || keys.each_ref().map(|key| bench.store.read(key).unwrap().uid().to_owned());
+    let made = uids();
+    bench.door.ingest(&world.devices[0].peer(), branch).await.unwrap();
+    assert_eq!(uids(), made);
+    assert_eq!(text(&bench, &set("late")), "white");
+    assert_eq!(bench.store.read(&secret()).unwrap().text("/data/password"), "bmV3");
+    assert!(bench.store.read(&set("needing")).is_some(), "the rest of the branch is taken in");
+    let told = bench.store.setting(Setting::Learned).unwrap().unwrap();
+    let told: learn::Report = serde_json::from_slice(&told).unwrap();
+    for key in &keys {
+        assert!(told.failed.iter().any(|line| line.starts_with(&key.to_string())), "{key}: {told:?}");
+    }
+    // Nobody is told of the older one.
+    world.devices[1].pull(&bench.door).await;
+    let late = fleet_of(&world.devices[1]).into_iter().filter(|value| value["object"]["metadata"]["name"] == "late");
+    assert!(late.map(|value| value["object"]["metadata"]["uid"].clone()).eq([json!(made[0])]));
 }
