@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flotilla_manifests::api_error::ApiError;
 use flotilla_manifests::kind;
 use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::rollout::{self, NUMBER_ANNOTATION};
@@ -242,4 +243,29 @@ async fn what_was_made_anew_under_the_same_name_outlives_a_late_branch() {
     world.devices[1].pull(&bench.door).await;
     let late = fleet_of(&world.devices[1]).into_iter().filter(|value| value["object"]["metadata"]["name"] == "late");
     assert!(late.map(|value| value["object"]["metadata"]["uid"].clone()).eq([json!(made[0])]));
+}
+
+/// Its tombstone is pruned by then, and the records of it are no longer kept.
+#[tokio::test]
+async fn a_claimed_fork_brings_back_nothing_that_was_deleted_long_ago() {
+    let mut world = World::new(Retention { log_records_max: 2, ..Retention::default() }).await;
+    world.bench.create(daemon_set("gone", "red")).await.unwrap();
+    world.pull().await;
+    world.devices[0].evidence.push(list_of(&world.bench, &fleet()));
+    world.bench.delete(&set("gone")).await.unwrap();
+    for name in ["one", "two", "three"] {
+        world.bench.create(daemon_set(name, "blue")).await.unwrap();
+    }
+    let many = world.bench.store.write(|batch| {
+        (1..=64 * 32).try_for_each(|seq| batch.bury("fleet/north", &format!("uid-{seq}"), 1000 + seq))?;
+        Ok::<_, ApiError>(())
+    });
+    many.await.unwrap();
+    let bench = &world.bench;
+    let own = bench.door.identity().id();
+    let device = world.devices[0].peer();
+    bench.door.forked(&device, &fleet(), &own, 1).await.unwrap();
+    assert_ne!(bench.door.identity().id(), own);
+    bench.door.ingest(&device, as_branch(&world.devices[0].evidence, own)).await.unwrap();
+    assert!(!bench.door.lessons.is_on() && bench.store.read(&set("gone")).is_none());
 }

@@ -5,6 +5,7 @@ use flotilla_sync::list::VerifiedSnapshot;
 use flotilla_sync::log::{Batch as Records, VerifiedBatch};
 use rusqlite::{OptionalExtension, params};
 
+use super::super::settings::Setting;
 use super::super::{Batch, StoreError};
 use super::Line;
 
@@ -27,7 +28,7 @@ impl Batch<'_> {
         if here.is_some_and(|here| here == batch.encode()) {
             return Ok(None);
         }
-        let line = self.line_at(&batch.channel, &batch.writer, batch.last_seq)?;
+        let Some(line) = self.line_at(&batch.channel, &batch.writer, batch.last_seq)? else { return Ok(None) };
         Ok(self.note_branch(&batch.channel, &batch.writer, &verified.head().hash)?.then_some(line))
     }
 
@@ -42,7 +43,7 @@ impl Batch<'_> {
         if self.has_stood_at(&list.channel, &list.writer, &list.head)? {
             return Ok(None);
         }
-        let line = self.line_at(&list.channel, &list.writer, list.head.seq)?;
+        let Some(line) = self.line_at(&list.channel, &list.writer, list.head.seq)? else { return Ok(None) };
         Ok(self.note_branch(&list.channel, &list.writer, &state_digest(list.encoded()))?.then_some(line))
     }
 
@@ -56,12 +57,16 @@ impl Batch<'_> {
         Ok(next.is_some_and(|next| next.prev == head.hash))
     }
 
-    /// What is known of the place in a log where something else was signed than is here.
-    fn line_at(&self, channel: &ChannelName, writer: &WriterId, seq: u64) -> Result<Line, StoreError> {
+    /// What is known of the place in a log where something else was signed than is here. `None` if nothing is, and the hub does not learn:
+    /// deletions are remembered for a while only, and any device could claim a fork and give what was deleted long ago.
+    fn line_at(&self, channel: &ChannelName, writer: &WriterId, seq: u64) -> Result<Option<Line>, StoreError> {
         let forgotten = "SELECT 1 FROM head WHERE channel = ?1 AND writer = ?2 AND floor >= ?3";
         let place = params![channel.to_string(), writer.0, seq.cast_signed()];
-        let forgotten = self.transaction.prepare_cached(forgotten)?.exists(place)?;
-        Ok(if forgotten { Line::Forgotten } else { Line::Branch })
+        if !self.transaction.prepare_cached(forgotten)?.exists(place)? {
+            return Ok(Some(Line::Branch));
+        }
+        let learning = self.setting(Setting::Learning)?.is_some();
+        Ok(learning.then_some(Line::Forgotten))
     }
 
     /// Remembers a piece of another branch; `false` if it was known.
