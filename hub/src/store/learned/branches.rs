@@ -9,8 +9,9 @@ use super::super::settings::Setting;
 use super::super::{Batch, StoreError};
 use super::Line;
 
-/// Pieces of other branches that are remembered to have been taken in.
-const BRANCHES_KEPT_MAX: i64 = 16_384;
+/// Pieces of other branches that are remembered to have been taken in, per channel; pruned now and then.
+const BRANCHES_KEPT_MAX: usize = 16_384;
+const BRANCHES_PRUNED_EVERY: i64 = 64;
 
 impl Batch<'_> {
     /// Where the records of another branch of a log stand, if they were not given before. What is here as it was signed is known: what has
@@ -71,13 +72,56 @@ impl Batch<'_> {
 
     /// Remembers a piece of another branch; `false` if it was known.
     fn note_branch(&mut self, channel: &ChannelName, writer: &WriterId, hash: &Hash) -> Result<bool, StoreError> {
+        let name = channel.to_string();
         let added = self
             .transaction
             .prepare_cached("INSERT OR IGNORE INTO branch (channel, writer, hash) VALUES (?1, ?2, ?3)")?
-            .execute(params![channel.to_string(), writer.0, hash])?;
-        self.transaction
-            .prepare_cached("DELETE FROM branch WHERE number <= (SELECT max(number) FROM branch) - ?1")?
-            .execute([BRANCHES_KEPT_MAX])?;
+            .execute(params![name, writer.0, hash])?;
+        if added > 0 && self.transaction.last_insert_rowid() % BRANCHES_PRUNED_EVERY == 0 {
+            self.transaction
+                .prepare_cached(
+                    "DELETE FROM branch WHERE channel = ?1 AND number <=
+                     (SELECT number FROM branch WHERE channel = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+                )?
+                .execute(params![name, i64::try_from(BRANCHES_KEPT_MAX).unwrap_or(i64::MAX)])?;
+        }
         Ok(added > 0)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use flotilla_manifests::api_error::ApiError;
+
+    use super::*;
+    use crate::Retention;
+    use crate::tests::Bench;
+
+    #[tokio::test]
+    async fn the_pieces_of_one_channel_displace_none_of_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = Bench::open(folder.path(), Retention::default()).await;
+        let writer = bench.door.identity().id();
+        let noted = bench.store.write(move |batch| {
+            let [quiet, loud] = ["device/quiet", "device/loud"].map(|name| ChannelName::parse(name).unwrap());
+            let piece = |number: usize| {
+                let mut hash = Hash::default();
+                hash[..8].copy_from_slice(&number.to_be_bytes());
+                hash
+            };
+            batch.note_branch(&quiet, &writer, &piece(0))?;
+            for number in 0..BRANCHES_KEPT_MAX + 200 {
+                batch.note_branch(&loud, &writer, &piece(number))?;
+            }
+            let newest = batch.note_branch(&loud, &writer, &piece(BRANCHES_KEPT_MAX + 199))?;
+            let oldest = batch.note_branch(&loud, &writer, &piece(0))?;
+            Ok::<_, ApiError>((batch.note_branch(&quiet, &writer, &piece(0))?, newest, oldest))
+        });
+        assert_eq!(
+            noted.await.unwrap(),
+            (false, false, true),
+            "known, known, and forgotten by its own channel's bound"
+        );
     }
 }
