@@ -93,11 +93,13 @@ fn take_lesson(
             Some(line) => batch.learn(verified, line, &mut ingested.set_aside)?,
             None => return Ok(false),
         },
-        Input::Snapshot(verified) if !batch.is_new_list(verified)? => return Ok(false),
-        Input::Snapshot(verified) => {
-            batch.learn_list(verified, &mut ingested.set_aside)?;
-            ingested.applied += verified.snapshot().states.len();
-        }
+        Input::Snapshot(verified) => match batch.new_list(verified)? {
+            Some(line) => {
+                batch.learn_list(verified, line, &mut ingested.set_aside)?;
+                ingested.applied += verified.snapshot().states.len();
+            }
+            None => return Ok(false),
+        },
         Input::Writer(_) => {}
     }
     Ok(true)

@@ -107,6 +107,9 @@ fn document(batch: &mut Batch<'_>, uid: &str, places: &[&Learned], report: &mut 
             return Ok(());
         }
     };
+    if present.is_none() && is_taken(batch, &held.key(), report)? {
+        return Ok(());
+    }
     let covered = digest::of_value(&json!({"object": held.value(), "rollout": rollouts})).to_vec();
     let own = if kept_in_this_life(batch, uid)? { batch.document(uid)? } else { None };
     batch.put_learned_document(uid, joined.epoch, &covered, &joined.saved)?;
@@ -226,6 +229,24 @@ fn kept_in_this_life(batch: &mut Batch<'_>, uid: &str) -> Result<bool, ApiError>
     Ok(kept)
 }
 
+/// Whether another object of this name was made or stated since the hub's present life began. It was acknowledged after what devices held
+/// was lost, and stays; what they hold under its name is told and not taken in.
+fn is_taken(batch: &Batch<'_>, key: &ObjectKey, report: &mut Report) -> Result<bool, ApiError> {
+    let Some(other) = batch.get(key) else { return Ok(false) };
+    let life = batch.incarnation();
+    // A Secret may stand in no channel; nobody but its author writes it, save for the annotation of one that was lost.
+    let mut taken = key.kind == &kind::SECRET
+        && other.resource_version() >= crate::store::life::first_version(life)
+        && other.annotation(SECRET_ANNOTATION).is_none();
+    for id in [other.uid().to_owned(), format!("placement/{}", other.uid()), format!("secret/{}", other.uid())] {
+        taken = taken || batch.is_stated_since(&id, life)?;
+    }
+    if taken {
+        note(&mut report.failed, format!("{key}: one of the same name was made here since, and stays"));
+    }
+    Ok(taken)
+}
+
 /// One register of one device.
 fn register(
     batch: &mut Batch<'_>,
@@ -316,6 +337,9 @@ fn place(batch: &mut Batch<'_>, node: &str, placement: &Placement, report: &mut 
     let failed = |report: &mut Report, why: &str| {
         note(&mut report.failed, format!("Pod {}/{} on {node}: {why}", placement.namespace, placement.name));
     };
+    if is_taken(batch, &ObjectKey::of(&kind::POD, &placement.namespace, &placement.name), report)? {
+        return Ok(());
+    }
     let Some(workload) = batch.index().by_uid(&placement.workload).cloned() else {
         failed(report, "its workload is not known");
         return Ok(());
@@ -376,7 +400,7 @@ fn sizes(batch: &mut Batch<'_>, workloads: &BTreeSet<String>) -> Result<(), ApiE
 fn secret(batch: &mut Batch<'_>, uid: &str, value: &Value, report: &mut Report) -> Result<(), ApiError> {
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let key = ObjectKey::of(&kind::SECRET, text("namespace"), text("name"));
-    if batch.index().by_uid(uid).is_some() {
+    if batch.index().by_uid(uid).is_some() || is_taken(batch, &key, report)? {
         return Ok(());
     }
     if let Some(other) = batch.get(&key) {

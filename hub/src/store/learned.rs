@@ -3,12 +3,12 @@
 //! Kept apart from what the hub says itself until it is adopted as a whole ([`crate::learn`]). A removal does not forget the
 //! content before it: an object that left a channel is not an object that was deleted.
 
+mod branches;
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use flotilla_sync::channel::{
-    Applied, ChannelName, GENESIS, Hash, Head, Item, ItemId, ItemKind, Version, WriterId, state_digest,
-};
+use flotilla_sync::channel::{Applied, ChannelName, GENESIS, Head, Item, ItemId, ItemKind, Version, WriterId};
 use flotilla_sync::list::VerifiedSnapshot;
 use flotilla_sync::log::VerifiedBatch;
 use flotilla_sync::record::{Draft, Record, RecordKind};
@@ -24,9 +24,6 @@ pub(crate) const DELETED: &[u8] = b"deleted";
 /// Deleted objects remembered of a channel; pruned now and then.
 const TOMBSTONES_MAX: i64 = 1024;
 const TOMBSTONES_PRUNED_EVERY: u64 = 64;
-
-/// Pieces of other branches that are remembered to have been taken in.
-const BRANCHES_KEPT_MAX: i64 = 16_384;
 
 /// One item of one channel, as the devices know it from an earlier life of the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,16 +108,21 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Folds a list of an earlier life in: what it names, and what it covers and does not name.
+    /// Folds a list of an earlier life in: what it names, and what it covers and does not name. Of the list of a branch documents alone are
+    /// taken: which of the registers that it names were withdrawn since, here or there, it does not say.
     pub(crate) fn learn_list(
         &mut self,
         verified: &VerifiedSnapshot,
+        line: Line,
         set_aside: &mut Vec<String>,
     ) -> Result<(), StoreError> {
         let snapshot = verified.snapshot();
         let (list, channel) = (&snapshot.list, &snapshot.list.channel);
-        let branched = verified.is_of_branch();
+        let branched = line != Line::Kept;
         for (entry, state) in list.items.iter().zip(&snapshot.states) {
+            if branched && entry.item.as_str().contains('/') {
+                continue;
+            }
             let mut row = self.learned_row(channel, &entry.item)?;
             row.branched |= branched;
             match Item::decode(state).map_err(|error| error.to_string()).and_then(|state| row.adopt(&entry.item, state))
@@ -151,48 +153,6 @@ impl Batch<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Where the records of another branch of a log stand, if they were not given before. What is here as it was signed is known: what has
-    /// become of it since is what holds.
-    pub(crate) fn new_branch(&mut self, verified: &VerifiedBatch) -> Result<Option<Line>, StoreError> {
-        let batch = verified.batch();
-        let (channel, place) = (batch.channel.to_string(), batch.last_seq.cast_signed());
-        let here =
-            "SELECT body FROM batch WHERE channel = ?1 AND writer = ?2 AND last_seq >= ?3 ORDER BY first_seq LIMIT 1";
-        let here: Option<Vec<u8>> = self
-            .transaction
-            .prepare_cached(here)?
-            .query_row(params![channel, batch.writer.0, place], |row| row.get(0))
-            .optional()?;
-        if here.is_some_and(|here| here == batch.encode()) {
-            return Ok(None);
-        }
-        let forgotten = "SELECT 1 FROM head WHERE channel = ?1 AND writer = ?2 AND floor >= ?3";
-        let forgotten = self.transaction.prepare_cached(forgotten)?.exists(params![channel, batch.writer.0, place])?;
-        let line = if forgotten { Line::Forgotten } else { Line::Branch };
-        Ok(self.note_branch(&batch.channel, &batch.writer, &verified.head().hash)?.then_some(line))
-    }
-
-    /// Whether a list of an earlier life says anything that is not known here.
-    pub(crate) fn is_new_list(&mut self, verified: &VerifiedSnapshot) -> Result<bool, StoreError> {
-        let list = &verified.snapshot().list;
-        if verified.is_of_branch() {
-            return self.note_branch(&list.channel, &list.writer, &state_digest(list.encoded()));
-        }
-        Ok(self.device_head(&list.channel, &list.writer)?.seq < list.head.seq)
-    }
-
-    /// Remembers a piece of another branch; `false` if it was known.
-    fn note_branch(&mut self, channel: &ChannelName, writer: &WriterId, hash: &Hash) -> Result<bool, StoreError> {
-        let added = self
-            .transaction
-            .prepare_cached("INSERT OR IGNORE INTO branch (channel, writer, hash) VALUES (?1, ?2, ?3)")?
-            .execute(params![channel.to_string(), writer.0, hash])?;
-        self.transaction
-            .prepare_cached("DELETE FROM branch WHERE number <= (SELECT max(number) FROM branch) - ?1")?
-            .execute([BRANCHES_KEPT_MAX])?;
-        Ok(added > 0)
     }
 
     /// Takes what a channel holds of an item for learned: its object is to be made again from it. `false` if it cannot be read.

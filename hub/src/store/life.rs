@@ -30,6 +30,11 @@ pub(crate) fn fresh_incarnation(known: u64, now: Timestamp, chance: u64) -> u64 
     drawn.max(known + 1 + chance % SLOT_LIVES).min(INCARNATION_MAX)
 }
 
+/// Resource versions of a life are not below this one.
+pub(crate) fn first_version(incarnation: u64) -> u64 {
+    incarnation << SEQ_BITS
+}
+
 /// Life and writer of an item; of one from before lives were counted, the first that is known.
 pub(super) fn writer_of(connection: &Connection, life: u64) -> Result<(u64, WriterId), StoreError> {
     let mut statement = connection
@@ -53,7 +58,7 @@ pub(super) fn begin(transaction: &Transaction<'_>, above: u64, now: Timestamp) -
     let own = schema::meta(transaction, "incarnation")?.unwrap_or(0).cast_unsigned();
     let chance = u64::from_be_bytes(mint::bytes::<8>().map_err(|_| StoreError::NoRandomness)?);
     let incarnation = fresh_incarnation(known.max(own).max(above), now, chance);
-    let version = incarnation << SEQ_BITS;
+    let version = first_version(incarnation);
     for (name, value) in
         [("incarnation", incarnation), ("incarnations_issued", incarnation), ("version", version), ("restored", 1)]
     {
