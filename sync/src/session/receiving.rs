@@ -229,7 +229,11 @@ impl Session {
     }
 
     /// A log of which the peer has another branch: both sides learn it, and each asks for the other's branch.
+    /// One that is known already is not found again: the peer would stop what it was asked for.
     pub(super) fn find_fork(&mut self, channel: ChannelName, writer: WriterId, seq: u64) {
+        if self.receiving.branching.contains_key(&(channel.clone(), writer)) {
+            return;
+        }
         self.frames.push_back(Frame::Forked { channel: channel.clone(), writer, seq });
         self.want_branch(&channel, writer);
         self.events.push_back(Event::ForkFound { channel: channel.clone(), writer, seq });
