@@ -182,8 +182,9 @@ impl Lessons {
     }
 
     fn replace(&self, learning: Option<Learning>) {
-        self.moved.fetch_add(1, Ordering::Release);
+        // In this order: who looks in between looks again.
         self.state.send_replace(learning);
+        self.moved.fetch_add(1, Ordering::Release);
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Learning>> {

@@ -1,93 +1,26 @@
 //! What was worked out of some bytes, for whoever on this thread asks the same of the same bytes again: for simulations alone.
 //!
 //! A thousand simulated devices take one change of one document into effect, and each of them works out of the same bytes what the one
-//! before it has. Owns a bounded table of such answers, by the whole of what they were worked out of, and only while
-//! [`keep`] says so: in a program that is shipped nothing is kept, for a device would hold what nobody asks it again. Refuses everything
-//! that is no function of its bytes alone. Start reading at [`or`].
+//! before it has. Owns a bounded table of such answers, by the whole of what they were worked out of, and only while one who keeps them
+//! says so. No program that is shipped has the table: a device would hold what nobody asks it again. Refuses everything that is no
+//! function of its bytes alone. Start reading at [`or`].
 
-use std::any::Any;
-use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
+#[cfg(any(test, feature = "planted-bugs"))]
+mod kept;
 
 use bytes::Bytes;
 
-/// What is asked, and of which bytes.
-type Question = (&'static str, Vec<Bytes>);
-
-/// Answers, the oldest first to go.
-struct Kept {
-    len_max: usize,
-    answers: HashMap<Question, Rc<dyn Any>>,
-    order: VecDeque<Question>,
-}
-
-thread_local! {
-    static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
-}
-
-/// Keeps so many answers on this thread until the result is dropped.
-#[must_use = "nothing is kept any more when this is dropped"]
-pub fn keep(len_max: usize) -> Keeping {
-    KEPT.set(Some(Kept { len_max, answers: HashMap::new(), order: VecDeque::new() }));
-    Keeping(())
-}
-
-/// While it is there answers are kept.
-#[derive(Debug)]
-pub struct Keeping(());
-
-impl Drop for Keeping {
-    fn drop(&mut self) {
-        KEPT.set(None);
-    }
-}
+#[cfg(any(test, feature = "planted-bugs"))]
+pub use kept::{Keeping, keep};
 
 /// What `work` answers, which must follow from `of` alone; `what` tells one kind of work from another.
+#[cfg(any(test, feature = "planted-bugs"))]
 pub fn or<T: Clone + 'static>(what: &'static str, of: &[&Bytes], work: impl FnOnce() -> T) -> T {
-    if KEPT.with_borrow(Option::is_none) {
-        return work();
-    }
-    let question: Question = (what, of.iter().map(|bytes| (*bytes).clone()).collect());
-    let known = KEPT.with_borrow(|kept| kept.as_ref().and_then(|kept| kept.answers.get(&question).cloned()));
-    if let Some(answer) = known.and_then(|known| known.downcast_ref::<T>().cloned()) {
-        return answer;
-    }
-    let answer = work();
-    KEPT.with_borrow_mut(|kept| {
-        let Some(kept) = kept else { return };
-        if kept.order.len() >= kept.len_max
-            && let Some(oldest) = kept.order.pop_front()
-        {
-            kept.answers.remove(&oldest);
-        }
-        if kept.answers.insert(question.clone(), Rc::new(answer.clone())).is_none() {
-            kept.order.push_back(question);
-        }
-    });
-    answer
+    kept::or(what, of, work)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_same_is_worked_out_once_while_it_is_kept_and_each_time_otherwise() {
-        let bytes = |text: &'static str| Bytes::from_static(text.as_bytes());
-        let mut worked = 0;
-        let mut length = |text: &'static str| {
-            or("length", &[&bytes(text)], || {
-                worked += 1;
-                (worked, text.len())
-            })
-        };
-        assert_eq!([length("a"), length("a")], [(1, 1), (2, 1)]);
-        let keeping = keep(2);
-        assert_eq!([length("a"), length("a")], [(3, 1), (3, 1)], "kept");
-        assert_eq!(or("first byte", &[&bytes("a")], || b'a'), b'a', "another question of the same bytes");
-        assert_eq!([length("bb"), length("a")], [(4, 2), (5, 1)], "the oldest of three has gone");
-        drop(keeping);
-        assert_eq!(length("bb"), (6, 2));
-    }
+/// What `work` answers: nothing is kept.
+#[cfg(not(any(test, feature = "planted-bugs")))]
+pub fn or<T: Clone + 'static>(_what: &'static str, _of: &[&Bytes], work: impl FnOnce() -> T) -> T {
+    work()
 }

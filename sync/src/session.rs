@@ -444,7 +444,10 @@ impl Session {
             return None;
         }
         if let Some(frame) = self.sending.next_piece() {
-            // A snapshot that has left lets its log go on.
+            // A snapshot that has left lets its log go on, and the next list leave.
+            if self.sending.all_lists_left() {
+                self.ask_for_lists();
+            }
             self.ask_for_records();
             return Some(frame.encode());
         }

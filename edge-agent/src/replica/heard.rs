@@ -33,8 +33,12 @@ impl Heard {
     fn is_foreign(&mut self, newest: ObservationClock, boot: u64) -> bool {
         let foreign = self.acknowledged && !self.boots.contains(&newest.boot);
         self.boots.insert(boot);
-        while self.boots.len() > BOOTS_MAX {
-            self.boots.pop_first();
+        // That of the newest stays, however many sessions have told nothing since: it is what the hub names until one does.
+        let oldest_but_it = |boots: &BTreeSet<u64>| boots.iter().copied().find(|known| *known != newest.boot);
+        while self.boots.len() > BOOTS_MAX
+            && let Some(oldest) = oldest_but_it(&self.boots)
+        {
+            self.boots.remove(&oldest);
         }
         foreign
     }
@@ -84,6 +88,19 @@ mod tests {
         // In the session of 200 something was told, and what the hub had before was lost on its way here.
         assert!(heard.is_foreign(clock(200, 5), 300));
         assert!(!heard.is_foreign(clock(300, 8), 400));
+    }
+
+    #[test]
+    fn a_line_that_flaps_while_there_is_nothing_to_tell_is_no_other_board() {
+        let mut heard = Heard::default();
+        assert!(!heard.is_foreign(ObservationClock::default(), 100));
+        heard.acknowledged();
+        for session in 1..=10 * BOOTS_MAX as u64 {
+            assert!(!heard.is_foreign(clock(100, 9), 100 + session), "{session} sessions later");
+            assert!(heard.boots.len() <= BOOTS_MAX);
+        }
+        assert!(!heard.is_foreign(clock(100 + 10 * BOOTS_MAX as u64, 1), 900), "told at last");
+        assert!(heard.is_foreign(clock(850, 1), 1000), "another board");
     }
 
     #[test]

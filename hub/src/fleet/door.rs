@@ -425,7 +425,11 @@ impl Replica for FleetDoor {
         if shorter.is_empty() {
             return Ok(Vec::new());
         }
-        let branches = self.ask_disk("compare the logs of a device", move |logs| logs.branches_among(&shorter)).await?;
+        let (mut branches, unknown) = logs.branches_at_hand(shorter);
+        if !unknown.is_empty() {
+            let asked = move |logs: &Logs| logs.branches_among(&unknown);
+            branches.extend(self.ask_disk("compare the logs of a device", asked).await?);
+        }
         if self.lessons.is_on() {
             self.lessons.stands_on(node.as_str(), branches.clone());
         }

@@ -8,7 +8,7 @@ use super::frame::Frame;
 use super::{Event, Session, Violation};
 use crate::channel::{CHANNELS_MAX, ChannelName, GENESIS, Hash, Head, Positions, WRITERS_MAX, WriterId};
 use crate::few::Few;
-use crate::identity::writer::WriterChain;
+use crate::identity::writer::{WriterChain, WriterSubject};
 use crate::list::{ChannelSnapshot, SNAPSHOT_BYTES_MAX, STATE_BYTES_MAX, SignedList};
 use crate::log::{Batch, Placement, VerifiedBatch, difference, place};
 use crate::record::cbor::Decoder;
@@ -32,6 +32,8 @@ pub(super) struct Receiving {
     branching: BTreeMap<LogKey, Option<u64>>,
     /// Hub: logs that the device had read further than they go here.
     ahead: BTreeSet<LogKey>,
+    /// Hub: logs whose whole branch has come in this session, which is answered once: the same comes as often as the device likes.
+    answered: BTreeSet<LogKey>,
     /// Device: how far of its branch of such a log the hub has taken in.
     taken_in: BTreeMap<LogKey, u64>,
     /// Device: such logs that a list of the hub has settled since: their records say nothing any more.
@@ -227,7 +229,11 @@ impl Session {
     }
 
     /// A log of which the peer has another branch: both sides learn it, and each asks for the other's branch.
+    /// One that is known already is not found again: the peer would stop what it was asked for.
     pub(super) fn find_fork(&mut self, channel: ChannelName, writer: WriterId, seq: u64) {
+        if self.receiving.branching.contains_key(&(channel.clone(), writer)) {
+            return;
+        }
         self.frames.push_back(Frame::Forked { channel: channel.clone(), writer, seq });
         self.want_branch(&channel, writer);
         self.events.push_back(Event::ForkFound { channel: channel.clone(), writer, seq });
@@ -365,9 +371,13 @@ impl Session {
             else {
                 continue;
             };
+            // A device's own log is its own affair: no list of the hub says what becomes of it.
+            if chain.subject != WriterSubject::Hub {
+                continue;
+            }
             let key = (channel.clone(), chain.id);
             let gives = self.receiving.branching.contains_key(&key) || self.receiving.ahead.contains(&key);
-            if gives && *seq >= self.sending.peer_stood_at(&key) {
+            if gives && *seq >= self.sending.peer_stood_at(&key) && self.receiving.answered.insert(key.clone()) {
                 let (channel, writer) = key;
                 self.events.push_back(Event::BranchCame { channel, writer, seq: *seq });
             }

@@ -150,6 +150,15 @@ impl Sending {
         Some(Frame::State { ends, piece })
     }
 
+    pub(super) fn all_lists_left(&self) -> bool {
+        self.snapshots.is_empty()
+    }
+
+    /// A list of this channel waits to leave, or is leaving.
+    fn is_listing(&self, channel: &ChannelName) -> bool {
+        self.snapshots.iter().any(|leaving| leaving.log.0 == *channel)
+    }
+
     fn snapshot_left(&mut self) {
         if let Some(leaving) = self.snapshots.pop_front() {
             self.log(&leaving.log).reading = false;
@@ -299,10 +308,14 @@ impl Session {
         self.ask_for_records();
     }
 
-    /// Logs have grown: lists that could not be made may be made now.
+    /// Logs have grown, or a list has left: those that could not be made may be made now.
     pub(super) fn ask_for_lists(&mut self) {
         for (channel, writer, seq) in std::mem::take(&mut self.sending.lists_owed) {
-            self.events.push_back(Event::BranchCame { channel, writer, seq });
+            if self.sending.is_listing(&channel) {
+                self.sending.lists_owed.push((channel, writer, seq));
+            } else {
+                self.events.push_back(Event::BranchCame { channel, writer, seq });
+            }
         }
     }
 
@@ -313,14 +326,21 @@ impl Session {
         reading: Reading,
         chain: Option<WriterChain>,
     ) {
+        let waits = matches!(reading, Reading::Later)
+            // One list of a channel at a time: whoever does not read would have the hub hold any number of them.
+            || (matches!(reading, Reading::Snapshot(_)) && self.sending.is_listing(&branch.0));
         match reading {
+            _ if waits => {
+                if !self.sending.lists_owed.contains(&branch) {
+                    self.sending.lists_owed.push(branch);
+                }
+            }
             Reading::Snapshot(snapshot) if self.settles => {
                 let speaker = (branch.0, snapshot.list.writer);
                 if let Some((_, writer)) = self.sending.introduce(&speaker, chain, &mut self.frames) {
                     self.sending.snapshot(&speaker, writer, snapshot);
                 }
             }
-            Reading::Later if !self.sending.lists_owed.contains(&branch) => self.sending.lists_owed.push(branch),
             Reading::Snapshot(_) | Reading::Later | Reading::Batches(_) | Reading::NotKept => {}
         }
     }

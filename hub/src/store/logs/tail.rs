@@ -81,6 +81,13 @@ impl Tails {
         self.logs.get(&(channel.clone(), *writer))?.batches.back().cloned()
     }
 
+    /// The batch of a log that holds this record.
+    pub(super) fn holding(&self, key: &LogKey, seq: u64) -> Option<&Batch> {
+        let batches = &self.logs.get(key)?.batches;
+        let at = batches.partition_point(|batch| batch.last_seq < seq);
+        batches.get(at).filter(|batch| batch.first_seq <= seq)
+    }
+
     /// What [`Self::learn`] is to be told of a reading that begins now.
     pub(super) fn life(&self) -> u64 {
         self.life
@@ -212,6 +219,12 @@ mod tests {
         assert_eq!(rest(&tails, 7, 6, 1), Some(vec![7]), "one at least");
         assert_eq!(rest(&tails, 7, 4, 1000), None, "within a batch");
         assert_eq!(rest(&tails, 8, 6, 1000), None, "the head is further");
+        let key = (fleet.clone(), WRITER);
+        let holding = |seq| tails.holding(&key, seq).map(|batch| batch.first_seq);
+        assert_eq!(
+            [holding(3), holding(4), holding(5), holding(7), holding(8)],
+            [None, Some(4), Some(4), Some(7), None]
+        );
         // A hole: what was before is of no use.
         tails.grew(batch("fleet/default", 9, 9, 40));
         assert_eq!(rest(&tails, 9, 6, 1000), None);

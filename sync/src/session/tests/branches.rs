@@ -5,7 +5,7 @@ use super::convergence::branch;
 use super::world::*;
 use crate::channel::ItemId;
 use crate::record::Draft;
-use crate::replica::Input;
+use crate::replica::{Input, Reading};
 
 /// A hub, and a device that holds another branch of its log: the hub has removed an item that both knew, and the device one that only it
 /// ever saw.
@@ -78,8 +78,51 @@ fn what_comes_without_its_beginning_is_no_whole_branch() {
     assert_eq!(give(&common[..1]), (1, true, false));
     assert_eq!(give(&rest[1..]), (rest.len() - 1, false, false), "one is missing");
     assert_eq!(give(&log[1..]), (log.len() - 1, true, true));
+    assert_eq!(give(&log[1..]), (log.len() - 1, true, false), "what comes again has been answered");
     let grant = ItemId::parse("grant/x").unwrap();
     assert!(!device.seen(&fleet()).contains_key(&grant));
+}
+
+#[test]
+fn of_a_channel_one_list_waits_for_a_peer_that_does_not_read() {
+    let (world, hub, device) = apart();
+    let root = world.installation.root().public();
+    let forked = hub.writer.lock().unwrap().identity().id();
+    let mut session = Session::new(config(root, None), hub.heads(Some(&[fleet(), own_channel("a")])), None, 0);
+    let hello = Session::new(config(root, Some("a")), device.heads(None), None, 0).poll_frame().unwrap();
+    session.handle_frame(&hello, 0);
+    while session.poll_event().is_some() {}
+    for seq in 1..=3 {
+        let (reading, chain) = (Reading::Snapshot(hub.list(&fleet())), hub.chains.get(&forked).cloned());
+        session.handle_local(Local::List { channel: fleet(), writer: forked, seq, reading, chain }, 0);
+    }
+    assert!(session.poll_event().is_none(), "no list is asked for while one waits");
+    let pieces: Vec<Frame> =
+        std::iter::from_fn(|| session.poll_piece()).map(|piece| Frame::decode(&piece).unwrap()).collect();
+    assert_eq!(pieces.iter().filter(|piece| matches!(piece, Frame::Snapshot { .. })).count(), 1);
+    let asked: Vec<u64> = std::iter::from_fn(|| session.poll_event())
+        .filter_map(|event| if let Event::BranchCame { seq, .. } = event { Some(seq) } else { None })
+        .collect();
+    assert_eq!(asked, [2, 3], "the others come when it has left");
+}
+
+#[test]
+fn a_fork_that_is_known_is_not_found_again() {
+    let (world, hub, device) = apart();
+    let root = world.installation.root().public();
+    let forked = hub.writer.lock().unwrap().identity().id();
+    let mut session = Session::new(config(root, None), hub.heads(Some(&[fleet(), own_channel("a")])), None, 0);
+    let hello = Session::new(config(root, Some("a")), device.heads(None), None, 0).poll_frame().unwrap();
+    session.handle_frame(&hello, 0);
+    for _ in 0..2 {
+        session.handle_local(Local::Branches(vec![(fleet(), forked, 3)]), 0);
+    }
+    let frames: Vec<Frame> =
+        std::iter::from_fn(|| session.poll_frame()).map(|frame| Frame::decode(&frame).unwrap()).collect();
+    let told = |wanted: fn(&Frame) -> bool| frames.iter().filter(|frame| wanted(frame)).count();
+    // The second would stop the device, which is to send all that it was asked for.
+    assert_eq!(told(|frame| matches!(frame, Frame::Forked { .. })), 1);
+    assert_eq!(told(|frame| matches!(frame, Frame::Want { .. })), 1);
 }
 
 #[test]

@@ -164,7 +164,7 @@ impl Store {
     }
 
     /// What the present writer says of a channel, and of the logs of the writers before it.
-    fn list(&self, channel: &ChannelName) -> crate::list::ChannelSnapshot {
+    pub(super) fn list(&self, channel: &ChannelName) -> crate::list::ChannelSnapshot {
         let identity = self.writer.lock().unwrap().identity().clone();
         let covers: BTreeMap<WriterId, Head> = self.channels[channel]
             .heads
