@@ -210,16 +210,22 @@ mod tests {
         assert_eq!(queue.next_at(), Some(Timestamp(6)));
     }
 
-    #[test]
-    fn the_first_of_many_reports_is_heeded_soon_and_all_of_them_make_few_plans() {
-        let mut queue = Queue::default();
-        let mut planned = Vec::new();
+    /// When a task is planned of which there is news in each of two thousand milliseconds.
+    fn reported_all_the_time(after_plan: impl Fn(&mut Queue, u64)) -> (Queue, Vec<u64>) {
+        let (mut queue, mut planned) = (Queue::default(), Vec::new());
         for now in 1000..3000 {
             queue.add_all([(node("a"), 250)], Timestamp(now));
             if !queue.pop_due(Timestamp(now), 9).is_empty() {
                 planned.push(now);
+                after_plan(&mut queue, now);
             }
         }
+        (queue, planned)
+    }
+
+    #[test]
+    fn the_first_of_many_reports_is_heeded_soon_and_all_of_them_make_few_plans() {
+        let (mut queue, planned) = reported_all_the_time(|_, _| {});
         assert_eq!(planned[0], 1000 + GATHERS_AFTER_REST_MS);
         assert!(planned.windows(2).all(|pair| pair[1] - pair[0] == 250), "{planned:?}");
         // What is new of itself is planned at once, and what comes after it gathers on.
@@ -280,16 +286,8 @@ mod tests {
 
     #[test]
     fn one_that_waits_for_a_time_gathers_all_the_same() {
-        let mut queue = Queue::default();
-        let mut planned = Vec::new();
-        for now in 1000..3000 {
-            queue.add_all([(node("a"), 250)], Timestamp(now));
-            if !queue.pop_due(Timestamp(now), 9).is_empty() {
-                planned.push(now);
-                // Its plan wants to be woken.
-                queue.add(node("a"), Timestamp(now + 10_000));
-            }
-        }
+        // Each plan wants to be woken.
+        let (_, planned) = reported_all_the_time(|queue, now| queue.add(node("a"), Timestamp(now + 10_000)));
         assert!(planned.len() > 5 && planned.windows(2).all(|pair| pair[1] - pair[0] == 250), "{planned:?}");
     }
 }

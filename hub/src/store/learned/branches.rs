@@ -3,7 +3,7 @@
 use flotilla_sync::channel::{ChannelName, Hash, Head, WriterId, state_digest};
 use flotilla_sync::list::VerifiedSnapshot;
 use flotilla_sync::log::{Batch as Records, VerifiedBatch};
-use rusqlite::{OptionalExtension, params};
+use rusqlite::params;
 
 use super::super::settings::Setting;
 use super::super::{Batch, StoreError};
@@ -18,15 +18,8 @@ impl Batch<'_> {
     /// become of it since is what holds.
     pub(crate) fn new_branch(&mut self, verified: &VerifiedBatch) -> Result<Option<Line>, StoreError> {
         let batch = verified.batch();
-        let (channel, place) = (batch.channel.to_string(), batch.last_seq.cast_signed());
-        let here =
-            "SELECT body FROM batch WHERE channel = ?1 AND writer = ?2 AND last_seq >= ?3 ORDER BY first_seq LIMIT 1";
-        let here: Option<Vec<u8>> = self
-            .transaction
-            .prepare_cached(here)?
-            .query_row(params![channel, batch.writer.0, place], |row| row.get(0))
-            .optional()?;
-        if here.is_some_and(|here| here == batch.encode()) {
+        let here = self.batch_at(&batch.channel, &batch.writer, batch.first_seq)?;
+        if here.is_some_and(|(_, here)| here == batch.encode()) {
             return Ok(None);
         }
         let Some(line) = self.line_at(&batch.channel, &batch.writer, batch.last_seq)? else { return Ok(None) };

@@ -46,14 +46,20 @@ fn a_branch_that_was_given_whole_is_settled_by_a_list() {
     assert!(bytes < 1500, "{bytes} bytes though there is nothing to say");
 }
 
-#[test]
-fn what_comes_without_its_beginning_is_no_whole_branch() {
-    let (world, hub, device) = apart();
+/// The hub's end of a session in which the device has said hello.
+fn greeted(world: &World, hub: &Store, device: &Store) -> Session {
     let root = world.installation.root().public();
-    let forked = hub.writer.lock().unwrap().identity().id();
     let mut session = Session::new(config(root, None), hub.heads(Some(&[fleet(), own_channel("a")])), None, 0);
     let hello = Session::new(config(root, Some("a")), device.heads(None), None, 0).poll_frame().unwrap();
     session.handle_frame(&hello, 0);
+    session
+}
+
+#[test]
+fn what_comes_without_its_beginning_is_no_whole_branch() {
+    let (world, hub, device) = apart();
+    let forked = hub.writer.lock().unwrap().identity().id();
+    let mut session = greeted(&world, &hub, &device);
     let chain = Bytes::copy_from_slice(device.chains[&forked].encode());
     session.handle_frame(&Frame::Writer { index: 0, chain }.encode(), 0);
     session.handle_frame(&Frame::Channel { index: 0, name: fleet() }.encode(), 0);
@@ -86,11 +92,8 @@ fn what_comes_without_its_beginning_is_no_whole_branch() {
 #[test]
 fn of_a_channel_one_list_waits_for_a_peer_that_does_not_read() {
     let (world, hub, device) = apart();
-    let root = world.installation.root().public();
     let forked = hub.writer.lock().unwrap().identity().id();
-    let mut session = Session::new(config(root, None), hub.heads(Some(&[fleet(), own_channel("a")])), None, 0);
-    let hello = Session::new(config(root, Some("a")), device.heads(None), None, 0).poll_frame().unwrap();
-    session.handle_frame(&hello, 0);
+    let mut session = greeted(&world, &hub, &device);
     while session.poll_event().is_some() {}
     for seq in 1..=3 {
         let (reading, chain) = (Reading::Snapshot(hub.list(&fleet())), hub.chains.get(&forked).cloned());
@@ -109,11 +112,8 @@ fn of_a_channel_one_list_waits_for_a_peer_that_does_not_read() {
 #[test]
 fn a_fork_that_is_known_is_not_found_again() {
     let (world, hub, device) = apart();
-    let root = world.installation.root().public();
     let forked = hub.writer.lock().unwrap().identity().id();
-    let mut session = Session::new(config(root, None), hub.heads(Some(&[fleet(), own_channel("a")])), None, 0);
-    let hello = Session::new(config(root, Some("a")), device.heads(None), None, 0).poll_frame().unwrap();
-    session.handle_frame(&hello, 0);
+    let mut session = greeted(&world, &hub, &device);
     for _ in 0..2 {
         session.handle_local(Local::Branches(vec![(fleet(), forked, 3)]), 0);
     }
