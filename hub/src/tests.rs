@@ -215,7 +215,8 @@ impl Device {
             }
             Input::Snapshot(snapshot) => {
                 let list = &snapshot.snapshot().list;
-                list.writer != own && list.head.seq > stands(&list.channel, &list.writer)
+                list.writer != own
+                    && list.covers.iter().any(|(writer, head)| head.seq > stands(&list.channel, writer))
             }
         });
         let lacking: Vec<Input> = lacking.cloned().collect();

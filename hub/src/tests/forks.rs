@@ -49,7 +49,7 @@ fn as_branch(evidence: &[Input], forked: WriterId) -> Vec<Input> {
 }
 
 /// The list of a channel as it is now.
-fn list_of(bench: &Bench, channel: &ChannelName) -> Input {
+pub(super) fn list_of(bench: &Bench, channel: &ChannelName) -> Input {
     let identity = bench.door.identity();
     let Reading::Snapshot(list) = bench.store.logs().list(&identity, channel).unwrap() else { panic!("no list") };
     Input::Snapshot(list.verify(identity.chain()).unwrap())

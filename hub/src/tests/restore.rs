@@ -9,7 +9,7 @@ use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::rollout;
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::Backend;
-use flotilla_sync::channel::{ChannelName, Positions, positions_of};
+use flotilla_sync::channel::{ChannelName, GENESIS, Positions, positions_of};
 use flotilla_sync::enrol::EnrolProof;
 use flotilla_sync::replica::{Input, Reading, Replica};
 use serde_json::{Value, json};
@@ -226,6 +226,47 @@ async fn two_copies_of_one_backup_are_two_lives_and_the_second_learns_of_the_fir
     for device in &world.devices {
         assert!(fleet_of(device).iter().any(|value| value.to_string().contains("blue")), "{:?}", fleet_of(device));
     }
+}
+
+/// What a list says of the logs before its own is learned though records that follow it came first.
+#[tokio::test]
+async fn a_list_that_comes_behind_the_records_after_it_is_learned_from() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.bench.create(daemon_set("gone", "red")).await.unwrap();
+    world.pull().await;
+    let backup = world.back_up();
+    world.bench.merge(&set("web"), colour("green")).await.unwrap();
+    world.bench.create(daemon_set("fresh", "blue")).await.unwrap();
+    world.bench.delete(&set("gone")).await.unwrap();
+    world.pull().await;
+    let first = world.restored(&backup, "second").await;
+    let channel = ChannelName::parse("fleet/north").unwrap();
+    for device in &world.devices {
+        device.give_back(&first.door).await;
+    }
+    learn::look(&first.door, &mut learn::Looked::default()).await.unwrap();
+    let list = super::forks::list_of(&first, &channel);
+    let Input::Snapshot(listed) = &list else { unreachable!() };
+    assert_eq!(listed.snapshot().list.head.hash, GENESIS, "nothing was said before it");
+    first.merge(&set("web"), colour("blue")).await.unwrap();
+    for device in &mut world.devices {
+        // Of what was said before the list, the list is all that is kept.
+        device.evidence.clear();
+        device.channels.get_mut(&channel).unwrap().apply_snapshot(listed);
+        device.pull(&first.door).await;
+        device.evidence.push(list.clone());
+    }
+    drop(first);
+
+    let second = world.restored(&backup, "third").await;
+    for device in &world.devices {
+        device.give_back(&second.door).await;
+    }
+    learn::look(&second.door, &mut learn::Looked::default()).await.unwrap();
+    assert!(!second.door.lessons.is_on(), "{:?}", second.door.lessons.current());
+    assert_eq!((text(&second, &set("web")), text(&second, &set("fresh"))), ("blue".to_owned(), "blue".to_owned()));
+    assert!(second.store.read(&set("gone")).is_none());
 }
 
 #[tokio::test]

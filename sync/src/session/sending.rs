@@ -65,7 +65,10 @@ struct Flying {
 /// A snapshot whose states are leaving piece by piece.
 #[derive(Debug)]
 struct Leaving {
+    /// The log that it was read for.
     log: LogKey,
+    /// Whose list it is: the records that follow it wait, or they would come before it.
+    speaker: WriterId,
     head: Option<Frame>,
     states: VecDeque<Bytes>,
 }
@@ -159,6 +162,11 @@ impl Sending {
         self.snapshots.iter().any(|leaving| leaving.log.0 == *channel)
     }
 
+    /// A list of this writer's log waits to leave, or is leaving.
+    fn is_listing_log(&self, channel: &ChannelName, writer: &WriterId) -> bool {
+        self.snapshots.iter().any(|leaving| leaving.log.0 == *channel && leaving.speaker == *writer)
+    }
+
     fn snapshot_left(&mut self) {
         if let Some(leaving) = self.snapshots.pop_front() {
             self.log(&leaving.log).reading = false;
@@ -218,9 +226,9 @@ impl Sending {
                 log.chained = None;
             }
         }
-        let states = VecDeque::from(snapshot.states);
+        let (speaker, states) = (snapshot.list.writer, VecDeque::from(snapshot.states));
         self.log(key).reading = true;
-        self.snapshots.push_back(Leaving { log: key.clone(), head: Some(head), states });
+        self.snapshots.push_back(Leaving { log: key.clone(), speaker, head: Some(head), states });
     }
 }
 
@@ -241,6 +249,9 @@ impl Session {
             for (writer, head) in logs.iter() {
                 if self.sending.flight_bytes >= FLIGHT_BYTES_MAX {
                     return;
+                }
+                if self.sending.is_listing_log(channel, writer) {
+                    continue;
                 }
                 let with_chain = !self.sending.writers.contains_key(writer);
                 let log = self.sending.log(&(channel.clone(), *writer));

@@ -31,8 +31,13 @@ impl Batch<'_> {
     pub(crate) fn new_list(&mut self, verified: &VerifiedSnapshot) -> Result<Option<Line>, StoreError> {
         let list = &verified.snapshot().list;
         if !verified.is_of_branch() {
-            let here = self.device_head(&list.channel, &list.writer)?;
-            return Ok((here.seq < list.head.seq).then_some(Line::Kept));
+            // Of each log that it speaks for: the records that follow it in its own may have come before it.
+            for (writer, head) in verified.covers() {
+                if self.device_head(&list.channel, &writer)?.seq < head.seq {
+                    return Ok(Some(Line::Kept));
+                }
+            }
+            return Ok(None);
         }
         if self.has_stood_at(&list.channel, &list.writer, &list.head)? {
             return Ok(None);

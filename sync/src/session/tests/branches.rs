@@ -110,6 +110,40 @@ fn of_a_channel_one_list_waits_for_a_peer_that_does_not_read() {
 }
 
 #[test]
+fn records_that_follow_a_list_leave_after_it() {
+    let (mut world, mut hub, mut devices) = trio();
+    hub.edit(1, 1, 1);
+    settle(&mut world, &mut hub, &mut devices);
+    let earlier = hub.writer.lock().unwrap().identity().id();
+    // The list of a later writer stands in for what an earlier one said, and more is said after it.
+    world.rewrite(&mut hub);
+    let list = hub.list(&fleet());
+    let later = list.list.writer;
+    hub.edit(1, 1, 2);
+    assert_ne!(earlier, later);
+    // The sender's part is the same at either end.
+    let newcomer = world.store(Some("a"), &[fleet(), own_channel("a")]);
+    let mut session = greeted(&world, &hub, &newcomer);
+    let asked = |session: &mut Session| -> Vec<(WriterId, u64)> {
+        std::iter::from_fn(|| session.poll_event())
+            .filter_map(|event| match event {
+                Event::NeedRecords { channel, writer, after, .. } if channel == fleet() => Some((writer, after)),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(asked(&mut session).len(), 2, "both logs are asked for from their beginnings");
+    let head = list.list.head.seq;
+    for writer in [earlier, later] {
+        let (reading, chain) = (Reading::Snapshot(list.clone()), hub.chains.get(&later).cloned());
+        session.handle_local(Local::Records { channel: fleet(), writer, reading, chain }, 0);
+    }
+    assert_eq!(asked(&mut session), [], "nothing overtakes the list");
+    while session.poll_piece().is_some() {}
+    assert_eq!(asked(&mut session), [(later, head)]);
+}
+
+#[test]
 fn a_fork_that_is_known_is_not_found_again() {
     let (world, hub, device) = apart();
     let forked = hub.writer.lock().unwrap().identity().id();
