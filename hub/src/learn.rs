@@ -374,6 +374,8 @@ async fn finish(door: &FleetDoor, learning: Learning) -> Result<(), ApiError> {
         "the hub has learned what its devices held and goes on"
     );
     door.lessons.replace(None);
+    // What sessions were told to ask for later they ask for now, also in channels in which nothing has grown.
+    door.store.logs().bells().ring_fleet();
     Ok(())
 }
 

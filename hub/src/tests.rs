@@ -215,8 +215,7 @@ impl Device {
             }
             Input::Snapshot(snapshot) => {
                 let list = &snapshot.snapshot().list;
-                list.writer != own
-                    && list.covers.iter().any(|(writer, head)| head.seq > stands(&list.channel, writer))
+                list.writer != own && list.covers.iter().any(|(writer, head)| head.seq > stands(&list.channel, writer))
             }
         });
         let lacking: Vec<Input> = lacking.cloned().collect();

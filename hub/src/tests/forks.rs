@@ -117,6 +117,23 @@ async fn a_device_on_another_branch_is_heard_once_it_has_given_all_of_it() {
 }
 
 #[tokio::test]
+async fn a_list_that_was_put_off_is_asked_for_when_the_hub_has_learned() {
+    let (world, bench, branch) = forked().await;
+    let (device, own) = (world.devices[0].peer(), bench.door.identity().id());
+    let seq = world.devices[0].channels[&fleet()].heads[&own].seq;
+    learn::begin(&bench.door, "a", bench.store.incarnation()).await.unwrap();
+    // Nothing that it gives is new: no log grows when the hub has learned.
+    bench.door.ingest(&device, branch.into_iter().take(1).collect()).await.unwrap();
+    let mut bell = bench.door.grown(&device);
+    assert!(matches!(bench.door.branch_came(&device, &fleet(), &own, seq).await.unwrap(), Reading::Later));
+    bell.mark_unchanged();
+    assert!(backup::resume(&world.folder.path().join("copy")).unwrap());
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    assert!(bell.has_changed().unwrap());
+    assert!(matches!(bench.door.branch_came(&device, &fleet(), &own, seq).await.unwrap(), Reading::Snapshot(_)));
+}
+
+#[tokio::test]
 async fn a_branch_that_comes_late_is_taken_in_once_and_told_to_those_who_hold_the_other() {
     let (mut world, bench, branch) = forked().await;
     let device = world.devices[0].peer();

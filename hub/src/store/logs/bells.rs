@@ -54,7 +54,7 @@ impl Bells {
     }
 
     /// All are told: a small fleet at once, which is answered, a large one by whoever [walks](Self::walk).
-    pub(super) fn ring_fleet(&self) -> bool {
+    pub(crate) fn ring_fleet(&self) -> bool {
         let bells = self.bells.read().unwrap_or_else(PoisonError::into_inner);
         if bells.len() <= AT_ONCE {
             for bell in bells.values() {
