@@ -120,8 +120,8 @@ pub(crate) struct Lessons {
     state: watch::Sender<Option<Learning>>,
     /// What connected devices say they have read of the hub's logs, by node.
     claims: Mutex<BTreeMap<String, Positions>>,
-    /// How far branches of forked logs were heard.
-    branches: Mutex<BTreeMap<LogKey, u64>>,
+    /// How far each connected device has given its branches of forked logs: there may be more than two of one log.
+    branches: Mutex<BTreeMap<String, BTreeMap<LogKey, u64>>>,
     /// Logs of which a connected device has another branch than this hub, shorter than it is here, and how far it goes; by node.
     apart: Mutex<BTreeMap<String, BTreeMap<LogKey, u64>>>,
     /// How often any of these changed.
@@ -219,13 +219,14 @@ impl Lessons {
     pub(crate) fn left(&self, node: &str) {
         self.apart.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+        self.branches.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
         self.moved.fetch_add(1, Ordering::Release);
     }
 
-    /// All of a forked log's other branch was taken in up to here.
-    pub(crate) fn branch_heard(&self, channel: &ChannelName, writer: &WriterId, seq: u64) {
+    /// All of a device's branch of a forked log was taken in up to here.
+    pub(crate) fn branch_heard(&self, node: &str, channel: &ChannelName, writer: &WriterId, seq: u64) {
         let mut branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
-        let heard = branches.entry((channel.clone(), *writer)).or_default();
+        let heard = branches.entry(node.to_owned()).or_default().entry((channel.clone(), *writer)).or_default();
         *heard = seq.max(*heard);
         self.moved.fetch_add(1, Ordering::Release);
     }
@@ -234,20 +235,22 @@ impl Lessons {
     fn heard(&self, stands_at: impl Fn(&ChannelName, &WriterId) -> Option<u64>) -> BTreeSet<String> {
         let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         let branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
-        let given = |channel: &ChannelName, logs: &BTreeMap<WriterId, u64>| {
-            logs.iter().all(|(writer, seq)| {
-                let branch = branches.get(&(channel.clone(), *writer)).copied().unwrap_or(0);
-                stands_at(channel, writer).unwrap_or(0).max(branch) >= *seq
-            })
-        };
         let apart = self.apart.lock().unwrap_or_else(PoisonError::into_inner);
+        let branch = |node: &str, log: &LogKey| branches.get(node)?.get(log).copied();
+        let given = |node: &str, (channel, writer, seq): (&ChannelName, &WriterId, u64)| {
+            let given = branch(node, &(channel.clone(), *writer)).unwrap_or(0);
+            stands_at(channel, writer).unwrap_or(0).max(given) >= seq
+        };
         // On another branch the number says nothing of what is here.
         let given_apart = |node: &str| {
-            let here = |(log, seq): (&LogKey, &u64)| branches.get(log).is_some_and(|heard| heard >= seq);
+            let here = |(log, seq): (&LogKey, &u64)| branch(node, log).is_some_and(|given| given >= *seq);
             apart.get(node).is_none_or(|logs| logs.iter().all(here))
         };
-        let given_all = |positions: &Positions| positions.iter().all(|(channel, logs)| given(channel, logs));
-        let heard = claims.iter().filter(|(node, positions)| given_all(positions) && given_apart(node));
+        let given_all = |node: &str, positions: &Positions| {
+            let mut logs = positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |(w, seq)| (channel, w, *seq)));
+            logs.all(|log| given(node, log))
+        };
+        let heard = claims.iter().filter(|(node, positions)| given_all(node, positions) && given_apart(node));
         heard.map(|(node, _)| node.clone()).collect()
     }
 }

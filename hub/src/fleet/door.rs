@@ -370,8 +370,8 @@ impl Replica for FleetDoor {
             tracing::debug!(?peer, %channel, %writer, "a device has given another branch of a log of its own");
             return Ok(Reading::NotKept);
         }
-        self.lessons.branch_heard(channel, writer, seq);
         if self.lessons.is_on() {
+            self.lessons.branch_heard(device(peer)?.as_str(), channel, writer, seq);
             return Ok(Reading::Later);
         }
         let (identity, name) = (self.identity(), channel.clone());

@@ -112,6 +112,10 @@ async fn a_device_on_another_branch_is_heard_once_it_has_given_all_of_it() {
     bench.door.acknowledged(&device, positions_of(&heads)).await.unwrap();
     assert_eq!(heard().await, Some(false));
     bench.door.ingest(&device, branch).await.unwrap();
+    // A third branch of that log, as long as this one, says nothing of this one.
+    let another = world.devices[1].peer();
+    assert!(matches!(bench.door.branch_came(&another, &fleet(), &own, seq).await.unwrap(), Reading::Later));
+    assert_eq!(heard().await, Some(false));
     assert!(matches!(bench.door.branch_came(&device, &fleet(), &own, seq).await.unwrap(), Reading::Later));
     assert_eq!(heard().await, Some(true));
 }
