@@ -247,7 +247,8 @@ impl Lessons {
             apart.get(node).is_none_or(|logs| logs.iter().all(here))
         };
         let given_all = |node: &str, positions: &Positions| {
-            let mut logs = positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |(w, seq)| (channel, w, *seq)));
+            let mut logs =
+                positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |(w, seq)| (channel, w, *seq)));
             logs.all(|log| given(node, log))
         };
         let heard = claims.iter().filter(|(node, positions)| given_all(node, positions) && given_apart(node));

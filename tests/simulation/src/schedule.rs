@@ -459,6 +459,12 @@ impl Drawing {
             self.at(at, What::HubBackup);
             self.at(at + later, What::HubRestore);
             self.at(at + later + 5 * SECOND, What::HubStart);
+            let mut twice = self.dice.apart("restored twice");
+            if twice.permille(300) {
+                let again = at + later + twice.between(20 * SECOND, self.length_ms / 4);
+                self.at(again, What::HubRestore);
+                self.at(again + 5 * SECOND, What::HubStart);
+            }
         }
     }
 }

@@ -26,7 +26,9 @@ impl World {
                 self.backup = self.hub.disk.copy(&name, seed).ok();
             }
             What::HubRestore => {
-                let Some(backup) = self.backup.take() else { return };
+                // It may be put back again.
+                let (name, seed) = self.next_copy("restored");
+                let Some(backup) = self.backup.as_ref().and_then(|kept| kept.copy(&name, seed).ok()) else { return };
                 self.oracles.note_what_devices_hold(&self.nodes).await;
                 self.network.set_hub(None);
                 self.hub.kill().await;
