@@ -481,4 +481,14 @@ mod tests {
         let (_, steps) = draw(5, 10, length);
         assert!(steps.is_sorted_by_key(|step| step.at_ms) && steps.iter().all(|step| step.at_ms < length));
     }
+
+    #[test]
+    fn some_hubs_are_restored_from_one_backup_twice() {
+        let restores = |seed| {
+            let (_, steps) = draw(seed, 3, 8 * MINUTE);
+            steps.iter().filter(|step| step.what == What::HubRestore).count()
+        };
+        let drawn: Vec<usize> = (1..100).map(restores).collect();
+        assert!([0, 1, 2].iter().all(|count| drawn.contains(count)), "{drawn:?}");
+    }
 }
