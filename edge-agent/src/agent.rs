@@ -283,7 +283,7 @@ impl<R: Runtime> Agent<R> {
         let proven = self.clock.proven();
         let over = |record: &overrides::OverrideRecord| {
             let dropped = planted::is(Bug::OverrideDropped) && *self.inbox.link.borrow() == Link::Up;
-            dropped || read.reverted.contains(&record.id) || record.expires.is_some_and(|expires| expires <= proven)
+            dropped || read.is_reverted(record) || record.expires.is_some_and(|expires| expires <= proven)
         };
         let ended: Vec<String> =
             read.known.overrides.iter().filter(|record| over(record)).map(|record| record.id.clone()).collect();

@@ -44,7 +44,7 @@ enum Meaning {
     Placement(flotilla_manifests::derive::Placement),
     Grant(String, flotilla_manifests::rollout::RolloutNumber),
     Eviction(String),
-    Revert(String),
+    Revert(String, RevertBody),
     Override(Box<OverrideRecord>),
     Manifest(String, Arc<Manifest>, CaughtUp),
     Secret(String, Box<Object>),
@@ -53,6 +53,14 @@ enum Meaning {
 #[derive(Deserialize)]
 struct GrantBody {
     number: flotilla_manifests::rollout::RolloutNumber,
+}
+
+/// What the hub says of an override that is to end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RevertBody {
+    /// It ends with what it changes, which the hub has deleted.
+    base_deleted: bool,
 }
 
 #[derive(Deserialize)]
@@ -68,9 +76,18 @@ struct SecretBody {
 #[derive(Debug, Default, PartialEq)]
 pub struct Read {
     pub known: Known,
-    pub reverted: Vec<String>,
+    pub reverted: BTreeMap<String, RevertBody>,
     /// Manifests that say nothing valid now, by key or uid, and why: what they said before stays in force.
     pub refused: BTreeMap<String, String>,
+}
+
+impl Read {
+    /// Whether the hub has ended an override. One that ends with its base stays until this device knows of that: ended before, it would
+    /// have the workload begin anew without it, only to be stopped.
+    pub fn is_reverted(&self, record: &OverrideRecord) -> bool {
+        let base_is_here = || self.known.manifests.contains_key(&record.target.uid);
+        self.reverted.get(&record.id).is_some_and(|revert| !revert.base_deleted || !base_is_here())
+    }
 }
 
 impl Knowledge {
@@ -108,7 +125,7 @@ impl Knowledge {
                 Meaning::Placement(placement) => drop(known.placements.insert(placement.uid.clone(), placement)),
                 Meaning::Grant(workload, number) => drop(known.grants.insert(workload, number)),
                 Meaning::Eviction(uid) => drop(known.evictions.insert(uid)),
-                Meaning::Revert(id) => read.reverted.push(id),
+                Meaning::Revert(id, body) => drop(read.reverted.insert(id, body)),
                 Meaning::Override(record) => known.overrides.push(*record),
                 Meaning::Manifest(uid, manifest, caught_up) => {
                     if caught_up {
@@ -175,7 +192,7 @@ impl Knowledge {
             "placement" => Meaning::Placement(json(value)?),
             "grant" => Meaning::Grant(name.to_owned(), json::<GrantBody>(value)?.number),
             "evict" => Meaning::Eviction(name.to_owned()),
-            "revert" => Meaning::Revert(name.to_owned()),
+            "revert" => Meaning::Revert(name.to_owned(), json(value)?),
             "override" => Meaning::Override(Box::new(json(value)?)),
             "secret" => {
                 let cached = self.secrets.get(id).filter(|(known, _)| known == value);
@@ -261,6 +278,33 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_override_that_ends_with_its_base_stays_until_that_is_gone() {
+        let base = Object::parse(json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "map", "namespace": "default", "uid": "u"}}))
+        .unwrap();
+        let record = OverrideRecord {
+            id: "6c1f".into(),
+            target: flotilla_manifests::overrides::Target::of(&base),
+            operations: Vec::new(),
+            author: "technician".into(),
+            reason: String::new(),
+            time: flotilla_manifests::time::Timestamp(1),
+            expires: None,
+        };
+        let manifest = Manifest { object: Arc::new(base), thresholds: BTreeMap::new(), at_number: BTreeMap::new() };
+        let mut read = Read::default();
+        read.known.manifests.insert("u".into(), Arc::new(manifest));
+        assert!(!read.is_reverted(&record));
+        let body = |text: &str| json::<RevertBody>(&Bytes::copy_from_slice(text.as_bytes())).unwrap();
+        read.reverted.insert(record.id.clone(), body("{}"));
+        assert!(read.is_reverted(&record));
+        read.reverted.insert(record.id.clone(), body(r#"{"baseDeleted": true}"#));
+        assert!(!read.is_reverted(&record), "the base is still here");
+        read.known.manifests.clear();
+        assert!(read.is_reverted(&record));
+    }
 
     /// As when the other branch of a forked log comes in: the newest record stays the same.
     #[test]

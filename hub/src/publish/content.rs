@@ -1,6 +1,7 @@
 //! What an item says: the manifest part of an object, or the value of a register.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use flotilla_manifests::derive::Placement;
 use flotilla_manifests::kind::{self, KindRef};
@@ -84,7 +85,10 @@ pub(crate) fn of(index: &Index, channel: &Channel, item: &Item) -> Option<Conten
             })
         }
         Item::Evict(uid) => Some(Content::Register { id: format!("evict/{uid}"), value: json!({"uid": uid}) }),
-        Item::Revert(id) => Some(Content::Register { id: format!("revert/{id}"), value: json!({}) }),
+        Item::Revert(id) => {
+            let value = if is_of_deleted(index, channel, id) { json!({"baseDeleted": true}) } else { json!({}) };
+            Some(Content::Register { id: format!("revert/{id}"), value })
+        }
     }
 }
 
@@ -104,6 +108,14 @@ pub(crate) fn workload_of<'a>(index: &'a Index, pod: &Object) -> Option<&'a Obje
 pub(crate) fn override_id(object: &Object) -> &str {
     let node = object.text("/spec/nodeName");
     object.name().strip_prefix(node).and_then(|rest| rest.strip_prefix('.')).unwrap_or(object.name())
+}
+
+/// Whether the object that a device's override changes is gone: then it ends with it, and no sooner.
+fn is_of_deleted(index: &Index, channel: &Channel, id: &str) -> bool {
+    let Channel::Device(node) = channel else { return false };
+    let is_it = |shown: &&Arc<Object>| shown.text("/spec/nodeName") == node && override_id(shown) == id;
+    let shown = index.list(&kind::OVERRIDE, None).find(is_it);
+    shown.is_some_and(|shown| index.by_uid(shown.text("/spec/target/uid")).is_none())
 }
 
 /// The document of an object.

@@ -365,7 +365,7 @@ mod overrides {
         world.bench.door.ingest(&peer, vec![Input::Batch(again)]).await.unwrap();
         world.bench.delete(&world.set).await.unwrap();
         world.device.pull(&world.bench.door).await;
-        assert_eq!(world.device.item("device/a", "revert/6c1f"), Some(json!({})));
+        assert_eq!(world.device.item("device/a", "revert/6c1f"), Some(json!({"baseDeleted": true})));
     }
 }
 
