@@ -6,6 +6,7 @@ mod enrolment;
 pub(crate) mod epochs;
 mod forks;
 mod leases;
+mod lives;
 mod pages;
 mod reports;
 mod restore;

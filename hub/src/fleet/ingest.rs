@@ -65,15 +65,21 @@ fn take_lesson(
     input: &Input,
     ingested: &mut Ingested,
 ) -> Result<bool, ApiError> {
-    let (writer, channel) = match input {
-        Input::Batch(verified) | Input::Branch(verified) => (verified.batch().writer, &verified.batch().channel),
-        Input::Snapshot(verified) => (verified.snapshot().list.writer, &verified.snapshot().list.channel),
+    let (writer, channel, life) = match input {
+        Input::Batch(verified) | Input::Branch(verified) => {
+            (verified.batch().writer, &verified.batch().channel, verified.incarnation())
+        }
+        Input::Snapshot(verified) => {
+            let list = &verified.snapshot().list;
+            (list.writer, &list.channel, verified.incarnation())
+        }
         Input::Writer(_) => return Ok(false),
     };
     if batch.is_present_writer(&writer)? {
         tracing::warn!(%node, %channel, %writer, "a device quotes the hub's present writer; it is not taken in");
         return Ok(false);
     }
+    batch.know_life(life, &writer)?;
     match input {
         Input::Batch(verified) => match verified.place(Some(batch.device_head(channel, &writer)?)) {
             Placement::Next => {

@@ -46,8 +46,8 @@ pub(crate) enum Line {
     Kept,
     /// On another branch of the log.
     Branch,
-    /// Perhaps on another branch, before the records that are kept here: nobody can tell any more. What was withdrawn since may be among
-    /// them, and unlike documents registers leave no trace by which that would be known.
+    /// Before what was taken in here, perhaps on another branch: nobody can tell any more. What was withdrawn since may be among it, and
+    /// unlike documents registers leave no trace by which that would be known.
     Forgotten,
 }
 
@@ -148,7 +148,7 @@ impl Batch<'_> {
             }
         }
         for (writer, head) in &covers {
-            if self.device_head(channel, writer)?.seq < head.seq {
+            if self.device_head(channel, writer)?.seq < head.seq && !self.is_present_writer(writer)? {
                 self.put_hub_head(channel, *writer, *head)?;
             }
         }

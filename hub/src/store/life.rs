@@ -90,6 +90,15 @@ impl Batch<'_> {
         put_life(self.transaction, identity.chain().incarnation, &identity.id())
     }
 
+    /// A writer of another life, of which this database learns: what it stated stands under its own name, or a list of a life
+    /// before it would speak for it.
+    pub(crate) fn know_life(&mut self, incarnation: u64, writer: &WriterId) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("INSERT OR IGNORE INTO life (incarnation, writer) VALUES (?1, ?2)")?
+            .execute(params![incarnation.cast_signed(), writer.0])?;
+        Ok(())
+    }
+
     /// A log that goes on after everything the hub's earlier lives said.
     pub(super) fn log_of(&self, identity: WriterIdentity) -> Result<LogWriter, StoreError> {
         let own = identity.id();

@@ -31,10 +31,15 @@ impl Batch<'_> {
     pub(crate) fn new_list(&mut self, verified: &VerifiedSnapshot) -> Result<Option<Line>, StoreError> {
         let list = &verified.snapshot().list;
         if !verified.is_of_branch() {
-            // Of each log that it speaks for: the records that follow it in its own may have come before it.
+            if self.device_head(&list.channel, &list.writer)?.seq < list.head.seq {
+                return Ok(Some(Line::Kept));
+            }
+            // The records that follow it in its own log came before it; of the other logs that it speaks for it may say more all the same.
             for (writer, head) in verified.covers() {
                 if self.device_head(&list.channel, &writer)?.seq < head.seq {
-                    return Ok(Some(Line::Kept));
+                    // What those records withdrew leaves no trace once it was taken in.
+                    let learning = self.setting(Setting::Learning)?.is_some();
+                    return Ok(Some(if learning { Line::Kept } else { Line::Forgotten }));
                 }
             }
             return Ok(None);
