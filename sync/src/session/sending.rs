@@ -67,8 +67,8 @@ struct Flying {
 struct Leaving {
     /// The log that it was read for.
     log: LogKey,
-    /// Whose list it is: the records that follow it wait, or they would come before it.
-    speaker: WriterId,
+    /// Logs that it speaks for: the records that follow wait, or they would come before it.
+    covers: Vec<WriterId>,
     head: Option<Frame>,
     states: VecDeque<Bytes>,
 }
@@ -162,9 +162,9 @@ impl Sending {
         self.snapshots.iter().any(|leaving| leaving.log.0 == *channel)
     }
 
-    /// A list of this writer's log waits to leave, or is leaving.
+    /// A list that speaks for this log waits to leave, or is leaving.
     fn is_listing_log(&self, channel: &ChannelName, writer: &WriterId) -> bool {
-        self.snapshots.iter().any(|leaving| leaving.log.0 == *channel && leaving.speaker == *writer)
+        self.snapshots.iter().any(|leaving| leaving.log.0 == *channel && leaving.covers.contains(writer))
     }
 
     fn snapshot_left(&mut self) {
@@ -226,9 +226,9 @@ impl Sending {
                 log.chained = None;
             }
         }
-        let (speaker, states) = (snapshot.list.writer, VecDeque::from(snapshot.states));
+        let (covers, states) = (snapshot.list.covers.into_keys().collect(), VecDeque::from(snapshot.states));
         self.log(key).reading = true;
-        self.snapshots.push_back(Leaving { log: key.clone(), speaker, head: Some(head), states });
+        self.snapshots.push_back(Leaving { log: key.clone(), covers, head: Some(head), states });
     }
 }
 
