@@ -453,7 +453,7 @@ impl Drawing {
             }
         }
         if faults.hub_restores {
-            // In the first two thirds, so that there is something to learn and time to learn it.
+            // In the first two thirds, the first time: there is something to learn, and time to learn it.
             let at = self.dice.between(self.length_ms / 10, self.length_ms / 3);
             let later = self.dice.between(SECOND, self.length_ms / 3);
             self.at(at, What::HubBackup);

@@ -40,7 +40,7 @@ impl Drawing {
             let Some(day) = self.dice.pick(&days).copied() else { continue };
             day(self, at);
         }
-        // A hub is put back once in its life, one way or the other.
+        // A hub is put back one way or the other.
         if !faults.hub_restores && self.dice.permille(150) {
             let at = SECOND + self.dice.below(self.length_ms / 3);
             self.restored_while_nobody_is_there(at);
