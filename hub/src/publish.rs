@@ -314,6 +314,11 @@ fn daemon_set(index: &Index, root: &Object, places: &mut BTreeSet<(Channel, Item
     }
 }
 
+fn is_owned_by_what_stays(index: &Index, pod: &Object) -> bool {
+    let owner = pod.controller().and_then(|owner| index.by_uid(&owner.uid));
+    owner.is_some_and(|owner| owner.deletion_timestamp().is_none())
+}
+
 fn pod(index: &Index, root: &Object, places: &mut BTreeSet<(Channel, Item)>) {
     let node = root.text("/spec/nodeName");
     if node.is_empty() || !node_exists(index, node) {
@@ -321,7 +326,10 @@ fn pod(index: &Index, root: &Object, places: &mut BTreeSet<(Channel, Item)>) {
     }
     let device = Channel::Device(node.to_owned());
     if root.deletion_timestamp().is_some() {
-        places.insert((device, Item::Evict(root.uid().to_owned())));
+        // What a DaemonSet made ends with it. A device that is told of the Pod first would make another in its place.
+        if !is_daemon_pod(root) || is_owned_by_what_stays(index, root) {
+            places.insert((device, Item::Evict(root.uid().to_owned())));
+        }
         return;
     }
     let mut refs = refs::of_pod(root);

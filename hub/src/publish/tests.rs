@@ -184,6 +184,32 @@ fn a_bound_pod_brings_placement_workload_and_secret_and_leaves_by_an_eviction() 
 }
 
 #[test]
+fn a_daemon_pod_leaves_by_an_eviction_unless_its_set_goes_too() {
+    let mut world = World::default();
+    world.put(node("a", "north", json!({})));
+    world.put(daemon_set("web", json!({})));
+    let mut pod = placed("a", false);
+    pod["metadata"]["ownerReferences"][0] =
+        json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "web", "uid": "web", "controller": true});
+    world.put(pod.clone());
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    world.put(pod.clone());
+    assert!(world.places().contains(&"device/a evict/pod".to_owned()), "{:?}", world.places());
+    // Its set is deleted in the foreground, or is gone: the device learns of that.
+    let mut set = daemon_set("web", json!({}));
+    set["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    for set in [Some(set), None] {
+        world.set(&ObjectKey::of(&kind::POD, "default", "api-1-x"), None);
+        match set {
+            Some(set) => drop(world.put(set)),
+            None => drop(world.set(&ObjectKey::of(&kind::DAEMON_SET, "default", "web"), None)),
+        }
+        world.put(pod.clone());
+        assert!(!world.places().contains(&"device/a evict/pod".to_owned()), "{:?}", world.places());
+    }
+}
+
+#[test]
 fn what_volumes_refer_to_travels_and_nothing_else_does() {
     let secret = |name: &str| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "default", "uid": format!("sec-{name}")}, "data": {}});
     let volumes = json!([
