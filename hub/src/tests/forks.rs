@@ -73,7 +73,7 @@ async fn create_needing_secret(bench: &Bench, name: &str) {
 }
 
 /// A Pod of a ReplicaSet, placed on device a.
-async fn place_pod(bench: &Bench) -> ObjectKey {
+pub(super) async fn place_pod(bench: &Bench) -> ObjectKey {
     let template =
         json!({"metadata": {"labels": {"app": "app"}}, "spec": {"containers": [{"name": "c", "image": "host"}]}});
     let set = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "app", "namespace": "default"},
