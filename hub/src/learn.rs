@@ -112,18 +112,50 @@ pub(crate) struct Report {
 }
 
 /// One writer's log of one channel.
-type LogKey = (ChannelName, WriterId);
+pub(crate) type LogKey = (ChannelName, WriterId);
+
+/// What a device said in its hello, or in the introduction of a bundle, and has given since.
+#[derive(Debug, Default)]
+struct Said {
+    /// What it has read of the hub's logs.
+    positions: Positions,
+    /// Logs of which it has another branch than this hub, and how far that goes.
+    apart: BTreeMap<LogKey, u64>,
+    /// How far it has given its branches of forked logs: there may be more than two of one log.
+    branches: BTreeMap<LogKey, u64>,
+}
+
+impl Said {
+    /// An acknowledgement never takes back what was said before.
+    fn extend(&mut self, positions: &Positions) {
+        for (channel, logs) in positions {
+            let known = self.positions.entry(channel.clone()).or_default();
+            for (writer, seq) in logs {
+                let furthest = known.entry(*writer).or_default();
+                *furthest = (*furthest).max(*seq);
+            }
+        }
+    }
+
+    /// Whether it holds nothing of a hub's log that `stands_at` does not.
+    fn is_given(&self, stands_at: impl Fn(&ChannelName, &WriterId) -> Option<u64>) -> bool {
+        let given = |log: &LogKey| self.branches.get(log).copied();
+        let mut logs = self.positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |log| (channel, log)));
+        let by_number = logs.all(|(channel, (writer, seq))| {
+            let here = stands_at(channel, writer).unwrap_or(0);
+            here.max(given(&(channel.clone(), *writer)).unwrap_or(0)) >= *seq
+        });
+        // On another branch the number says nothing of what is here.
+        by_number && self.apart.iter().all(|(log, seq)| given(log).is_some_and(|given| given >= *seq))
+    }
+}
 
 /// The learning of a running hub.
 #[derive(Debug)]
 pub(crate) struct Lessons {
     state: watch::Sender<Option<Learning>>,
-    /// What connected devices say they have read of the hub's logs, by node.
-    claims: Mutex<BTreeMap<String, Positions>>,
-    /// How far each connected device has given its branches of forked logs: there may be more than two of one log.
-    branches: Mutex<BTreeMap<String, BTreeMap<LogKey, u64>>>,
-    /// Logs of which a connected device has another branch than this hub, shorter than it is here, and how far it goes; by node.
-    apart: Mutex<BTreeMap<String, BTreeMap<LogKey, u64>>>,
+    /// What devices said of themselves since the lesson began, by node.
+    said: Mutex<BTreeMap<String, Said>>,
     /// How often any of these changed.
     moved: AtomicU64,
     /// Writers by whether they are hubs'.
@@ -142,9 +174,7 @@ impl Lessons {
         });
         Self {
             state: watch::Sender::new(learning),
-            claims: Mutex::default(),
-            branches: Mutex::default(),
-            apart: Mutex::default(),
+            said: Mutex::default(),
             moved: AtomicU64::new(0),
             writers: Mutex::default(),
         }
@@ -181,6 +211,12 @@ impl Lessons {
         self.state.borrow().is_some()
     }
 
+    /// A lesson begins. What was said before it says nothing: its devices say hello anew.
+    fn begin(&self, learning: Learning) {
+        self.said().clear();
+        self.replace(Some(learning));
+    }
+
     fn replace(&self, learning: Option<Learning>) {
         // In this order: who looks in between looks again.
         self.state.send_replace(learning);
@@ -199,60 +235,57 @@ impl Lessons {
         Some(error)
     }
 
-    /// A device says how far it has read.
-    pub(crate) fn claimed(&self, node: &str, positions: &Positions) {
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = claims.entry(node.to_owned()).or_default();
-        for (channel, logs) in positions {
-            known.entry(channel.clone()).or_default().extend(logs);
-        }
+    /// A device says hello: where it stands, and which of its logs are on other branches than here. It takes the place of all that it said in
+    /// an earlier session.
+    pub(crate) fn greeted(&self, node: &str, positions: Positions, apart: BTreeMap<LogKey, u64>) {
+        self.said().insert(node.to_owned(), Said { positions, apart, branches: BTreeMap::new() });
         self.moved.fetch_add(1, Ordering::Release);
     }
 
-    /// A device's session has begun, and these of its logs are on other branches than here.
-    pub(crate) fn stands_on(&self, node: &str, branches: BTreeMap<LogKey, u64>) {
-        self.apart.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), branches);
+    /// A bundle was taken in that says this of its device; a session says it better.
+    pub(crate) fn introduced(&self, node: &str, positions: &Positions, apart: BTreeMap<LogKey, u64>) {
+        let mut said = self.said();
+        let known = said.entry(node.to_owned()).or_default();
+        known.extend(positions);
+        known.apart.extend(apart);
         self.moved.fetch_add(1, Ordering::Release);
     }
 
-    /// A device's session ended.
-    pub(crate) fn left(&self, node: &str) {
-        self.apart.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
-        self.branches.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
-        self.moved.fetch_add(1, Ordering::Release);
+    /// A device says how far it has read since its hello. Of one whose hello is not known it says too little: of its other logs nothing.
+    pub(crate) fn acknowledged(&self, node: &str, positions: &Positions) {
+        self.tell(node, |said| said.extend(positions));
     }
 
     /// All of a device's branch of a forked log was taken in up to here.
     pub(crate) fn branch_heard(&self, node: &str, channel: &ChannelName, writer: &WriterId, seq: u64) {
-        let mut branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
-        let heard = branches.entry(node.to_owned()).or_default().entry((channel.clone(), *writer)).or_default();
-        *heard = seq.max(*heard);
+        self.tell(node, |said| {
+            let heard = said.branches.entry((channel.clone(), *writer)).or_default();
+            *heard = seq.max(*heard);
+        });
+    }
+
+    /// A device's session ended.
+    pub(crate) fn left(&self, node: &str) {
+        self.said().remove(node);
         self.moved.fetch_add(1, Ordering::Release);
     }
 
-    /// Connected devices that hold nothing of a hub's log that `stands_at` does not.
+    /// Something more of a device whose hello is known.
+    fn tell(&self, node: &str, more: impl FnOnce(&mut Said)) {
+        if let Some(said) = self.said().get_mut(node) {
+            more(said);
+        }
+        self.moved.fetch_add(1, Ordering::Release);
+    }
+
+    fn said(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Said>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Devices that hold nothing of a hub's log that `stands_at` does not.
     fn heard(&self, stands_at: impl Fn(&ChannelName, &WriterId) -> Option<u64>) -> BTreeSet<String> {
-        let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        let branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
-        let apart = self.apart.lock().unwrap_or_else(PoisonError::into_inner);
-        let branch = |node: &str, log: &LogKey| branches.get(node)?.get(log).copied();
-        let given = |node: &str, (channel, writer, seq): (&ChannelName, &WriterId, u64)| {
-            let given = branch(node, &(channel.clone(), *writer)).unwrap_or(0);
-            stands_at(channel, writer).unwrap_or(0).max(given) >= seq
-        };
-        // On another branch the number says nothing of what is here.
-        let given_apart = |node: &str| {
-            let here = |(log, seq): (&LogKey, &u64)| branch(node, log).is_some_and(|given| given >= *seq);
-            apart.get(node).is_none_or(|logs| logs.iter().all(here))
-        };
-        let given_all = |node: &str, positions: &Positions| {
-            let mut logs =
-                positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |(w, seq)| (channel, w, *seq)));
-            logs.all(|log| given(node, log))
-        };
-        let heard = claims.iter().filter(|(node, positions)| given_all(node, positions) && given_apart(node));
-        heard.map(|(node, _)| node.clone()).collect()
+        let said = self.said();
+        said.iter().filter(|(_, said)| said.is_given(&stands_at)).map(|(node, _)| node.clone()).collect()
     }
 }
 
@@ -434,7 +467,7 @@ pub(crate) async fn begin(door: &FleetDoor, node: &str, above: u64) -> Result<()
     let (learning, writer) = begun.await?;
     tracing::error!(state = %learning, incarnation = door.store.incarnation(), "the hub pauses until its devices have taught it");
     door.replace_writer(writer);
-    door.lessons.replace(Some(learning));
+    door.lessons.begin(learning);
     // Greeted by the new life, devices tell it everything they told the ones before.
     let sessions = door.sessions_open();
     tokio::spawn(async move {

@@ -1,6 +1,7 @@
 //! The hub as a replica: what sessions ask of it, answered from the store.
 
 mod carried;
+mod hello;
 mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -413,25 +414,9 @@ impl Replica for FleetDoor {
         digests: &[u64],
     ) -> Result<Vec<(ChannelName, WriterId, u64)>, ReplicaError> {
         let node = device(peer)?;
-        let logs = self.store.logs();
-        let mut shorter = Vec::new();
-        let all = positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |log| (channel, log)));
-        for ((channel, (writer, seq)), digest) in all.zip(digests) {
-            let here = logs.heads(channel).get(writer).map_or(0, |head| head.seq);
-            if *seq < here && self.is_hub_writer(writer) {
-                shorter.push(((channel.clone(), *writer), *seq, *digest));
-            }
-        }
-        if shorter.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (mut branches, unknown) = logs.branches_at_hand(shorter);
-        if !unknown.is_empty() {
-            let asked = move |logs: &Logs| logs.branches_among(&unknown);
-            branches.extend(self.ask_disk("compare the logs of a device", asked).await?);
-        }
+        let branches = self.branches_of(positions, digests).await?;
         if self.lessons.is_on() {
-            self.lessons.stands_on(node.as_str(), branches.clone());
+            self.lessons.greeted(node.as_str(), self.of_hubs(node, positions.clone()), branches.clone());
         }
         Ok(branches.into_iter().map(|((channel, writer), seq)| (channel, writer, seq)).collect())
     }
@@ -440,13 +425,7 @@ impl Replica for FleetDoor {
         // For people and rollouts: a device says itself where it stands when it comes back.
         let node = device(peer)?;
         if self.lessons.is_on() {
-            let own = ChannelName::Device(node.clone());
-            let mut claimed = positions.clone();
-            if let Some(logs) = claimed.get_mut(&own) {
-                // Its own log is its own affair.
-                logs.retain(|writer, _| self.is_hub_writer(writer));
-            }
-            self.lessons.claimed(node.as_str(), &claimed);
+            self.lessons.acknowledged(node.as_str(), &self.of_hubs(node, positions.clone()));
         }
         {
             let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);

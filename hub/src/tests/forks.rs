@@ -39,7 +39,7 @@ async fn forked() -> (World, Bench, Vec<Input>) {
 }
 
 /// What a device gives of its branch of a log, as the hub's session hands it on.
-fn as_branch(evidence: &[Input], forked: WriterId) -> Vec<Input> {
+pub(super) fn as_branch(evidence: &[Input], forked: WriterId) -> Vec<Input> {
     let given = evidence.iter().map(|input| match input {
         Input::Batch(batch) => Input::Branch(batch.clone()),
         Input::Snapshot(list) => Input::Snapshot(list.clone().sparing(BTreeSet::from([forked]))),
@@ -89,7 +89,7 @@ async fn place_pod(bench: &Bench) -> ObjectKey {
     ObjectKey::of(&kind::POD, "default", "app-x")
 }
 
-fn fleet() -> ChannelName {
+pub(super) fn fleet() -> ChannelName {
     ChannelName::parse("fleet/north").unwrap()
 }
 
