@@ -256,6 +256,14 @@ impl Lessons {
         self.tell(node, |said| said.extend(positions));
     }
 
+    /// A log is found to be on another branch at a device than here: all that the device says it has of it is to be given.
+    pub(crate) fn forked(&self, node: &str, channel: &ChannelName, writer: &WriterId, seq: u64) {
+        self.tell(node, |said| {
+            let stands_at = said.positions.get(channel).and_then(|logs| logs.get(writer)).copied();
+            said.apart.entry((channel.clone(), *writer)).or_insert(stands_at.unwrap_or(seq));
+        });
+    }
+
     /// All of a device's branch of a forked log was taken in up to here.
     pub(crate) fn branch_heard(&self, node: &str, channel: &ChannelName, writer: &WriterId, seq: u64) {
         self.tell(node, |said| {

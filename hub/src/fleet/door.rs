@@ -472,6 +472,9 @@ impl Replica for FleetDoor {
     ) -> Result<(), ReplicaError> {
         let node = device(peer)?;
         tracing::error!(%node, %channel, %writer, seq, "a log was forked by a restored or cloned database");
+        if self.lessons.is_on() && self.is_hub_writer(writer) {
+            self.lessons.forked(node.as_str(), channel, writer, seq);
+        }
         if self.writer_id() != *writer {
             return Ok(());
         }

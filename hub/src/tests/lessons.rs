@@ -1,15 +1,18 @@
 //! Who counts as heard by a hub that learns, and when it goes on.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
+use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{Positions, positions_of};
 use flotilla_sync::replica::{Reading, Replica};
 
-use super::forks::fleet;
-use super::restore::{World, daemon_set};
+use super::forks::{as_branch, fleet};
+use super::restore::{World, daemon_set, set, text};
 use super::{Bench, Device};
 use crate::Retention;
 use crate::learn;
+use crate::store::backup::{self, Part};
 
 async fn create(bench: &Bench, names: &[&str]) {
     for name in names {
@@ -23,11 +26,97 @@ async fn heard(bench: &Bench, node: &str) -> Option<bool> {
     bench.door.lessons.heard_of(node)
 }
 
+/// Puts a copy of a database in place without a word.
+async fn copied(backup: &Path, folder: PathBuf) -> Bench {
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(backup, folder.join("hub.sqlite")).unwrap();
+    Bench::open(&folder, Retention::default()).await
+}
+
 /// A session of the device begins with this; no earlier one has ended.
 async fn hello(bench: &Bench, device: &Device, positions: &Positions) {
     let digests = vec![0; positions.values().map(BTreeMap::len).sum()];
     bench.door.stands_at(&device.peer(), positions, &digests).await.unwrap();
     bench.door.acknowledged(&device.peer(), positions.clone()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_branch_as_long_as_the_hubs_own_is_heard_once_it_has_come() {
+    let mut world = World::new(Retention::default()).await;
+    create(&world.bench, &["web"]).await;
+    world.pull().await;
+    let backup = world.back_up();
+    create(&world.bench, &["late"]).await;
+    world.devices[0].pull(&world.bench.door).await;
+    // The old copy writes exactly as much as it has lost.
+    let bench = copied(&backup, world.folder.path().join("copy")).await;
+    create(&bench, &["other"]).await;
+    let own = bench.door.identity().id();
+    let device = &world.devices[0];
+    let head = device.channels[&fleet()].heads[&own];
+    let here = bench.store.logs().heads(&fleet())[&own];
+    assert!(head.seq == here.seq && head.hash != here.hash);
+    learn::begin(&bench.door, "a", bench.store.incarnation()).await.unwrap();
+    device.say_hello(&bench.door).await;
+    assert_eq!(heard(&bench, "a").await, Some(false));
+    bench.door.ingest(&device.peer(), as_branch(&device.evidence, own)).await.unwrap();
+    assert!(matches!(bench.door.branch_came(&device.peer(), &fleet(), &own, head.seq).await.unwrap(), Reading::Later));
+    assert_eq!(heard(&bench, "a").await, Some(true));
+    world.devices[1].give_back(&bench.door).await;
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    assert_eq!((text(&bench, &set("late")), text(&bench, &set("other"))), ("red".to_owned(), "red".to_owned()));
+}
+
+#[tokio::test]
+async fn a_longer_branch_is_not_heard_because_another_device_has_passed_its_number() {
+    let mut world = World::new(Retention::default()).await;
+    create(&world.bench, &["web"]).await;
+    world.pull().await;
+    let backup = world.back_up();
+    // The database is put back twice: one device holds what came after it the first time, another what was said before that.
+    let between = world.folder.path().join("between");
+    create(&world.bench, &["one"]).await;
+    backup::back_up(&world.folder.path().join("first"), &between, Part::Everything, Timestamp(0), |_, _| {}).unwrap();
+    create(&world.bench, &["two", "three", "four", "five"]).await;
+    world.devices[1].pull(&world.bench.door).await;
+    let first = copied(&backup, world.folder.path().join("copy")).await;
+    create(&first, &["late", "later", "latest"]).await;
+    world.devices[0].pull(&first.door).await;
+    let bench = copied(&between, world.folder.path().join("second")).await;
+    let own = bench.door.identity().id();
+    let [device, other] = &world.devices[..] else { unreachable!() };
+    let seq = device.channels[&fleet()].heads[&own].seq;
+    let here = || bench.store.logs().heads(&fleet())[&own].seq;
+    let forked_at = here();
+    assert!(forked_at < seq);
+    learn::begin(&bench.door, "a", bench.store.incarnation()).await.unwrap();
+    device.say_hello(&bench.door).await;
+    bench.door.forked(&device.peer(), &fleet(), &own, forked_at).await.unwrap();
+    other.give_back(&bench.door).await;
+    assert!(here() >= seq, "by numbers alone the hub would have it");
+    assert_eq!(heard(&bench, "a").await, Some(false));
+    bench.door.ingest(&device.peer(), as_branch(&device.evidence, own)).await.unwrap();
+    assert!(matches!(bench.door.branch_came(&device.peer(), &fleet(), &own, seq).await.unwrap(), Reading::Later));
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    assert!(!bench.door.lessons.is_on(), "{:?}", bench.door.lessons.current());
+    assert_eq!((text(&bench, &set("latest")), text(&bench, &set("five"))), ("red".to_owned(), "red".to_owned()));
+}
+
+#[tokio::test]
+async fn a_branch_that_an_earlier_session_named_is_not_waited_for() {
+    let mut world = World::new(Retention::default()).await;
+    create(&world.bench, &["web"]).await;
+    world.pull().await;
+    let backup = world.back_up();
+    create(&world.bench, &["late"]).await;
+    world.devices[0].pull(&world.bench.door).await;
+    let bench = copied(&backup, world.folder.path().join("copy")).await;
+    create(&bench, &["one", "two"]).await;
+    learn::begin(&bench.door, "a", bench.store.incarnation()).await.unwrap();
+    world.devices[0].say_hello(&bench.door).await;
+    assert_eq!(heard(&bench, "a").await, Some(false));
+    hello(&bench, &world.devices[0], &Positions::new()).await;
+    assert_eq!(heard(&bench, "a").await, Some(true));
 }
 
 #[tokio::test]

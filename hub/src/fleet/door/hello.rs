@@ -11,25 +11,32 @@ use crate::learn::LogKey;
 use crate::store::logs::Logs;
 
 impl FleetDoor {
-    /// Logs of hubs that are shorter at a device than here, and on another branch; with how far they go there.
+    /// Logs of hubs that go no further at a device than here, and are on another branch; with how far they go there.
     pub(super) async fn branches_of(
         &self,
         positions: &Positions,
         digests: &[u64],
     ) -> Result<BTreeMap<LogKey, u64>, ReplicaError> {
         let logs = self.store.logs();
-        let mut shorter = Vec::new();
+        let (mut shorter, mut branches) = (Vec::new(), BTreeMap::new());
         let all = positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |log| (channel, log)));
         for ((channel, (writer, seq)), digest) in all.zip(digests) {
-            let here = logs.heads(channel).get(writer).map_or(0, |head| head.seq);
-            if *seq < here && self.is_hub_writer(writer) {
-                shorter.push(((channel.clone(), *writer), *seq, *digest));
+            let heads = logs.heads(channel);
+            let Some(here) = heads.get(writer).filter(|here| *seq <= here.seq && self.is_hub_writer(writer)) else {
+                continue;
+            };
+            let log = (channel.clone(), *writer);
+            if *seq < here.seq {
+                shorter.push((log, *seq, *digest));
+            } else if *digest != here.digest() {
+                branches.insert(log, *seq);
             }
         }
         if shorter.is_empty() {
-            return Ok(BTreeMap::new());
+            return Ok(branches);
         }
-        let (mut branches, unknown) = logs.branches_at_hand(shorter);
+        let (known, unknown) = logs.branches_at_hand(shorter);
+        branches.extend(known);
         if !unknown.is_empty() {
             let asked = move |logs: &Logs| logs.branches_among(&unknown);
             branches.extend(self.ask_disk("compare the logs of a device", asked).await?);
