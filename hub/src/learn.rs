@@ -38,7 +38,7 @@ const RETRY_AFTER_SECONDS: u32 = 1;
 pub(crate) struct Learning {
     pub(crate) cause: Cause,
     pub(crate) since_ms: u64,
-    /// Devices that were in contact when the database was last written.
+    /// Devices that were in contact when the database was last written, and those that proved it to be old.
     pub(crate) expected: BTreeSet<String>,
     /// Devices that have given all they hold.
     pub(crate) heard: BTreeSet<String>,
@@ -456,13 +456,16 @@ pub(crate) fn take_missing(batch: &mut Batch<'_>) -> Result<(), ApiError> {
 
 /// A running hub learns that its database is an old copy: a new life under a new writer, and a lesson.
 pub(crate) async fn begin(door: &FleetDoor, node: &str, above: u64) -> Result<(), ApiError> {
-    let cause = Cause::Outdated { node: node.to_owned() };
+    let node = node.to_owned();
     let installation = Arc::clone(&door.installation);
     let begun = door.store.write(move |batch| {
-        let learning = match stored(batch)? {
+        let mut learning = match stored(batch)? {
             Some(learning) => learning,
-            None => Learning::of(cause, batch.index(), batch.now()),
+            None => Learning::of(Cause::Outdated { node: node.clone() }, batch.index(), batch.now()),
         };
+        // Whoever proves it has something to give, though it was away when the database was last written, or has been heard before.
+        learning.heard.remove(&node);
+        learning.expected.insert(node);
         keep(batch, &learning)?;
         batch.remove_setting(Setting::Resume)?;
         let incarnation = batch.begin_life(above)?;

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use flotilla_manifests::kind;
+use flotilla_manifests::object::ObjectKey;
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{Positions, positions_of};
 use flotilla_sync::replica::{Reading, Replica};
+use serde_json::json;
 
 use super::forks::{as_branch, fleet};
 use super::restore::{World, daemon_set, set, text};
@@ -38,6 +41,18 @@ async fn hello(bench: &Bench, device: &Device, positions: &Positions) {
     let digests = vec![0; positions.values().map(BTreeMap::len).sum()];
     bench.door.stands_at(&device.peer(), positions, &digests).await.unwrap();
     bench.door.acknowledged(&device.peer(), positions.clone()).await.unwrap();
+}
+
+/// The devices were last seen long ago.
+async fn fall_silent(bench: &Bench) {
+    let silent = bench.store.write(|batch| {
+        for name in ["a", "b"] {
+            let status = json!({"conditions": [{"type": "Ready", "status": "Unknown"}]});
+            batch.update(&ObjectKey::of(&kind::NODE, "", name), |node| node.value_mut()["status"] = status)?;
+        }
+        Ok(())
+    });
+    silent.await.unwrap();
 }
 
 #[tokio::test]
@@ -117,6 +132,38 @@ async fn a_branch_that_an_earlier_session_named_is_not_waited_for() {
     assert_eq!(heard(&bench, "a").await, Some(false));
     hello(&bench, &world.devices[0], &Positions::new()).await;
     assert_eq!(heard(&bench, "a").await, Some(true));
+}
+
+#[tokio::test]
+async fn the_device_that_proved_the_copy_old_is_waited_for_though_it_was_away() {
+    let mut world = World::new(Retention::default()).await;
+    create(&world.bench, &["web"]).await;
+    world.pull().await;
+    fall_silent(&world.bench).await;
+    let backup = world.back_up();
+    create(&world.bench, &["late"]).await;
+    world.pull().await;
+    let bench = copied(&backup, world.folder.path().join("copy")).await;
+    let greeting = world.devices[0].greeting.clone().unwrap();
+    bench.door.greeted(&world.devices[0].peer(), greeting).await.unwrap();
+    assert_eq!(heard(&bench, "a").await, Some(false));
+    world.devices[0].give_back(&bench.door).await;
+    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    assert!(!bench.door.lessons.is_on(), "{:?}", bench.door.lessons.current());
+    assert_eq!(text(&bench, &set("late")), "red");
+}
+
+#[tokio::test]
+async fn a_device_that_proves_more_while_the_hub_learns_is_waited_for_too() {
+    let mut world = World::new(Retention::default()).await;
+    world.pull().await;
+    let bench = world.restored(&world.back_up(), "second").await;
+    hello(&bench, &world.devices[0], &Positions::new()).await;
+    assert_eq!(heard(&bench, "a").await, Some(true));
+    for node in ["a", "c"] {
+        learn::begin(&bench.door, node, bench.store.incarnation()).await.unwrap();
+        assert_eq!(heard(&bench, node).await, Some(false), "{node}: it has more to say");
+    }
 }
 
 #[tokio::test]
