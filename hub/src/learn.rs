@@ -17,6 +17,7 @@ use flotilla_manifests::condition;
 use flotilla_manifests::kind;
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{ChannelName, Positions, WriterId};
+use flotilla_sync::identity::writer::WriterIdentity;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -212,15 +213,24 @@ impl Lessons {
     }
 
     /// A lesson begins. What was said before it says nothing: its devices say hello anew.
-    fn begin(&self, learning: Learning) {
+    pub(crate) fn begin(&self, learning: Learning) {
         self.said().clear();
-        self.replace(Some(learning));
+        // In this order: who looks in between looks again.
+        self.state.send_replace(Some(learning));
+        self.moved.fetch_add(1, Ordering::Release);
     }
 
-    fn replace(&self, learning: Option<Learning>) {
-        // In this order: who looks in between looks again.
-        self.state.send_replace(learning);
+    /// Goes on from `known`, unless another lesson has begun since; whether it did.
+    fn go_on(&self, known: &Learning, then: Option<Learning>) -> bool {
+        let moved = self.state.send_if_modified(|state| {
+            let stands = state.as_ref() == Some(known);
+            if stands {
+                *state = then;
+            }
+            stands
+        });
         self.moved.fetch_add(1, Ordering::Release);
+        moved
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Learning>> {
@@ -312,6 +322,12 @@ fn keep(batch: &mut Batch<'_>, learning: &Learning) -> Result<(), StoreError> {
     batch.set_setting(Setting::Learning, &encoded)
 }
 
+/// Whether the hub still writes as `identity`: a new life, or a successor of a forked log, may have been noted since.
+pub(crate) fn is_present(batch: &Batch<'_>, identity: &WriterIdentity) -> Result<bool, StoreError> {
+    let stored = batch.setting(Setting::Writer)?;
+    Ok(stored.is_some_and(|stored| stored.ends_with(identity.chain().encode())))
+}
+
 /// Looks at the learning from time to time while there is any, and ends it; until `shutdown`.
 pub(crate) async fn watch(door: Arc<FleetDoor>, mut shutdown: watch::Receiver<bool>) {
     let mut changes = door.lessons.subscribe();
@@ -348,17 +364,19 @@ pub(crate) async fn look(door: &FleetDoor, looked: &mut Looked) -> Result<(), Ap
     if !door.lessons.is_on() {
         return Ok(());
     }
-    let ground = (door.lessons.moved.load(Ordering::Acquire), door.store.logs().growth(), door.identity().id());
+    // Before all else: what is found is worth nothing once a later writer has taken its place.
+    let identity = door.identity();
+    let ground = (door.lessons.moved.load(Ordering::Acquire), door.store.logs().growth(), identity.id());
     if looked.ground != Some(ground) {
         // Before it is asked who was heard: what comes meanwhile is asked at the next look.
-        looked.complete = note_heard(door, &ground.2).await?;
+        looked.complete = note_heard(door, &identity).await?;
         looked.ground = Some(ground);
     }
     let resumed = door.store.setting(Setting::Resume)?.is_some();
     if (resumed || (looked.complete && !door.store.logs().lacks_learned_blobs()?))
         && let Some(learning) = door.lessons.current()
     {
-        finish(door, learning).await?;
+        finish(door, learning, identity).await?;
     }
     Ok(())
 }
@@ -372,32 +390,43 @@ pub(crate) struct Looked {
 }
 
 /// Notes which devices have given all they hold; whether that is every one that is waited for.
-async fn note_heard(door: &FleetDoor, own: &WriterId) -> Result<bool, ApiError> {
+async fn note_heard(door: &FleetDoor, identity: &WriterIdentity) -> Result<bool, ApiError> {
+    let own = identity.id();
     let Some(mut learning) = door.lessons.current() else { return Ok(false) };
     let logs = door.store.logs();
     // A hub that learns writes under a fresh writer: what a device has of that one was said here, if only in a list.
-    let stands_at = |channel: &ChannelName, writer: &WriterId| match writer == own {
+    let stands_at = |channel: &ChannelName, writer: &WriterId| match *writer == own {
         true => Some(u64::MAX),
         false => logs.heads(channel).get(writer).map(|head| head.seq),
     };
     let heard = door.lessons.heard(stands_at);
-    let before = learning.heard.len();
+    let before = learning.clone();
     learning.heard.extend(heard);
-    let complete = learning.is_complete();
-    if learning.heard.len() > before {
-        tracing::info!(state = %learning, "a device was heard");
-        let known = learning.clone();
-        door.store.write(move |batch| Ok(keep(batch, &known)?)).await?;
-        door.lessons.replace(Some(learning));
+    if learning == before {
+        return Ok(learning.is_complete());
     }
-    Ok(complete)
+    let (known, identity) = (learning.clone(), identity.clone());
+    let noted = door.store.write(move |batch| {
+        let present = is_present(batch, &identity)?;
+        if present {
+            keep(batch, &known)?;
+        }
+        Ok(present)
+    });
+    if !noted.await? || !door.lessons.go_on(&before, Some(learning.clone())) {
+        return Ok(false);
+    }
+    tracing::info!(state = %learning, "a device was heard");
+    Ok(learning.is_complete())
 }
 
 /// Takes in what was learned and goes on as the hub.
-async fn finish(door: &FleetDoor, learning: Learning) -> Result<(), ApiError> {
-    let identity = door.identity();
+async fn finish(door: &FleetDoor, learning: Learning, identity: WriterIdentity) -> Result<(), ApiError> {
     let unheard: Vec<String> = learning.unheard().into_iter().map(str::to_owned).collect();
     let report = door.store.write(move |batch| {
+        if !is_present(batch, &identity)? {
+            return Ok(None);
+        }
         batch.set_author("hub:restore");
         let mut report = adopt::adopt(batch)?;
         report.unheard = unheard;
@@ -406,9 +435,9 @@ async fn finish(door: &FleetDoor, learning: Learning) -> Result<(), ApiError> {
         batch.remove_setting(Setting::Resume)?;
         batch.start_publishing(identity)?;
         crate::fleet::replay_deferred(batch)?;
-        Ok(report)
+        Ok(Some(report))
     });
-    let report = report.await?;
+    let Some(report) = report.await? else { return Ok(()) };
     tracing::info!(
         changed = report.changed.len(),
         created = report.created.len(),
@@ -418,7 +447,7 @@ async fn finish(door: &FleetDoor, learning: Learning) -> Result<(), ApiError> {
         unheard = report.unheard.len(),
         "the hub has learned what its devices held and goes on"
     );
-    door.lessons.replace(None);
+    door.lessons.go_on(&learning, None);
     // What sessions were told to ask for later they ask for now, also in channels in which nothing has grown.
     door.store.logs().bells().ring_fleet();
     Ok(())
@@ -477,8 +506,7 @@ pub(crate) async fn begin(door: &FleetDoor, node: &str, above: u64) -> Result<()
     });
     let (learning, writer) = begun.await?;
     tracing::error!(state = %learning, incarnation = door.store.incarnation(), "the hub pauses until its devices have taught it");
-    door.replace_writer(writer);
-    door.lessons.begin(learning);
+    door.begin_life(writer, learning);
     // Greeted by the new life, devices tell it everything they told the ones before.
     let sessions = door.sessions_open();
     tokio::spawn(async move {

@@ -27,7 +27,7 @@ use flotilla_sync::transport::PeerIdentity;
 use tokio::sync::watch;
 
 use super::{ingest, observe};
-use crate::learn::{self, Lessons};
+use crate::learn::{self, Learning, Lessons};
 use crate::publish::{FLEET_DEFAULT, fleet_of};
 use crate::store::logs::Logs;
 use crate::store::settings::Setting;
@@ -256,29 +256,43 @@ impl FleetDoor {
         self.lessons.is_hub_writer(writer, || self.store.logs().is_hub_writer(writer).ok().flatten())
     }
 
-    pub(crate) fn replace_writer(&self, writer: WriterIdentity) {
-        *self.writer.write().unwrap_or_else(PoisonError::into_inner) = writer;
+    /// A new life, with its lesson, unless a later one has begun already. Whoever sees its writer sees the lesson too.
+    pub(crate) fn begin_life(&self, writer: WriterIdentity, learning: Learning) {
+        let mut own = self.writer.write().unwrap_or_else(PoisonError::into_inner);
+        if writer.chain().incarnation > own.chain().incarnation {
+            self.lessons.begin(learning);
+            *own = writer;
+        }
     }
 
     /// Writes under a fresh id from now on, if `writer` is still the hub's: its log was continued elsewhere.
     async fn take_new_writer(&self, writer: &WriterId) -> Result<(), ReplicaError> {
-        if self.writer_id() != *writer {
+        let forked = self.identity();
+        if forked.id() != *writer {
             return Ok(());
         }
         let tried = || "take a new writer id".to_owned();
         let failed = |source: ApiError| ReplicaError { tried: tried(), source: Box::new(source) };
         let seed = mint::bytes::<32>().map_err(failed)?;
-        let successor = WriterIdentity::for_hub(seed, self.store.incarnation(), self.installation.root())
+        let successor = WriterIdentity::for_hub(seed, forked.chain().incarnation, self.installation.root())
             .map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })?;
         let identity = successor.clone();
         let write = self.store.write(move |batch| {
-            let mut stored = seed.to_vec();
-            stored.extend(successor.chain().encode());
-            batch.set_setting(Setting::Writer, &stored)?;
-            Ok(batch.succeed_writer(successor)?)
+            // A life that has begun meanwhile has a writer of its own.
+            let present = learn::is_present(batch, &forked)?;
+            if present {
+                let mut stored = seed.to_vec();
+                stored.extend(successor.chain().encode());
+                batch.set_setting(Setting::Writer, &stored)?;
+                batch.succeed_writer(successor)?;
+            }
+            Ok(present)
         });
-        write.await.map_err(failed)?;
-        *self.writer.write().unwrap_or_else(PoisonError::into_inner) = identity;
+        let taken = write.await.map_err(failed)?;
+        let mut own = self.writer.write().unwrap_or_else(PoisonError::into_inner);
+        if taken && own.id() == *writer {
+            *own = identity;
+        }
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use super::{Bench, Device};
 use crate::Retention;
 use crate::learn;
 use crate::store::backup::{self, Part};
+use crate::store::settings::Setting;
 
 async fn create(bench: &Bench, names: &[&str]) {
     for name in names {
@@ -226,4 +227,27 @@ async fn a_bundle_counts_once_it_was_taken_in() {
     bench.door.ingest(&device.peer(), device.evidence.clone()).await.unwrap();
     bench.door.introduced(&device.node, &heads).await.unwrap();
     assert_eq!(heard(&bench, "a").await, Some(true));
+}
+
+#[tokio::test]
+async fn a_life_that_begins_while_a_lesson_ends_is_not_ended_with_it() {
+    let world = World::new(Retention::default()).await;
+    fall_silent(&world.bench).await;
+    let bench = world.restored(&world.back_up(), "second").await;
+    assert_eq!(bench.door.lessons.current().map(|learning| learning.is_complete()), Some(true), "nobody is waited for");
+    let above = bench.store.incarnation();
+    let mut looked = learn::Looked::default();
+    // The new life is queued ahead of the end.
+    let (begun, ended) =
+        tokio::join!(biased; learn::begin(&bench.door, "a", above), learn::look(&bench.door, &mut looked));
+    begun.unwrap();
+    ended.unwrap();
+    assert!(bench.store.incarnation() > above);
+    assert!(bench.door.lessons.is_on() && bench.store.setting(Setting::Learning).unwrap().is_some());
+    hello(&bench, &world.devices[0], &Positions::new()).await;
+    learn::look(&bench.door, &mut looked).await.unwrap();
+    assert!(!bench.door.lessons.is_on() && bench.store.setting(Setting::Learning).unwrap().is_none());
+    create(&bench, &["web"]).await;
+    let own = bench.door.identity().id();
+    assert!(bench.store.logs().heads(&fleet()).contains_key(&own), "it writes as who it says it is");
 }
