@@ -220,6 +220,7 @@ impl HubClerk {
         let seen = Timestamp(maker.time_ms.min(self.registrar.store.now().0));
         let report = intake.take(&*self.door, &peer, newest).await?;
         if newest {
+            self.door.introduced(&node, &maker.introduction.heads).await.map_err(Failure::other)?;
             self.note(name, &maker.introduction, seen, device.last_contact).await?;
         }
         Ok(report)

@@ -17,6 +17,7 @@ use flotilla_manifests::condition;
 use flotilla_manifests::kind;
 use flotilla_manifests::time::Timestamp;
 use flotilla_sync::channel::{ChannelName, Positions, WriterId};
+use flotilla_sync::identity::writer::WriterIdentity;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -38,7 +39,7 @@ const RETRY_AFTER_SECONDS: u32 = 1;
 pub(crate) struct Learning {
     pub(crate) cause: Cause,
     pub(crate) since_ms: u64,
-    /// Devices that were in contact when the database was last written.
+    /// Devices that were in contact when the database was last written, and those that proved it to be old.
     pub(crate) expected: BTreeSet<String>,
     /// Devices that have given all they hold.
     pub(crate) heard: BTreeSet<String>,
@@ -112,18 +113,50 @@ pub(crate) struct Report {
 }
 
 /// One writer's log of one channel.
-type LogKey = (ChannelName, WriterId);
+pub(crate) type LogKey = (ChannelName, WriterId);
+
+/// What a device said in its hello, or in the introduction of a bundle, and has given since.
+#[derive(Debug, Default)]
+struct Said {
+    /// What it has read of the hub's logs.
+    positions: Positions,
+    /// Logs of which it has another branch than this hub, and how far that goes.
+    apart: BTreeMap<LogKey, u64>,
+    /// How far it has given its branches of forked logs: there may be more than two of one log.
+    branches: BTreeMap<LogKey, u64>,
+}
+
+impl Said {
+    /// An acknowledgement never takes back what was said before.
+    fn extend(&mut self, positions: &Positions) {
+        for (channel, logs) in positions {
+            let known = self.positions.entry(channel.clone()).or_default();
+            for (writer, seq) in logs {
+                let furthest = known.entry(*writer).or_default();
+                *furthest = (*furthest).max(*seq);
+            }
+        }
+    }
+
+    /// Whether it holds nothing of a hub's log that `stands_at` does not.
+    fn is_given(&self, stands_at: impl Fn(&ChannelName, &WriterId) -> Option<u64>) -> bool {
+        let given = |log: &LogKey| self.branches.get(log).copied();
+        let mut logs = self.positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |log| (channel, log)));
+        let by_number = logs.all(|(channel, (writer, seq))| {
+            let here = stands_at(channel, writer).unwrap_or(0);
+            here.max(given(&(channel.clone(), *writer)).unwrap_or(0)) >= *seq
+        });
+        // On another branch the number says nothing of what is here.
+        by_number && self.apart.iter().all(|(log, seq)| given(log).is_some_and(|given| given >= *seq))
+    }
+}
 
 /// The learning of a running hub.
 #[derive(Debug)]
 pub(crate) struct Lessons {
     state: watch::Sender<Option<Learning>>,
-    /// What connected devices say they have read of the hub's logs, by node.
-    claims: Mutex<BTreeMap<String, Positions>>,
-    /// How far each connected device has given its branches of forked logs: there may be more than two of one log.
-    branches: Mutex<BTreeMap<String, BTreeMap<LogKey, u64>>>,
-    /// Logs of which a connected device has another branch than this hub, shorter than it is here, and how far it goes; by node.
-    apart: Mutex<BTreeMap<String, BTreeMap<LogKey, u64>>>,
+    /// What devices said of themselves since the lesson began, by node.
+    said: Mutex<BTreeMap<String, Said>>,
     /// How often any of these changed.
     moved: AtomicU64,
     /// Writers by whether they are hubs'.
@@ -142,9 +175,7 @@ impl Lessons {
         });
         Self {
             state: watch::Sender::new(learning),
-            claims: Mutex::default(),
-            branches: Mutex::default(),
-            apart: Mutex::default(),
+            said: Mutex::default(),
             moved: AtomicU64::new(0),
             writers: Mutex::default(),
         }
@@ -181,10 +212,25 @@ impl Lessons {
         self.state.borrow().is_some()
     }
 
-    fn replace(&self, learning: Option<Learning>) {
+    /// A lesson begins. What was said before it says nothing: its devices say hello anew.
+    pub(crate) fn begin(&self, learning: Learning) {
+        self.said().clear();
         // In this order: who looks in between looks again.
-        self.state.send_replace(learning);
+        self.state.send_replace(Some(learning));
         self.moved.fetch_add(1, Ordering::Release);
+    }
+
+    /// Goes on from `known`, unless another lesson has begun since; whether it did.
+    fn go_on(&self, known: &Learning, then: Option<Learning>) -> bool {
+        let moved = self.state.send_if_modified(|state| {
+            let stands = state.as_ref() == Some(known);
+            if stands {
+                *state = then;
+            }
+            stands
+        });
+        self.moved.fetch_add(1, Ordering::Release);
+        moved
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Learning>> {
@@ -199,60 +245,65 @@ impl Lessons {
         Some(error)
     }
 
-    /// A device says how far it has read.
-    pub(crate) fn claimed(&self, node: &str, positions: &Positions) {
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = claims.entry(node.to_owned()).or_default();
-        for (channel, logs) in positions {
-            known.entry(channel.clone()).or_default().extend(logs);
-        }
+    /// A device says hello: where it stands, and which of its logs are on other branches than here. It takes the place of all that it said in
+    /// an earlier session.
+    pub(crate) fn greeted(&self, node: &str, positions: Positions, apart: BTreeMap<LogKey, u64>) {
+        self.said().insert(node.to_owned(), Said { positions, apart, branches: BTreeMap::new() });
         self.moved.fetch_add(1, Ordering::Release);
     }
 
-    /// A device's session has begun, and these of its logs are on other branches than here.
-    pub(crate) fn stands_on(&self, node: &str, branches: BTreeMap<LogKey, u64>) {
-        self.apart.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), branches);
+    /// A bundle was taken in that says this of its device; a session says it better.
+    pub(crate) fn introduced(&self, node: &str, positions: &Positions, apart: BTreeMap<LogKey, u64>) {
+        let mut said = self.said();
+        let known = said.entry(node.to_owned()).or_default();
+        known.extend(positions);
+        known.apart.extend(apart);
         self.moved.fetch_add(1, Ordering::Release);
     }
 
-    /// A device's session ended.
-    pub(crate) fn left(&self, node: &str) {
-        self.apart.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
-        self.branches.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
-        self.moved.fetch_add(1, Ordering::Release);
+    /// A device says how far it has read since its hello. Of one whose hello is not known it says too little: of its other logs nothing.
+    pub(crate) fn acknowledged(&self, node: &str, positions: &Positions) {
+        self.tell(node, |said| said.extend(positions));
+    }
+
+    /// A log is found to be on another branch at a device than here: all that the device says it has of it is to be given.
+    pub(crate) fn forked(&self, node: &str, channel: &ChannelName, writer: &WriterId, seq: u64) {
+        self.tell(node, |said| {
+            let stands_at = said.positions.get(channel).and_then(|logs| logs.get(writer)).copied();
+            said.apart.entry((channel.clone(), *writer)).or_insert(stands_at.unwrap_or(seq));
+        });
     }
 
     /// All of a device's branch of a forked log was taken in up to here.
     pub(crate) fn branch_heard(&self, node: &str, channel: &ChannelName, writer: &WriterId, seq: u64) {
-        let mut branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
-        let heard = branches.entry(node.to_owned()).or_default().entry((channel.clone(), *writer)).or_default();
-        *heard = seq.max(*heard);
+        self.tell(node, |said| {
+            let heard = said.branches.entry((channel.clone(), *writer)).or_default();
+            *heard = seq.max(*heard);
+        });
+    }
+
+    /// A device's session ended.
+    pub(crate) fn left(&self, node: &str) {
+        self.said().remove(node);
         self.moved.fetch_add(1, Ordering::Release);
     }
 
-    /// Connected devices that hold nothing of a hub's log that `stands_at` does not.
+    /// Something more of a device whose hello is known.
+    fn tell(&self, node: &str, more: impl FnOnce(&mut Said)) {
+        if let Some(said) = self.said().get_mut(node) {
+            more(said);
+        }
+        self.moved.fetch_add(1, Ordering::Release);
+    }
+
+    fn said(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Said>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Devices that hold nothing of a hub's log that `stands_at` does not.
     fn heard(&self, stands_at: impl Fn(&ChannelName, &WriterId) -> Option<u64>) -> BTreeSet<String> {
-        let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        let branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
-        let apart = self.apart.lock().unwrap_or_else(PoisonError::into_inner);
-        let branch = |node: &str, log: &LogKey| branches.get(node)?.get(log).copied();
-        let given = |node: &str, (channel, writer, seq): (&ChannelName, &WriterId, u64)| {
-            let given = branch(node, &(channel.clone(), *writer)).unwrap_or(0);
-            stands_at(channel, writer).unwrap_or(0).max(given) >= seq
-        };
-        // On another branch the number says nothing of what is here.
-        let given_apart = |node: &str| {
-            let here = |(log, seq): (&LogKey, &u64)| branch(node, log).is_some_and(|given| given >= *seq);
-            apart.get(node).is_none_or(|logs| logs.iter().all(here))
-        };
-        let given_all = |node: &str, positions: &Positions| {
-            let mut logs =
-                positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |(w, seq)| (channel, w, *seq)));
-            logs.all(|log| given(node, log))
-        };
-        let heard = claims.iter().filter(|(node, positions)| given_all(node, positions) && given_apart(node));
-        heard.map(|(node, _)| node.clone()).collect()
+        let said = self.said();
+        said.iter().filter(|(_, said)| said.is_given(&stands_at)).map(|(node, _)| node.clone()).collect()
     }
 }
 
@@ -269,6 +320,12 @@ fn keep(batch: &mut Batch<'_>, learning: &Learning) -> Result<(), StoreError> {
     let encoded =
         serde_json::to_vec(learning).map_err(|source| StoreError::Damaged { what: "the state of learning", source })?;
     batch.set_setting(Setting::Learning, &encoded)
+}
+
+/// Whether the hub still writes as `identity`: a new life, or a successor of a forked log, may have been noted since.
+pub(crate) fn is_present(batch: &Batch<'_>, identity: &WriterIdentity) -> Result<bool, StoreError> {
+    let stored = batch.setting(Setting::Writer)?;
+    Ok(stored.is_some_and(|stored| stored.ends_with(identity.chain().encode())))
 }
 
 /// Looks at the learning from time to time while there is any, and ends it; until `shutdown`.
@@ -307,17 +364,19 @@ pub(crate) async fn look(door: &FleetDoor, looked: &mut Looked) -> Result<(), Ap
     if !door.lessons.is_on() {
         return Ok(());
     }
-    let ground = (door.lessons.moved.load(Ordering::Acquire), door.store.logs().growth(), door.identity().id());
+    // Before all else: what is found is worth nothing once a later writer has taken its place.
+    let identity = door.identity();
+    let ground = (door.lessons.moved.load(Ordering::Acquire), door.store.logs().growth(), identity.id());
     if looked.ground != Some(ground) {
         // Before it is asked who was heard: what comes meanwhile is asked at the next look.
-        looked.complete = note_heard(door, &ground.2).await?;
+        looked.complete = note_heard(door, &identity).await?;
         looked.ground = Some(ground);
     }
     let resumed = door.store.setting(Setting::Resume)?.is_some();
     if (resumed || (looked.complete && !door.store.logs().lacks_learned_blobs()?))
         && let Some(learning) = door.lessons.current()
     {
-        finish(door, learning).await?;
+        finish(door, learning, identity).await?;
     }
     Ok(())
 }
@@ -331,32 +390,43 @@ pub(crate) struct Looked {
 }
 
 /// Notes which devices have given all they hold; whether that is every one that is waited for.
-async fn note_heard(door: &FleetDoor, own: &WriterId) -> Result<bool, ApiError> {
+async fn note_heard(door: &FleetDoor, identity: &WriterIdentity) -> Result<bool, ApiError> {
+    let own = identity.id();
     let Some(mut learning) = door.lessons.current() else { return Ok(false) };
     let logs = door.store.logs();
     // A hub that learns writes under a fresh writer: what a device has of that one was said here, if only in a list.
-    let stands_at = |channel: &ChannelName, writer: &WriterId| match writer == own {
+    let stands_at = |channel: &ChannelName, writer: &WriterId| match *writer == own {
         true => Some(u64::MAX),
         false => logs.heads(channel).get(writer).map(|head| head.seq),
     };
     let heard = door.lessons.heard(stands_at);
-    let before = learning.heard.len();
+    let before = learning.clone();
     learning.heard.extend(heard);
-    let complete = learning.is_complete();
-    if learning.heard.len() > before {
-        tracing::info!(state = %learning, "a device was heard");
-        let known = learning.clone();
-        door.store.write(move |batch| Ok(keep(batch, &known)?)).await?;
-        door.lessons.replace(Some(learning));
+    if learning == before {
+        return Ok(learning.is_complete());
     }
-    Ok(complete)
+    let (known, identity) = (learning.clone(), identity.clone());
+    let noted = door.store.write(move |batch| {
+        let present = is_present(batch, &identity)?;
+        if present {
+            keep(batch, &known)?;
+        }
+        Ok(present)
+    });
+    if !noted.await? || !door.lessons.go_on(&before, Some(learning.clone())) {
+        return Ok(false);
+    }
+    tracing::info!(state = %learning, "a device was heard");
+    Ok(learning.is_complete())
 }
 
 /// Takes in what was learned and goes on as the hub.
-async fn finish(door: &FleetDoor, learning: Learning) -> Result<(), ApiError> {
-    let identity = door.identity();
+async fn finish(door: &FleetDoor, learning: Learning, identity: WriterIdentity) -> Result<(), ApiError> {
     let unheard: Vec<String> = learning.unheard().into_iter().map(str::to_owned).collect();
     let report = door.store.write(move |batch| {
+        if !is_present(batch, &identity)? {
+            return Ok(None);
+        }
         batch.set_author("hub:restore");
         let mut report = adopt::adopt(batch)?;
         report.unheard = unheard;
@@ -365,9 +435,9 @@ async fn finish(door: &FleetDoor, learning: Learning) -> Result<(), ApiError> {
         batch.remove_setting(Setting::Resume)?;
         batch.start_publishing(identity)?;
         crate::fleet::replay_deferred(batch)?;
-        Ok(report)
+        Ok(Some(report))
     });
-    let report = report.await?;
+    let Some(report) = report.await? else { return Ok(()) };
     tracing::info!(
         changed = report.changed.len(),
         created = report.created.len(),
@@ -377,7 +447,7 @@ async fn finish(door: &FleetDoor, learning: Learning) -> Result<(), ApiError> {
         unheard = report.unheard.len(),
         "the hub has learned what its devices held and goes on"
     );
-    door.lessons.replace(None);
+    door.lessons.go_on(&learning, None);
     // What sessions were told to ask for later they ask for now, also in channels in which nothing has grown.
     door.store.logs().bells().ring_fleet();
     Ok(())
@@ -415,13 +485,16 @@ pub(crate) fn take_missing(batch: &mut Batch<'_>) -> Result<(), ApiError> {
 
 /// A running hub learns that its database is an old copy: a new life under a new writer, and a lesson.
 pub(crate) async fn begin(door: &FleetDoor, node: &str, above: u64) -> Result<(), ApiError> {
-    let cause = Cause::Outdated { node: node.to_owned() };
+    let node = node.to_owned();
     let installation = Arc::clone(&door.installation);
     let begun = door.store.write(move |batch| {
-        let learning = match stored(batch)? {
+        let mut learning = match stored(batch)? {
             Some(learning) => learning,
-            None => Learning::of(cause, batch.index(), batch.now()),
+            None => Learning::of(Cause::Outdated { node: node.clone() }, batch.index(), batch.now()),
         };
+        // Whoever proves it has something to give, though it was away when the database was last written, or has been heard before.
+        learning.heard.remove(&node);
+        learning.expected.insert(node);
         keep(batch, &learning)?;
         batch.remove_setting(Setting::Resume)?;
         let incarnation = batch.begin_life(above)?;
@@ -433,8 +506,7 @@ pub(crate) async fn begin(door: &FleetDoor, node: &str, above: u64) -> Result<()
     });
     let (learning, writer) = begun.await?;
     tracing::error!(state = %learning, incarnation = door.store.incarnation(), "the hub pauses until its devices have taught it");
-    door.replace_writer(writer);
-    door.lessons.replace(Some(learning));
+    door.begin_life(writer, learning);
     // Greeted by the new life, devices tell it everything they told the ones before.
     let sessions = door.sessions_open();
     tokio::spawn(async move {

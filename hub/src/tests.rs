@@ -6,6 +6,7 @@ mod enrolment;
 pub(crate) mod epochs;
 mod forks;
 mod leases;
+mod lessons;
 mod lives;
 mod pages;
 mod reports;
@@ -21,7 +22,7 @@ use flotilla_manifests::api_error::ApiError;
 use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::time::Timestamp;
 use flotilla_rest::backend::{Backend, DryRun, User, WriteRequest, Written};
-use flotilla_sync::channel::{ChannelName, ChannelState, Head, ItemId, ItemKind, WriterId, positions_of};
+use flotilla_sync::channel::{ChannelName, ChannelState, Head, Heads, ItemId, ItemKind, WriterId, positions_of};
 use flotilla_sync::document::Document;
 use flotilla_sync::enrol::{EnrolProof, EnrolRefusal, EnrolRequest, EnrolResponse, Enroller, Token, TokenProof};
 use flotilla_sync::identity::{DeviceKeys, Installation, NodeName, SessionRequest};
@@ -195,14 +196,21 @@ impl Device {
         }
     }
 
+    /// Says where it stands, as a session does at its beginning.
+    pub(crate) async fn say_hello(&self, door: &FleetDoor) {
+        let heads: Heads = self.channels.iter().map(|(name, state)| (name.clone(), state.heads.clone())).collect();
+        let digests: Vec<u64> = heads.values().flat_map(BTreeMap::values).map(Head::digest).collect();
+        door.stands_at(&self.peer(), &positions_of(&heads), &digests).await.unwrap();
+        door.acknowledged(&self.peer(), positions_of(&heads)).await.unwrap();
+    }
+
     /// Says hello as a session does, and gives the hub what it lacks of the logs of its earlier lives.
     pub(crate) async fn give_back(&self, door: &FleetDoor) {
         let peer = self.peer();
         if let Some(greeting) = &self.greeting {
             door.greeted(&peer, greeting.clone()).await.unwrap();
         }
-        let heads = self.channels.iter().map(|(name, state)| (name.clone(), state.heads.clone())).collect();
-        door.acknowledged(&peer, positions_of(&heads)).await.unwrap();
+        self.say_hello(door).await;
         let there = door.heads(&peer).await.unwrap();
         let stands = |channel: &ChannelName, writer: &WriterId| {
             there.get(channel).and_then(|logs| logs.get(writer)).map_or(0, |head| head.seq)

@@ -1,6 +1,7 @@
 //! The hub as a replica: what sessions ask of it, answered from the store.
 
 mod carried;
+mod hello;
 mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use flotilla_sync::transport::PeerIdentity;
 use tokio::sync::watch;
 
 use super::{ingest, observe};
-use crate::learn::{self, Lessons};
+use crate::learn::{self, Learning, Lessons};
 use crate::publish::{FLEET_DEFAULT, fleet_of};
 use crate::store::logs::Logs;
 use crate::store::settings::Setting;
@@ -255,29 +256,43 @@ impl FleetDoor {
         self.lessons.is_hub_writer(writer, || self.store.logs().is_hub_writer(writer).ok().flatten())
     }
 
-    pub(crate) fn replace_writer(&self, writer: WriterIdentity) {
-        *self.writer.write().unwrap_or_else(PoisonError::into_inner) = writer;
+    /// A new life, with its lesson, unless a later one has begun already. Whoever sees its writer sees the lesson too.
+    pub(crate) fn begin_life(&self, writer: WriterIdentity, learning: Learning) {
+        let mut own = self.writer.write().unwrap_or_else(PoisonError::into_inner);
+        if writer.chain().incarnation > own.chain().incarnation {
+            self.lessons.begin(learning);
+            *own = writer;
+        }
     }
 
     /// Writes under a fresh id from now on, if `writer` is still the hub's: its log was continued elsewhere.
     async fn take_new_writer(&self, writer: &WriterId) -> Result<(), ReplicaError> {
-        if self.writer_id() != *writer {
+        let forked = self.identity();
+        if forked.id() != *writer {
             return Ok(());
         }
         let tried = || "take a new writer id".to_owned();
         let failed = |source: ApiError| ReplicaError { tried: tried(), source: Box::new(source) };
         let seed = mint::bytes::<32>().map_err(failed)?;
-        let successor = WriterIdentity::for_hub(seed, self.store.incarnation(), self.installation.root())
+        let successor = WriterIdentity::for_hub(seed, forked.chain().incarnation, self.installation.root())
             .map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })?;
         let identity = successor.clone();
         let write = self.store.write(move |batch| {
-            let mut stored = seed.to_vec();
-            stored.extend(successor.chain().encode());
-            batch.set_setting(Setting::Writer, &stored)?;
-            Ok(batch.succeed_writer(successor)?)
+            // A life that has begun meanwhile has a writer of its own.
+            let present = learn::is_present(batch, &forked)?;
+            if present {
+                let mut stored = seed.to_vec();
+                stored.extend(successor.chain().encode());
+                batch.set_setting(Setting::Writer, &stored)?;
+                batch.succeed_writer(successor)?;
+            }
+            Ok(present)
         });
-        write.await.map_err(failed)?;
-        *self.writer.write().unwrap_or_else(PoisonError::into_inner) = identity;
+        let taken = write.await.map_err(failed)?;
+        let mut own = self.writer.write().unwrap_or_else(PoisonError::into_inner);
+        if taken && own.id() == *writer {
+            *own = identity;
+        }
         Ok(())
     }
 
@@ -413,25 +428,9 @@ impl Replica for FleetDoor {
         digests: &[u64],
     ) -> Result<Vec<(ChannelName, WriterId, u64)>, ReplicaError> {
         let node = device(peer)?;
-        let logs = self.store.logs();
-        let mut shorter = Vec::new();
-        let all = positions.iter().flat_map(|(channel, logs)| logs.iter().map(move |log| (channel, log)));
-        for ((channel, (writer, seq)), digest) in all.zip(digests) {
-            let here = logs.heads(channel).get(writer).map_or(0, |head| head.seq);
-            if *seq < here && self.is_hub_writer(writer) {
-                shorter.push(((channel.clone(), *writer), *seq, *digest));
-            }
-        }
-        if shorter.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (mut branches, unknown) = logs.branches_at_hand(shorter);
-        if !unknown.is_empty() {
-            let asked = move |logs: &Logs| logs.branches_among(&unknown);
-            branches.extend(self.ask_disk("compare the logs of a device", asked).await?);
-        }
+        let branches = self.branches_of(positions, digests).await?;
         if self.lessons.is_on() {
-            self.lessons.stands_on(node.as_str(), branches.clone());
+            self.lessons.greeted(node.as_str(), self.of_hubs(node, positions.clone()), branches.clone());
         }
         Ok(branches.into_iter().map(|((channel, writer), seq)| (channel, writer, seq)).collect())
     }
@@ -440,13 +439,7 @@ impl Replica for FleetDoor {
         // For people and rollouts: a device says itself where it stands when it comes back.
         let node = device(peer)?;
         if self.lessons.is_on() {
-            let own = ChannelName::Device(node.clone());
-            let mut claimed = positions.clone();
-            if let Some(logs) = claimed.get_mut(&own) {
-                // Its own log is its own affair.
-                logs.retain(|writer, _| self.is_hub_writer(writer));
-            }
-            self.lessons.claimed(node.as_str(), &claimed);
+            self.lessons.acknowledged(node.as_str(), &self.of_hubs(node, positions.clone()));
         }
         {
             let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
@@ -493,6 +486,9 @@ impl Replica for FleetDoor {
     ) -> Result<(), ReplicaError> {
         let node = device(peer)?;
         tracing::error!(%node, %channel, %writer, seq, "a log was forked by a restored or cloned database");
+        if self.lessons.is_on() && self.is_hub_writer(writer) {
+            self.lessons.forked(node.as_str(), channel, writer, seq);
+        }
         if self.writer_id() != *writer {
             return Ok(());
         }

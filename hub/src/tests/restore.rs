@@ -382,6 +382,8 @@ async fn a_hub_that_said_other_things_in_the_same_place_learns_what_it_said_befo
     assert!(bench.door.lessons.is_on());
     for device in &world.devices {
         device.give_back(&bench.door).await;
+        let seq = device.channels[&channel].heads[&own].seq;
+        assert!(matches!(bench.door.branch_came(&device.peer(), &channel, &own, seq).await.unwrap(), Reading::Later));
     }
     learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
     assert!(!bench.door.lessons.is_on());

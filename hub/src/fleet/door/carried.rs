@@ -1,9 +1,12 @@
 //! What bundles tell of devices that have no session.
 
+use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 use flotilla_manifests::time::Timestamp;
-use flotilla_sync::channel::Positions;
+use flotilla_sync::channel::{Head, Heads, Positions, positions_of};
+use flotilla_sync::identity::NodeName;
+use flotilla_sync::replica::ReplicaError;
 
 use super::FleetDoor;
 use crate::Contact;
@@ -16,6 +19,18 @@ impl FleetDoor {
             .flat_map(|(channel, logs)| logs.into_iter().map(move |(writer, seq)| ((channel.clone(), writer), seq)));
         let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
         durable.entry(node.to_owned()).or_insert_with(|| logs.collect());
+    }
+
+    /// While the hub learns: a bundle of the device was taken in as a whole. What it says of where the device stands counts as a hello does.
+    pub(crate) async fn introduced(&self, node: &NodeName, heads: &Heads) -> Result<(), ReplicaError> {
+        if !self.lessons.is_on() {
+            return Ok(());
+        }
+        let positions = positions_of(heads);
+        let digests: Vec<u64> = heads.values().flat_map(BTreeMap::values).map(Head::digest).collect();
+        let branches = self.branches_of(&positions, &digests).await?;
+        self.lessons.introduced(node.as_str(), &self.of_hubs(node, positions), branches);
+        Ok(())
     }
 
     /// What a device is known to hold.
