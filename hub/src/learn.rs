@@ -29,6 +29,8 @@ use crate::store::{Batch, Index, Store, StoreError};
 const PERIOD: Duration = Duration::from_millis(250);
 /// A failed adoption is tried again after this.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether the operator goes on without large values that late lessons wait for.
+const LATE_PERIOD: Duration = Duration::from_secs(10);
 /// Devices that are to greet a new life come back after this.
 const RECONNECT_MS: u64 = 250;
 /// Clients that are refused come back after this.
@@ -333,27 +335,20 @@ pub(crate) async fn watch(door: Arc<FleetDoor>, mut shutdown: watch::Receiver<bo
     let mut changes = door.lessons.subscribe();
     let mut looked = Looked::default();
     loop {
-        let state = changes.borrow_and_update().is_some();
-        let wait = match state {
-            true => match look(&door, &mut looked).await {
-                Ok(()) => PERIOD,
-                Err(error) => {
-                    tracing::error!(%error, "what devices gave back cannot be taken in; it is tried again");
-                    AGAIN
-                }
-            },
-            false => {
-                tokio::select! {
-                    biased;
-                    _ended = shutdown.wait_for(|stop| *stop) => return,
-                    changed = changes.changed() => if changed.is_err() { return },
-                }
-                continue;
+        let learning = changes.borrow_and_update().is_some();
+        let done = if learning { look(&door, &mut looked).await } else { go_on_without_values(&door).await };
+        let wait = match done {
+            Ok(()) if learning => PERIOD,
+            Ok(()) => LATE_PERIOD,
+            Err(error) => {
+                tracing::error!(%error, "what devices gave back cannot be taken in; it is tried again");
+                AGAIN
             }
         };
         tokio::select! {
             biased;
             _ended = shutdown.wait_for(|stop| *stop) => return,
+            changed = changes.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(wait) => {}
         }
     }
@@ -455,14 +450,42 @@ async fn finish(door: &FleetDoor, learning: Learning, identity: WriterIdentity) 
 
 /// Takes in what a device gave back after the hub went on without it, once all large values it names are here.
 pub(crate) fn take_late(batch: &mut Batch<'_>) -> Result<(), ApiError> {
-    if stored(batch)?.is_some() || !batch.has_learned()? || batch.lacks_learned_blobs()? {
+    if stored(batch)?.is_some() || !batch.has_learned()? {
         return Ok(());
     }
+    if batch.lacks_learned_blobs()? {
+        tracing::warn!(
+            "what a device gave back late waits for large values that it names, and devices new to its channels wait for that; \
+             `flotilla hub resume` goes on without the values"
+        );
+        return Ok(());
+    }
+    take_in_late(batch)
+}
+
+/// The operator goes on without large values of late lessons: no device may have them any more.
+pub(crate) async fn go_on_without_values(door: &FleetDoor) -> Result<(), ApiError> {
+    if door.store.setting(Setting::Resume)?.is_none() {
+        return Ok(());
+    }
+    let gone_on = door.store.write(|batch| {
+        // A lesson that has begun meanwhile is another matter.
+        if stored(batch)?.is_some() {
+            return Ok(());
+        }
+        batch.remove_setting(Setting::Resume)?;
+        if batch.has_learned()? { take_in_late(batch) } else { Ok(()) }
+    });
+    gone_on.await
+}
+
+fn take_in_late(batch: &mut Batch<'_>) -> Result<(), ApiError> {
     let report = adopt::adopt(batch)?;
     tracing::info!(
         changed = report.changed.len(),
         created = report.created.len(),
         deleted = report.deleted.len(),
+        failed = report.failed.len(),
         "a device that was not waited for has given back what it held"
     );
     adopt::tell(batch, &report)?;

@@ -73,7 +73,7 @@ pub(crate) fn resume(arguments: &FolderArguments) -> Result<()> {
     if backup::resume(&arguments.data).context("the hub cannot be told")? {
         say("the hub goes on with what it has heard; devices that come later are still listened to")
     } else {
-        say("the hub is not learning from its devices: there is nothing to go on from")
+        say("the hub waits for nothing from its devices: there is nothing to go on from")
     }
 }
 

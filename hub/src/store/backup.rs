@@ -19,7 +19,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 
 use super::settings::{self, Setting};
-use super::{StoreError, devices, life, load, schema};
+use super::{StoreError, devices, learned, life, load, schema};
 use crate::config::{DATABASE_FILE, Retention};
 use crate::learn::{Cause, Learning};
 
@@ -180,7 +180,8 @@ pub fn restore(data_dir: &Path, backup: &Path, now: Timestamp) -> Result<Restore
     Ok(Restored { contents, incarnation, expected: learning.expected.into_iter().collect() })
 }
 
-/// Tells the hub in `data_dir`, running or not, to go on without the devices it has not heard. Answers whether it was learning.
+/// Tells the hub in `data_dir`, running or not, to go on without the devices it has not heard, or without large values of what a device
+/// gave back late. Answers whether it was waiting for any.
 ///
 /// # Errors
 /// When there is no hub, or its database fails.
@@ -194,11 +195,12 @@ pub fn resume(data_dir: &Path) -> Result<bool, BackupError> {
     let transaction =
         connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(StoreError::from)?;
     let learning = settings::read(&transaction, Setting::Learning)?.is_some();
-    if learning {
+    let waits = learning || learned::lacks_blobs(&transaction)?;
+    if waits {
         settings::put(&transaction, Setting::Resume, b"1")?;
     }
     transaction.commit().map_err(StoreError::from)?;
-    Ok(learning)
+    Ok(waits)
 }
 
 /// Begins the new life in a copied database.

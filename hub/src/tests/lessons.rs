@@ -251,3 +251,40 @@ async fn a_life_that_begins_while_a_lesson_ends_is_not_ended_with_it() {
     let own = bench.door.identity().id();
     assert!(bench.store.logs().heads(&fleet()).contains_key(&own), "it writes as who it says it is");
 }
+
+#[tokio::test]
+async fn an_operator_goes_on_without_a_large_value_that_never_comes() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.pull().await;
+    let saved = world.back_up();
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "large", "namespace": "default"},
+        "data": {"text": "x".repeat(10_000)}});
+    world.bench.create(map).await.unwrap();
+    let mut late = daemon_set("late", "green");
+    late["spec"]["template"]["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "large"}}]);
+    world.bench.create(late).await.unwrap();
+    world.devices[1].pull(&world.bench.door).await;
+
+    let bench = world.restored(&saved, "second").await;
+    let folder = world.folder.path().join("second");
+    world.devices[0].give_back(&bench.door).await;
+    assert!(backup::resume(&folder).unwrap());
+    assert_eq!(heard(&bench, "b").await, None, "the hub goes on without it");
+    assert!(!backup::resume(&folder).unwrap(), "there is nothing to go on from");
+    // It comes, gives its documents, and ends before the value that one of them names.
+    world.devices[1].give_back(&bench.door).await;
+    learn::go_on_without_values(&bench.door).await.unwrap();
+    assert!(bench.store.read(&set("late")).is_none(), "nobody has said so");
+    assert!(backup::resume(&folder).unwrap());
+    learn::go_on_without_values(&bench.door).await.unwrap();
+    assert_eq!(text(&bench, &set("late")), "green");
+    let report = bench.store.setting(Setting::Learned).unwrap().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(report["failed"].as_array().unwrap().len(), 1, "{report}");
+    assert!(!backup::resume(&folder).unwrap());
+    world.devices[0].pull(&bench.door).await;
+    assert!(
+        super::restore::fleet_of(&world.devices[0]).iter().any(|value| value["object"]["metadata"]["name"] == "late")
+    );
+}
