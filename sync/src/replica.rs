@@ -119,7 +119,7 @@ pub trait Replica: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), ReplicaError>> + Send;
 
     /// Hub: where the device's logs stand as the session begins, each with [`crate::channel::Head::digest`] of its head, in the order of the
-    /// positions. Answers with those that are shorter than here and on another branch, with their numbers: before the device is told anything of
+    /// positions. Answers with those that go no further than here and are on another branch, with their numbers: before the device is told anything of
     /// these logs. No business of a device's.
     fn stands_at(
         &self,

@@ -278,8 +278,8 @@ impl FleetDoor {
             .map_err(|source| ReplicaError { tried: tried(), source: Box::new(source) })?;
         let identity = successor.clone();
         let write = self.store.write(move |batch| {
-            // A life that has begun meanwhile has a writer of its own.
-            let present = learn::is_present(batch, &forked)?;
+            // A life that has begun meanwhile has a writer of its own, and one that learns says nothing yet: no device can have more of it.
+            let present = learn::is_present(batch, &forked)? && learn::stored(batch)?.is_none();
             if present {
                 let mut stored = seed.to_vec();
                 stored.extend(successor.chain().encode());

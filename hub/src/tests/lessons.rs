@@ -288,3 +288,15 @@ async fn an_operator_goes_on_without_a_large_value_that_never_comes() {
         super::restore::fleet_of(&world.devices[0]).iter().any(|value| value["object"]["metadata"]["name"] == "late")
     );
 }
+
+#[tokio::test]
+async fn no_device_makes_a_hub_speak_that_learns() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.pull().await;
+    learn::begin(&world.bench.door, "a", world.bench.store.incarnation()).await.unwrap();
+    let (own, heads) = (world.bench.door.identity().id(), world.bench.store.logs().heads(&fleet()));
+    world.bench.door.forked(&world.devices[0].peer(), &fleet(), &own, 1).await.unwrap();
+    assert_eq!(world.bench.door.identity().id(), own);
+    assert_eq!(world.bench.store.logs().heads(&fleet()), heads);
+}
