@@ -36,6 +36,8 @@ pub(super) struct Receiving {
     answered: BTreeSet<LogKey>,
     /// Device: how far of its branch of such a log the hub has taken in.
     taken_in: BTreeMap<LogKey, u64>,
+    /// Hub: such logs of which the device gave a list of another hub's writer that speaks for them, and up to where; not yet durable.
+    listed: BTreeMap<LogKey, u64>,
     /// Device: such logs that a list of the hub has settled since: their records say nothing any more.
     settled: BTreeSet<LogKey>,
     /// Logs to acknowledge once all inputs are durable.
@@ -282,9 +284,13 @@ impl Session {
         for (writer, head) in &list.covers {
             // One that stands where this replica does was signed here: the peer has its own branch beside it.
             let here = self.own.get(&list.channel).and_then(|logs| logs.get(writer));
-            let branch = self.receiving.branching.get_mut(&(list.channel.clone(), *writer));
+            let key = (list.channel.clone(), *writer);
+            let branch = self.receiving.branching.get_mut(&key);
             if let Some(came) = branch.filter(|_| here != Some(head)) {
                 *came = (*came).max(Some(head.seq));
+                if *writer != list.writer && chain.subject == WriterSubject::Hub {
+                    self.receiving.listed.insert(key, head.seq);
+                }
             }
         }
         let is_branch = |writer: &WriterId| self.receiving.branching.contains_key(&(list.channel.clone(), *writer));
@@ -362,24 +368,22 @@ impl Session {
     /// Hub: who has given all that it had further, or of another branch, is told what has become of it. The list leaves behind the
     /// acknowledgement.
     fn answer_branches(&mut self, acks: &BTreeMap<(u64, u64), u64>) {
+        let listed = std::mem::take(&mut self.receiving.listed);
         if !self.is_hub() {
             return;
         }
-        for ((channel, writer), seq) in acks {
-            let (Some(channel), Some(chain)) =
-                (self.receiving.channels.get(channel), self.receiving.writers.get(writer))
-            else {
-                continue;
-            };
+        let known = |((channel, writer), seq): (&(u64, u64), &u64)| {
+            let chain = self.receiving.writers.get(writer)?;
             // A device's own log is its own affair: no list of the hub says what becomes of it.
-            if chain.subject != WriterSubject::Hub {
-                continue;
-            }
-            let key = (channel.clone(), chain.id);
+            let log = (self.receiving.channels.get(channel)?.clone(), chain.id);
+            (chain.subject == WriterSubject::Hub).then_some((log, *seq))
+        };
+        let given: Vec<(LogKey, u64)> = acks.iter().filter_map(known).chain(listed).collect();
+        for (key, seq) in given {
             let gives = self.receiving.branching.contains_key(&key) || self.receiving.ahead.contains(&key);
-            if gives && *seq >= self.sending.peer_stood_at(&key) && self.receiving.answered.insert(key.clone()) {
+            if gives && seq >= self.sending.peer_stood_at(&key) && self.receiving.answered.insert(key.clone()) {
                 let (channel, writer) = key;
-                self.events.push_back(Event::BranchCame { channel, writer, seq: *seq });
+                self.events.push_back(Event::BranchCame { channel, writer, seq });
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Two branches of one log of a hub's: given from the beginning, answered with a list, and then one again.
 
+use std::collections::BTreeMap;
+
 use super::super::*;
 use super::convergence::branch;
 use super::world::*;
@@ -87,6 +89,34 @@ fn what_comes_without_its_beginning_is_no_whole_branch() {
     assert_eq!(give(&log[1..]), (log.len() - 1, true, false), "what comes again has been answered");
     let grant = ItemId::parse("grant/x").unwrap();
     assert!(!device.seen(&fleet()).contains_key(&grant));
+}
+
+/// A list of a later writer has taken the place of the branch's own records at the device.
+#[test]
+fn a_branch_that_another_writers_list_speaks_for_has_come_with_it() {
+    let (mut world, hub, device) = apart();
+    let forked = hub.writer.lock().unwrap().identity().id();
+    let (identity, head) = (world.identity(None, 2), head_of(&device, &forked));
+    let list = device.channels[&fleet()].snapshot(&identity, BTreeMap::from([(forked, head)])).unwrap();
+    let mut session = greeted(&world, &hub, &device);
+    session.handle_local(Local::Branches(vec![(fleet(), forked, head.seq)]), 0);
+    let chain = Bytes::copy_from_slice(identity.chain().encode());
+    session.handle_frame(&Frame::Writer { index: 0, chain }.encode(), 0);
+    session.handle_frame(&Frame::Snapshot { writer: 0, list: list.list.encoded().clone() }.encode(), 0);
+    for piece in list.states {
+        session.handle_frame(&Frame::State { ends: true, piece }.encode(), 0);
+    }
+    let came = |session: &mut Session| -> Vec<(WriterId, u64)> {
+        std::iter::from_fn(|| session.poll_event())
+            .filter_map(|event| match event {
+                Event::BranchCame { writer, seq, .. } => Some((writer, seq)),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(came(&mut session), [], "it is not durable yet");
+    session.handle_local(Local::Ingested, 0);
+    assert_eq!(came(&mut session), [(forked, head.seq)]);
 }
 
 #[test]
