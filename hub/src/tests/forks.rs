@@ -167,10 +167,7 @@ async fn a_list_of_a_writer_that_has_said_nothing_yet_proves_nothing() {
     world.pull().await;
     let before = world.bench.door.identity().id();
     let bench = world.restored(&world.back_up(), "second").await;
-    for device in &world.devices {
-        device.give_back(&bench.door).await;
-    }
-    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&bench).await;
     let life = bench.store.incarnation();
     let Reading::Snapshot(list) = bench.door.read(&fleet(), &before, 0, 64 * 1024).await.unwrap() else {
         panic!("no list of a log that is not kept")

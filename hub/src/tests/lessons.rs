@@ -37,6 +37,19 @@ async fn copied(backup: &Path, folder: PathBuf) -> Bench {
     Bench::open(&folder, Retention::default()).await
 }
 
+/// The first device holds one record more than the copy that took the database's place; since then that has `written` these.
+async fn forked(written: &[&str]) -> (World, Bench) {
+    let mut world = World::new(Retention::default()).await;
+    create(&world.bench, &["web"]).await;
+    world.pull().await;
+    let backup = world.back_up();
+    create(&world.bench, &["late"]).await;
+    world.devices[0].pull(&world.bench.door).await;
+    let bench = copied(&backup, world.folder.path().join("copy")).await;
+    create(&bench, written).await;
+    (world, bench)
+}
+
 /// A session of the device begins with this; no earlier one has ended.
 async fn hello(bench: &Bench, device: &Device, positions: &Positions) {
     let digests = vec![0; positions.values().map(BTreeMap::len).sum()];
@@ -58,15 +71,8 @@ async fn fall_silent(bench: &Bench) {
 
 #[tokio::test]
 async fn a_branch_as_long_as_the_hubs_own_is_heard_once_it_has_come() {
-    let mut world = World::new(Retention::default()).await;
-    create(&world.bench, &["web"]).await;
-    world.pull().await;
-    let backup = world.back_up();
-    create(&world.bench, &["late"]).await;
-    world.devices[0].pull(&world.bench.door).await;
     // The old copy writes exactly as much as it has lost.
-    let bench = copied(&backup, world.folder.path().join("copy")).await;
-    create(&bench, &["other"]).await;
+    let (world, bench) = forked(&["other"]).await;
     let own = bench.door.identity().id();
     let device = &world.devices[0];
     let head = device.channels[&fleet()].heads[&own];
@@ -120,14 +126,7 @@ async fn a_longer_branch_is_not_heard_because_another_device_has_passed_its_numb
 
 #[tokio::test]
 async fn a_branch_that_an_earlier_session_named_is_not_waited_for() {
-    let mut world = World::new(Retention::default()).await;
-    create(&world.bench, &["web"]).await;
-    world.pull().await;
-    let backup = world.back_up();
-    create(&world.bench, &["late"]).await;
-    world.devices[0].pull(&world.bench.door).await;
-    let bench = copied(&backup, world.folder.path().join("copy")).await;
-    create(&bench, &["one", "two"]).await;
+    let (world, bench) = forked(&["one", "two"]).await;
     learn::begin(&bench.door, "a", bench.store.incarnation()).await.unwrap();
     world.devices[0].say_hello(&bench.door).await;
     assert_eq!(heard(&bench, "a").await, Some(false));

@@ -65,10 +65,7 @@ async fn what_was_withdrawn_after_a_list_stays_so_when_the_list_comes_last() {
     world.bench.merge(&workload, json!({"metadata": {"labels": {"later": "yes"}}})).await.unwrap();
     world.pull().await;
     let second = world.restored(&saved, "second").await;
-    for device in &world.devices {
-        device.give_back(&second.door).await;
-    }
-    learn::look(&second.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&second).await;
     let channel = ChannelName::Device(world.devices[0].node.clone());
     let list = list_of(&second, &channel);
     let Input::Snapshot(listed) = &list else { unreachable!() };

@@ -69,6 +69,14 @@ impl World {
         }
     }
 
+    /// All devices give the hub what it lacks, and it looks at that.
+    pub(super) async fn teach(&self, bench: &Bench) {
+        for device in &self.devices {
+            device.give_back(&bench.door).await;
+        }
+        learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    }
+
     /// The hub is gone; its backup takes its place in another folder.
     pub(super) async fn restored(&self, backup: &Path, name: &str) -> Bench {
         let data = self.folder.path().join(name);
@@ -205,19 +213,13 @@ async fn two_copies_of_one_backup_are_two_lives_and_the_second_learns_of_the_fir
     let first = world.restored(&backup, "second").await;
     let second = world.restored(&backup, "third").await;
     assert_ne!(first.door.identity().id(), second.door.identity().id());
-    for device in &world.devices {
-        device.give_back(&first.door).await;
-    }
-    learn::look(&first.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&first).await;
     first.merge(&set("web"), colour("green")).await.unwrap();
     world.pull_from(&first).await;
     let shown = first.store.incarnation();
     drop(first);
 
-    for device in &world.devices {
-        device.give_back(&second.door).await;
-    }
-    learn::look(&second.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&second).await;
     assert!(!second.door.lessons.is_on());
     assert_ne!(second.store.incarnation(), shown);
     assert_eq!(text(&second, &set("web")), "green");
@@ -242,10 +244,7 @@ async fn a_list_that_comes_behind_the_records_after_it_is_learned_from() {
     world.pull().await;
     let first = world.restored(&backup, "second").await;
     let channel = ChannelName::parse("fleet/north").unwrap();
-    for device in &world.devices {
-        device.give_back(&first.door).await;
-    }
-    learn::look(&first.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&first).await;
     let list = super::forks::list_of(&first, &channel);
     let Input::Snapshot(listed) = &list else { unreachable!() };
     assert_eq!(listed.snapshot().list.head.hash, GENESIS, "nothing was said before it");
@@ -260,10 +259,7 @@ async fn a_list_that_comes_behind_the_records_after_it_is_learned_from() {
     drop(first);
 
     let second = world.restored(&backup, "third").await;
-    for device in &world.devices {
-        device.give_back(&second.door).await;
-    }
-    learn::look(&second.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&second).await;
     assert!(!second.door.lessons.is_on(), "{:?}", second.door.lessons.current());
     assert_eq!((text(&second, &set("web")), text(&second, &set("fresh"))), ("blue".to_owned(), "blue".to_owned()));
     assert!(second.store.read(&set("gone")).is_none());
@@ -344,10 +340,7 @@ async fn records_it_never_wrote_tell_a_hub_that_it_is_an_old_copy() {
     let evidence = world.devices[0].evidence.clone();
     bench.door.ingest(&world.devices[0].peer(), evidence).await.unwrap();
     assert!(bench.door.lessons.is_on());
-    for device in &world.devices {
-        device.give_back(&bench.door).await;
-    }
-    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&bench).await;
     assert!(!bench.door.lessons.is_on());
     assert_eq!(text(&bench, &set("web")), "green");
 }
@@ -512,10 +505,7 @@ async fn a_device_that_joined_after_the_backup_is_taken_back_by_a_token_for_its_
     let uid = world.bench.store.read(&node).unwrap().uid().to_owned();
 
     let bench = world.restored(&backup, "second").await;
-    for device in &world.devices {
-        device.give_back(&bench.door).await;
-    }
-    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&bench).await;
     assert_eq!(crate::fleet::welcome(&bench.door, "late").await, crate::fleet::Welcome::Unknown);
     let proof = || EnrolProof::Device { node_uid: uid.clone() };
     let refused = bench.enrol(&late, proof()).await.unwrap_err();
@@ -543,10 +533,7 @@ async fn a_workload_switched_off_by_its_selector_stays_off() {
     let uid = world.bench.store.read(&set("web")).unwrap().uid().to_owned();
 
     let bench = world.restored(&backup, "second").await;
-    for device in &world.devices {
-        device.give_back(&bench.door).await;
-    }
-    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&bench).await;
     let web = bench.store.read(&set("web")).unwrap();
     assert_eq!((web.uid(), web.text("/spec/template/spec/nodeSelector/nobody")), (uid.as_str(), "here"));
     world.pull_from(&bench).await;
@@ -556,10 +543,7 @@ async fn a_workload_switched_off_by_its_selector_stays_off() {
     world.pull_from(&bench).await;
     drop(bench);
     let again = world.restored(&backup, "third").await;
-    for device in &world.devices {
-        device.give_back(&again.door).await;
-    }
-    learn::look(&again.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&again).await;
     assert!(!again.door.lessons.is_on());
     assert!(again.store.read(&set("web")).is_none());
 }
@@ -573,10 +557,7 @@ async fn an_old_record_said_again_brings_nothing_back() {
     world.bench.delete(&set("gone")).await.unwrap();
     world.pull().await;
     let bench = world.restored(&backup, "second").await;
-    for device in &world.devices {
-        device.give_back(&bench.door).await;
-    }
-    learn::look(&bench.door, &mut learn::Looked::default()).await.unwrap();
+    world.teach(&bench).await;
     assert!(bench.store.read(&set("gone")).is_none());
     // A device that says the signed creation again, as a batch, or as a branch of a fork that it claims.
     let said: Vec<Input> = world.devices[0].evidence.clone();
