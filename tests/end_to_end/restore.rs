@@ -219,14 +219,17 @@ fn a_restored_hub_goes_on_without_a_device_that_is_gone_for_good() {
     assert!(said.contains("goes on"), "{said}");
     wait::until("the hub is ready", || kubectl.attempt("get --raw /readyz"));
     kubectl.run("set env ds/web COLOUR=white");
-    wait::until("the edit runs at the device that is left", || {
+    wait::until("the edit is at the device that is left", || {
         let pods = world.fleet.local_kubectl("n1").json("get pods -l app=web")?;
         let white = pods["items"].as_array().into_iter().flatten().any(|pod| env(pod, "COLOUR") == "white");
         if white { Ok(()) } else { Err(pods.to_string()) }
     });
-    let left = pod_pids(&world.fleet, "n1");
-    let untouched = pids.iter().filter(|pid| left.contains(pid)).count();
-    assert_eq!(untouched, pids.len() - 1, "one pod was replaced by the edit, and no other: {pids:?} {left:?}");
+    // A Pod says what it is to be before its process is another.
+    wait::until("one pod is replaced by the edit, and no other", || {
+        let left = pod_pids(&world.fleet, "n1");
+        let untouched = pids.iter().filter(|pid| left.contains(pid)).count();
+        if untouched + 1 == pids.len() { Ok(()) } else { Err(format!("{pids:?} {left:?}")) }
+    });
     assert!(kubectl.attempt("get ds fresh").is_ok(), "what the device holds is lost");
     assert!(kubectl.attempt("get ds gone").is_err(), "what was deleted came back");
 }
