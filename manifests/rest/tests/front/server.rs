@@ -9,10 +9,15 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_rest::authorize::SystemMasters;
 use flotilla_rest::{Front, Limits, server};
 use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
-use tokio::net::TcpListener;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
 
 use crate::memory::Memory;
 
@@ -20,6 +25,7 @@ pub(crate) struct Server {
     pub(crate) backend: Arc<Memory>,
     pub(crate) front: Arc<Front<Memory>>,
     pub(crate) files: tempfile::TempDir,
+    address: SocketAddr,
     shutdown: watch::Sender<bool>,
     serving: JoinHandle<std::io::Result<()>>,
     runtime: Runtime,
@@ -42,7 +48,7 @@ impl Server {
         params.subject_alt_names = vec![SanType::IpAddress("127.0.0.1".parse().unwrap())];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &issuer).unwrap();
-        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let tls = server::tls_config(&[ca.der().clone()], vec![certificate.der().clone()], key).unwrap();
 
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -61,7 +67,7 @@ impl Server {
         let front = Arc::new(front);
         let (shutdown, ends) = watch::channel(false);
         let serving = runtime.spawn(server::serve_tls(listener, tls, Arc::clone(&front), ends));
-        Self { backend, front, files, shutdown, serving, runtime }
+        Self { backend, front, files, address, shutdown, serving, runtime }
     }
 
     pub(crate) fn create_config_map(&self, name: &str) {
@@ -82,6 +88,23 @@ impl Server {
 
     pub(crate) fn shutdown_signal(&self) -> watch::Receiver<bool> {
         self.shutdown.subscribe()
+    }
+
+    /// What the server says to the certificate of `name`.kubeconfig, to a client that only listens. One that writes meanwhile,
+    /// as kubectl does, may find its connection gone before it has read that.
+    pub(crate) fn word_on_certificate_of(&self, name: &str) -> std::io::Result<usize> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap()).unwrap();
+        let chain = vec![CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = versions.with_root_certificates(roots).with_client_auth_cert(chain, key).unwrap();
+        self.runtime.block_on(async {
+            let stream = TcpStream::connect(self.address).await?;
+            let host = self.address.ip().into();
+            TlsConnector::from(Arc::new(tls)).connect(host, stream).await?.read(&mut [0]).await
+        })
     }
 
     /// Returns once every connection has ended.
