@@ -28,9 +28,10 @@ use events::Note;
 pub const SILENCE_MS_MAX: u64 = 40_000;
 
 /// What every plan is made from.
-#[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
-    pub index: &'a Index,
+#[derive(Debug)]
+pub struct View<'a, I = Index> {
+    /// The objects that it looks at.
+    pub index: &'a I,
     /// Contact of each enrolled device, by node name.
     pub contacts: &'a BTreeMap<String, Contact>,
     /// When this hub started: silence counts from the later of this and the last contact.
@@ -38,10 +39,23 @@ pub struct View<'a> {
     pub now: Timestamp,
 }
 
-impl View<'_> {
+// Derived, they would ask the same of the objects.
+impl<I> Clone for View<'_, I> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<I> Copy for View<'_, I> {}
+
+impl<I> View<'_, I> {
     /// Since when a device has not been heard; `None` while it is in contact.
     pub fn unheard_since(&self, node: &str) -> Option<Timestamp> {
-        match self.contacts.get(node) {
+        self.unheard(self.contacts.get(node))
+    }
+
+    fn unheard(&self, contact: Option<&Contact>) -> Option<Timestamp> {
+        match contact {
             Some(Contact::Connected { .. }) => None,
             Some(Contact::Silent { last }) => Some((*last).max(self.started)),
             None => Some(self.started),
@@ -50,7 +64,12 @@ impl View<'_> {
 
     /// When a device that is not heard counts, or began to count, as silent.
     pub fn silent_at(&self, node: &str) -> Option<Timestamp> {
-        self.unheard_since(node).map(|since| Timestamp(since.0.saturating_add(SILENCE_MS_MAX)))
+        self.silent_by(self.contacts.get(node))
+    }
+
+    /// The same of the device that has this contact.
+    pub fn silent_by(&self, contact: Option<&Contact>) -> Option<Timestamp> {
+        self.unheard(contact).map(|since| Timestamp(since.0.saturating_add(SILENCE_MS_MAX)))
     }
 
     /// Whether nothing is known of a device any more: neither that it works nor that it does not.

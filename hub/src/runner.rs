@@ -20,10 +20,11 @@ use flotilla_rest::backend::WatchEvent;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::controllers::daemon_set::Readings;
 use crate::controllers::{self, Plan, View};
 use crate::fleet::contact::{Contact, Contacts};
 use crate::scheduler;
-use crate::store::{Index, Store};
+use crate::store::Store;
 use queue::{Queue, Task};
 
 /// Plans made before they are written.
@@ -69,6 +70,8 @@ struct Runner {
     known: Arc<BTreeMap<String, Contact>>,
     queue: Queue,
     events: mpsc::Receiver<WatchEvent>,
+    /// Of each DaemonSet, since its last plan.
+    readings: BTreeMap<ObjectKey, Readings>,
 }
 
 impl Runner {
@@ -76,7 +79,7 @@ impl Runner {
         // Replaced by the first watch.
         let (_unused, events) = mpsc::channel(1);
         let known = Arc::new(contacts.all());
-        Self { store, contacts, known, queue: Queue::default(), events }
+        Self { store, contacts, known, queue: Queue::default(), events, readings: BTreeMap::new() }
     }
 
     /// Watches from now on and plans everything once.
@@ -92,6 +95,8 @@ impl Runner {
                 self.queue.add(Task::Everything, Timestamp(self.store.now().0 + 1000));
             }
         }
+        // Whose DaemonSet went meanwhile is not told.
+        self.readings.clear();
         let now = self.store.now();
         let tasks = self.store.view(trigger::everything);
         self.queue.add_all(tasks, now);
@@ -120,6 +125,9 @@ impl Runner {
             tracing::info!("the controllers fell behind and start anew");
             self.queue.add(Task::Everything, now);
             return;
+        }
+        if let WatchEvent::Deleted(object) = event {
+            self.readings.remove(&object.key());
         }
         let tasks = self.store.view(|index| trigger::by_change(index, event));
         self.queue.add_all(tasks, now);
@@ -184,17 +192,21 @@ impl Runner {
 
     /// A plan over all Nodes is made from what it looks at, taken out at once, and beside the sessions: commits, and all who read after
     /// them, would wait for it.
-    async fn plan(&self, task: &Task, now: Timestamp) -> Result<Plan, tokio::task::JoinError> {
-        let (known, started) = (Arc::clone(&self.known), self.contacts.started());
-        let over = move |index: &Index, task: &Task| plan(&View { index, contacts: &known, started, now }, task);
-        match task {
-            Task::DaemonSet(key) => {
-                let surroundings = self.store.view(|index| index.around(key));
-                let task = task.clone();
-                self.store.aside(move || over(&Index::of(surroundings), &task)).await
-            }
-            _ => Ok(self.store.view(|index| over(index, task))),
-        }
+    async fn plan(&mut self, task: &Task, now: Timestamp) -> Result<Plan, tokio::task::JoinError> {
+        let (contacts, started) = (Arc::clone(&self.known), self.contacts.started());
+        let Task::DaemonSet(key) = task else {
+            return Ok(self.store.view(|index| plan(&View { index, contacts: &contacts, started, now }, task)));
+        };
+        let around = self.store.view(|index| index.around(key));
+        let mut readings = self.readings.remove(key).unwrap_or_default();
+        let planning = move || {
+            let view = View { index: &around, contacts: &contacts, started, now };
+            let plan = controllers::daemon_set::plan(&view, &mut readings);
+            (plan, around.workload.map(|_| readings))
+        };
+        let (plan, readings) = self.store.aside(planning).await?;
+        self.readings.extend(readings.map(|readings| (key.clone(), readings)));
+        Ok(plan)
     }
 
     /// Writes plans side by side, so that they share commits.
@@ -246,7 +258,6 @@ fn plan(view: &View<'_>, task: &Task) -> Plan {
     match task {
         Task::Deployment(key) => controllers::deployment::plan(view, key),
         Task::ReplicaSet(key) => controllers::replica_set::plan(view, key),
-        Task::DaemonSet(key) => controllers::daemon_set::plan(view, key),
         Task::Node(name) => controllers::node::plan(view, &ObjectKey::of(&kind::NODE, "", name.as_str())),
         Task::Namespace(name) => {
             controllers::namespace::plan(view, &ObjectKey::of(&kind::NAMESPACE, "", name.as_str()))
@@ -255,7 +266,8 @@ fn plan(view: &View<'_>, task: &Task) -> Plan {
         Task::Dependent(uid) => controllers::garbage::plan_dependent(view, uid),
         Task::Schedule => scheduler::plan(view),
         Task::Events => controllers::events::sweep(view),
-        Task::Everything | Task::Contacts => Plan::default(),
+        // Those of DaemonSets are made by [`Runner::plan`].
+        Task::DaemonSet(_) | Task::Everything | Task::Contacts => Plan::default(),
     }
 }
 

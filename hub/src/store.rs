@@ -42,7 +42,7 @@ use tokio::sync::{mpsc, watch};
 pub use batch::Batch;
 pub use damage::DamagedRow;
 pub use history::{Change, Event};
-pub use index::{Index, RolloutState};
+pub use index::{Index, RolloutState, Surroundings};
 
 use crate::clock::Clock;
 use crate::config::Retention;

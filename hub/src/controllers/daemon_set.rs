@@ -5,20 +5,23 @@
 //! [`rollout`].
 
 mod history;
+mod readings;
 pub mod rollout;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use flotilla_manifests::condition::{self, Condition, Truth};
-use flotilla_manifests::object::{Object, ObjectKey};
+use flotilla_manifests::object::Object;
 use flotilla_manifests::rollout::{RolloutNumber, SILENT_ANNOTATION, number_of};
 use flotilla_manifests::time::Timestamp;
 use flotilla_manifests::workload::{self, DaemonSetSpec};
-use flotilla_manifests::{derive, kind};
 use serde_json::Value;
 
 use super::{Plan, View, Write, pods};
 use crate::fleet::contact::Contact;
+use crate::store::Surroundings;
+use readings::Occupant;
+pub use readings::Readings;
 use rollout::Device;
 
 /// Condition whose `lastTransitionTime` tells when the threshold last changed. (`lastUpdateTime` is no field of a DaemonSet's
@@ -32,74 +35,45 @@ const GRANTS_GO_ON_MS: u64 = 100;
 /// One Node as this DaemonSet sees it.
 #[derive(Debug)]
 struct Seat<'a> {
-    node: &'a Object,
     name: &'a str,
-    pods: Vec<Occupant>,
+    uid: &'a str,
+    pods: Vec<&'a Occupant>,
     selected: bool,
+    contact: Option<&'a Contact>,
+    /// As [`View::silent_by`] has it.
+    silent_at: Option<Timestamp>,
     silent: bool,
 }
 
-/// What a Pod's row says: read once, as a plan over a fleet asks it many times.
-#[derive(Debug, Clone, Copy)]
-struct Occupant {
-    ending: bool,
-    finished: bool,
-    ready: bool,
-    available_at: Option<Timestamp>,
-    number: Option<RolloutNumber>,
-}
-
-impl Occupant {
-    fn of(pod: &Object, min_ready_seconds: i64) -> Self {
-        Self {
-            ending: pod.deletion_timestamp().is_some(),
-            finished: pods::is_finished(pod),
-            ready: pods::is_ready(pod),
-            available_at: pods::available_at(pod, min_ready_seconds),
-            number: number_of(pod),
-        }
-    }
-
-    fn is_live(&self) -> bool {
-        !self.ending && !self.finished
-    }
-
-    fn is_available(&self, now: Timestamp) -> bool {
-        self.available_at.is_some_and(|at| at <= now)
-    }
-}
-
-/// Plans one DaemonSet.
-pub fn plan(view: &View<'_>, key: &ObjectKey) -> Plan {
+/// Plans one DaemonSet. `readings` are those of its plan before.
+pub fn plan(view: &View<'_, Surroundings>, readings: &mut Readings) -> Plan {
     let mut plan = Plan::default();
-    let Some(set) = view.index.get(key) else { return plan };
+    let Some(set) = &view.index.workload else { return plan };
     if set.deletion_timestamp().is_some() {
         return plan;
     }
     let spec: DaemonSetSpec = workload::view(set.spec());
     let number = number_of(set).unwrap_or_default();
-    let seats = seats(view, set, spec.min_ready_seconds);
+    readings.renew(view.index, set, spec.min_ready_seconds);
+    let readings = &*readings;
+    let seats = seats(view, readings);
     let stepped = stepped_at(set).or(set.creation_timestamp());
-    let devices: Vec<Device> = seats
+    let devices: Vec<Device<'_>> = seats
         .iter()
         .filter(|seat| seat.selected && !seat.silent)
         .map(|seat| device(view, seat, number, stepped))
         .collect();
     for seat in seats.iter().filter(|seat| seat.selected) {
-        for pod in &seat.pods {
-            if let Some(at) = pod.available_at.filter(|at| *at > view.now) {
-                plan.wake(at);
-            }
-        }
-        if let Some(at) = view.silent_at(seat.name).filter(|at| *at > view.now) {
+        let times = seat.pods.iter().filter_map(|pod| pod.available_at).chain(seat.silent_at);
+        for at in times.filter(|at| *at > view.now) {
             plan.wake(at);
         }
     }
-    let state = view.index.rollout(set.uid());
+    let state = &view.index.rollout;
     let step = rollout::step(&rollout::Situation {
         number,
         devices: &devices,
-        state: &state,
+        state,
         fleet_count: seats.iter().filter(|seat| seat.selected).count(),
         unavailable_max: usize::try_from(spec.max_unavailable(pods::count(devices.len()))).unwrap_or(1),
         on_delete: spec.update_strategy.kind == "OnDelete",
@@ -116,20 +90,16 @@ pub fn plan(view: &View<'_>, key: &ObjectKey) -> Plan {
     }
     grant(&workload_uid, step.grants, view.now, &mut plan);
     if step.finished {
-        forget_numbers(view, set, number, &state.thresholds, &mut plan);
+        let run = readings.pods(view.index).filter_map(|pod| pod.number).collect();
+        forget_numbers(set, number, &run, &state.thresholds, &mut plan);
     }
-    history::write(view, set, &spec, &mut plan);
+    history::write(&view.index.owned, set, &spec, &mut plan);
     write_status(view, set, &seats, number, stepping, &mut plan);
     plan
 }
 
 /// Gives grants and takes them away, some now and the rest soon: each is a record for a device, and others want to write meanwhile.
-fn grant(
-    workload_uid: &str,
-    grants: std::collections::BTreeMap<String, Option<RolloutNumber>>,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+fn grant(workload_uid: &str, grants: BTreeMap<String, Option<RolloutNumber>>, now: Timestamp, plan: &mut Plan) {
     if grants.len() > GRANTS_AT_ONCE_MAX {
         plan.wake(Timestamp(now.0.saturating_add(GRANTS_GO_ON_MS)));
     }
@@ -139,33 +109,39 @@ fn grant(
 }
 
 /// Every Node that the DaemonSet selects or has a Pod on, in order of names.
-fn seats<'a>(view: &View<'a>, set: &Object, min_ready_seconds: i64) -> Vec<Seat<'a>> {
-    let mut by_node: HashMap<&str, Vec<Occupant>> = HashMap::new();
-    for pod in view.index.owned_by(set.uid()).filter(|pod| pod.kind() == &kind::POD) {
-        by_node.entry(pod.text("/spec/nodeName")).or_default().push(Occupant::of(pod, min_ready_seconds));
+fn seats<'a>(view: &View<'a, Surroundings>, readings: &'a Readings) -> Vec<Seat<'a>> {
+    let mut by_node: HashMap<&str, Vec<&Occupant>> = HashMap::new();
+    for pod in readings.pods(view.index) {
+        by_node.entry(pod.node.as_str()).or_default().push(pod);
     }
-    let placing = derive::DaemonPlacing::of(set);
-    let nodes = view.index.entries(&kind::NODE, None);
-    nodes
-        .filter_map(|(key, node)| {
-            let name = key.name.as_str();
-            let pods = by_node.remove(name).unwrap_or_default();
-            let selection = placing.selection(node);
-            let selected = selection.should_run || (selection.may_stay && !pods.is_empty());
-            (selected || !pods.is_empty()).then(|| Seat { node, name, pods, selected, silent: view.is_silent(name) })
-        })
-        .collect()
+    let seat = |node: &'a readings::Ground| {
+        let pods = by_node.remove(node.name.as_str()).unwrap_or_default();
+        let selected = node.selection.should_run || (node.selection.may_stay && !pods.is_empty());
+        if !selected && pods.is_empty() {
+            return None;
+        }
+        let contact = view.contacts.get(&node.name);
+        let silent_at = view.silent_by(contact);
+        let silent = silent_at.is_some_and(|at| at <= view.now);
+        Some(Seat { name: &node.name, uid: &node.uid, pods, selected, contact, silent_at, silent })
+    };
+    readings.nodes(view.index).filter_map(seat).collect()
 }
 
-fn device(view: &View<'_>, seat: &Seat<'_>, number: RolloutNumber, stepped: Option<Timestamp>) -> Device {
+fn device<'a>(
+    view: &View<'_, Surroundings>,
+    seat: &Seat<'a>,
+    number: RolloutNumber,
+    stepped: Option<Timestamp>,
+) -> Device<'a> {
     let live = || seat.pods.iter().filter(|pod| pod.is_live());
-    let returned = match view.contacts.get(seat.name) {
+    let returned = match seat.contact {
         Some(Contact::Connected { since }) => stepped.is_some_and(|stepped| *since > stepped),
         _ => false,
     };
     Device {
-        node: seat.name.to_owned(),
-        uid: seat.node.uid().to_owned(),
+        node: seat.name,
+        uid: seat.uid,
         available: live().any(|pod| pod.is_available(view.now)),
         updated: live().any(|pod| pod.number == Some(number)),
         vacant: live().next().is_none(),
@@ -182,14 +158,12 @@ fn stepped_at(set: &Object) -> Option<Timestamp> {
 
 /// Forgets numbers that no Pod runs, once nobody has to move from or to them.
 fn forget_numbers(
-    view: &View<'_>,
     set: &Object,
     number: RolloutNumber,
-    thresholds: &std::collections::BTreeMap<String, u64>,
+    run: &BTreeSet<RolloutNumber>,
+    thresholds: &BTreeMap<String, u64>,
     plan: &mut Plan,
 ) {
-    let pods = view.index.owned_by(set.uid()).filter(|pod| pod.kind() == &kind::POD);
-    let run: std::collections::BTreeSet<RolloutNumber> = pods.filter_map(|pod| number_of(pod)).collect();
     for old in thresholds.keys().filter_map(|text| text.parse::<RolloutNumber>().ok()) {
         if old != number && !run.contains(&old) {
             let workload_uid = set.uid().to_owned();
@@ -199,7 +173,7 @@ fn forget_numbers(
 }
 
 fn write_status(
-    view: &View<'_>,
+    view: &View<'_, Surroundings>,
     set: &Object,
     seats: &[Seat<'_>],
     number: RolloutNumber,

@@ -10,6 +10,7 @@ use flotilla_manifests::{defaults, kind, schema};
 use flotilla_rest::backend::{DryRun, User, WriteRequest};
 use serde_json::{Value, json};
 
+use super::daemon_set::{self, Readings};
 use super::{Plan, View, Write};
 use crate::admission;
 use crate::fleet::contact::Contact;
@@ -23,6 +24,7 @@ pub(crate) struct State {
     pub(crate) now: Timestamp,
     version: u64,
     pub(crate) events: Vec<String>,
+    readings: BTreeMap<ObjectKey, Readings>,
 }
 
 impl State {
@@ -34,6 +36,7 @@ impl State {
             now: Timestamp(now_ms),
             version: 0,
             events: Vec::new(),
+            readings: BTreeMap::new(),
         };
         state.put(parse(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}, "spec": {"finalizers": ["kubernetes"]}})));
         state
@@ -41,6 +44,15 @@ impl State {
 
     pub(crate) fn view(&self) -> View<'_> {
         View { index: &self.index, contacts: &self.contacts, started: self.started, now: self.now }
+    }
+
+    /// As it is made in a running hub: with what was read for the plan before.
+    pub(crate) fn plan_daemon_set(&mut self, key: &ObjectKey) -> Plan {
+        let around = self.index.around(key);
+        let view = View { index: &around, contacts: &self.contacts, started: self.started, now: self.now };
+        let plan = daemon_set::plan(&view, self.readings.entry(key.clone()).or_default());
+        assert_eq!(daemon_set::plan(&view, &mut Readings::default()), plan, "as if nothing had been read before");
+        plan
     }
 
     /// Stores an object as it is, with a uid, a creation time and a new version.

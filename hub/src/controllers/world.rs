@@ -11,13 +11,9 @@ use flotilla_manifests::time::Timestamp;
 use flotilla_manifests::workload::{self, DeploymentSpec};
 use serde_json::json;
 
-use super::View;
 use super::fixture::{State, daemon_set, deployment, key, parse, ready};
-use super::{
-    Deletion, Plan, daemon_set as daemon_sets, deployment as deployments, garbage, namespace, node, pods, replica_set,
-};
+use super::{Deletion, Plan, deployment as deployments, garbage, namespace, node, pods, replica_set};
 use crate::scheduler;
-use crate::store::Index;
 
 struct World {
     state: State,
@@ -103,13 +99,7 @@ impl World {
             Step::Plan(key) => match key.kind.name {
                 "Deployment" => deployments::plan(&view, key),
                 "ReplicaSet" => replica_set::plan(&view, key),
-                "DaemonSet" => {
-                    let plan = daemon_sets::plan(&view, key);
-                    // As it is made in a running hub.
-                    let index = Index::of(self.state.index.around(key));
-                    assert_eq!(daemon_sets::plan(&View { index: &index, ..self.state.view() }, key), plan);
-                    plan
-                }
+                "DaemonSet" => self.state.plan_daemon_set(key),
                 "Namespace" => namespace::plan(&view, key),
                 _ => node::plan(&view, key),
             },

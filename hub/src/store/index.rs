@@ -14,9 +14,9 @@ pub struct Index {
     objects: BTreeMap<ObjectKey, Arc<Object>>,
     by_uid: HashMap<String, ObjectKey>,
     /// Dependents by the uid of each of their owners.
-    by_owner: HashMap<String, BTreeSet<ObjectKey>>,
+    by_owner: HashMap<String, BTreeMap<ObjectKey, Arc<Object>>>,
     /// Pods by `spec.nodeName`; those that have no place yet by none.
-    by_node: HashMap<String, BTreeSet<ObjectKey>>,
+    by_node: HashMap<String, BTreeMap<ObjectKey, Arc<Object>>>,
     /// Events by namespace and age: they come in numbers, and the oldest go first.
     events: BTreeMap<String, BTreeSet<(u64, String)>>,
     /// Rollout facts of each workload, by its uid.
@@ -34,36 +34,25 @@ pub struct RolloutState {
 
 /// A workload with all it owns, its rollout, and every Node. Objects are shared with the index it was taken from.
 #[derive(Debug, Default)]
-pub(crate) struct Surroundings {
-    /// In order.
-    nodes: Vec<(ObjectKey, Arc<Object>)>,
-    owned: Vec<(ObjectKey, Arc<Object>)>,
-    workload: Option<(Arc<Object>, RolloutState)>,
+pub struct Surroundings {
+    pub(crate) workload: Option<Arc<Object>>,
+    pub(crate) rollout: RolloutState,
+    /// In order of their keys.
+    pub(crate) owned: Vec<Arc<Object>>,
+    /// In order of names.
+    pub(crate) nodes: Vec<Arc<Object>>,
 }
 
 impl Index {
-    /// What a plan of a DaemonSet looks at, taken out in little time: whoever makes the plan from [`Index::of`] it holds up no commit.
+    /// What a plan of a DaemonSet looks at, taken out in little time: whoever makes the plan from it holds up no commit.
     pub(crate) fn around(&self, workload: &ObjectKey) -> Surroundings {
         let Some(found) = self.get(workload) else { return Surroundings::default() };
-        let shared = |(key, object): (&ObjectKey, &Arc<Object>)| (key.clone(), Arc::clone(object));
-        let owned = self.by_owner.get(found.uid()).into_iter().flatten();
         Surroundings {
-            nodes: self.entries(&kind::NODE, None).map(shared).collect(),
-            owned: owned.filter_map(|key| self.objects.get_key_value(key)).map(shared).collect(),
-            workload: Some((Arc::clone(found), self.rollout(found.uid()))),
+            workload: Some(Arc::clone(found)),
+            rollout: self.rollout(found.uid()),
+            owned: self.owned_by(found.uid()).cloned().collect(),
+            nodes: self.list(&kind::NODE, None).cloned().collect(),
         }
-    }
-
-    /// These alone, to be asked by key, kind and owner: there are many, and a plan asks for nothing else.
-    pub(crate) fn of(surroundings: Surroundings) -> Self {
-        let mut index = Self::default();
-        let Surroundings { nodes, owned, workload } = surroundings;
-        let Some((workload, state)) = workload else { return index };
-        index.by_owner.insert(workload.uid().to_owned(), owned.iter().map(|(key, _)| key.clone()).collect());
-        index.objects = nodes.into_iter().chain(owned).collect();
-        index.set_rollout(workload.uid(), state);
-        index.objects.insert(workload.key(), workload);
-        index
     }
 
     pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
@@ -102,12 +91,12 @@ impl Index {
 
     /// Objects that name this uid among their owner references.
     pub fn owned_by<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
-        self.by_owner.get(uid).into_iter().flatten().filter_map(|key| self.objects.get(key))
+        self.by_owner.get(uid).into_iter().flat_map(BTreeMap::values)
     }
 
     /// Pods bound to this node.
     pub fn pods_on<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a Arc<Object>> + 'a {
-        self.by_node.get(node).into_iter().flatten().filter_map(|key| self.objects.get(key))
+        self.by_node.get(node).into_iter().flat_map(BTreeMap::values)
     }
 
     /// Pods without a place.
@@ -177,14 +166,15 @@ impl Index {
         if let Some(object) = object {
             self.by_uid.insert(object.uid().to_owned(), key.clone());
             for owner in object.owner_references() {
-                self.by_owner.entry(owner.uid).or_default().insert(key.clone());
+                self.by_owner.entry(owner.uid).or_default().insert(key.clone(), Arc::clone(&object));
             }
             if object.kind() == &kind::EVENT {
                 let events = self.events.entry(key.namespace.clone()).or_default();
                 events.insert((object.resource_version(), key.name.clone()));
             }
             if object.kind() == &kind::POD {
-                self.by_node.entry(place(&object).to_owned()).or_default().insert(key.clone());
+                let pods = self.by_node.entry(place(&object).to_owned()).or_default();
+                pods.insert(key.clone(), Arc::clone(&object));
             }
             self.objects.insert(key.clone(), object);
         }
@@ -229,10 +219,10 @@ impl Index {
     }
 }
 
-fn take(map: &mut HashMap<String, BTreeSet<ObjectKey>>, name: &str, key: &ObjectKey) {
-    if let Some(set) = map.get_mut(name) {
-        set.remove(key);
-        if set.is_empty() {
+fn take(map: &mut HashMap<String, BTreeMap<ObjectKey, Arc<Object>>>, name: &str, key: &ObjectKey) {
+    if let Some(rows) = map.get_mut(name) {
+        rows.remove(key);
+        if rows.is_empty() {
             map.remove(name);
         }
     }

@@ -1,5 +1,7 @@
 //! ControllerRevisions: the templates a DaemonSet has had, for `kubectl rollout history` and `undo`.
 
+use std::sync::Arc;
+
 use flotilla_manifests::kind;
 use flotilla_manifests::object::Object;
 use flotilla_manifests::rollout;
@@ -7,7 +9,7 @@ use flotilla_manifests::workload::DaemonSetSpec;
 use serde_json::{Value, json};
 
 use crate::controllers::replica_set::owner_reference;
-use crate::controllers::{Deletion, Plan, View, Write};
+use crate::controllers::{Deletion, Plan, Write};
 
 /// Label that names a template.
 pub(super) const HASH_LABEL: &str = "controller-revision-hash";
@@ -16,11 +18,10 @@ const CAUSE_ANNOTATION: &str = "kubernetes.io/change-cause";
 const HISTORY_LIMIT: i64 = 10;
 
 /// Keeps one revision per template, the present one the newest, and no more than the limit of the others.
-pub(super) fn write(view: &View<'_>, set: &Object, spec: &DaemonSetSpec, plan: &mut Plan) {
+pub(super) fn write(owned: &[Arc<Object>], set: &Object, spec: &DaemonSetSpec, plan: &mut Plan) {
     let hash = rollout::hash_of(set);
-    let mut revisions: Vec<&Object> = view
-        .index
-        .owned_by(set.uid())
+    let mut revisions: Vec<&Object> = owned
+        .iter()
         .map(AsRef::as_ref)
         .filter(|object| object.kind() == &kind::CONTROLLER_REVISION && object.deletion_timestamp().is_none())
         .collect();

@@ -14,10 +14,10 @@ use crate::store::RolloutState;
 const MISSED_MS: u64 = 30_000;
 
 /// A selected device in contact.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
-    pub node: String,
-    pub uid: String,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device<'a> {
+    pub node: &'a str,
+    pub uid: &'a str,
     /// It has an available Pod, of whatever number.
     pub available: bool,
     /// It has a Pod of the newest number.
@@ -34,7 +34,7 @@ pub struct Device {
 #[derive(Debug, Clone, Copy)]
 pub struct Situation<'a> {
     pub number: RolloutNumber,
-    pub devices: &'a [Device],
+    pub devices: &'a [Device<'a>],
     pub state: &'a RolloutState,
     /// Selected devices, silent ones among them.
     pub fleet_count: usize,
@@ -63,12 +63,12 @@ pub fn step(situation: &Situation<'_>) -> Step {
     let number = situation.number;
     let text = number.to_string();
     let threshold = situation.state.thresholds.get(&text).copied().unwrap_or(0);
-    let granted = |device: &Device| situation.state.grants.get(&device.node) == Some(&text);
-    let admitted = |device: &Device| granted(device) || rollout::admitted(&device.uid, number, threshold);
+    let granted = |device: &Device<'_>| situation.state.grants.get(device.node) == Some(&text);
+    let admitted = |device: &Device<'_>| granted(device) || rollout::admitted(device.uid, number, threshold);
     let mut step = Step::default();
 
-    let mut free: Vec<&Device> = Vec::new();
-    let mut waiting: Vec<&Device> = Vec::new();
+    let mut free: Vec<&Device<'_>> = Vec::new();
+    let mut waiting: Vec<&Device<'_>> = Vec::new();
     let mut spent = 0;
     for device in situation.devices {
         if device.updated || admitted(device) {
@@ -89,7 +89,7 @@ pub fn step(situation: &Situation<'_>) -> Step {
         raise(situation, threshold, &free, &mut waiting, budget, &mut step);
     } else {
         for device in free.into_iter().chain(waiting.into_iter().take(budget)) {
-            step.grants.insert(device.node.clone(), Some(number));
+            step.grants.insert(device.node.to_owned(), Some(number));
         }
     }
     nudge_returned(situation, threshold, &mut step);
@@ -101,13 +101,13 @@ pub fn step(situation: &Situation<'_>) -> Step {
 fn raise(
     situation: &Situation<'_>,
     threshold: u64,
-    free: &[&Device],
-    waiting: &mut Vec<&Device>,
+    free: &[&Device<'_>],
+    waiting: &mut Vec<&Device<'_>>,
     budget: usize,
     step: &mut Step,
 ) {
     let number = situation.number;
-    waiting.sort_by_cached_key(|device| (rollout::turn(&device.uid, number), device.node.clone()));
+    waiting.sort_by_cached_key(|device| (rollout::turn(device.uid, number), device.node));
     if budget == waiting.len() {
         // Everyone in contact: those who come later as well.
         step.threshold = Some(THRESHOLD_ALL);
@@ -116,16 +116,16 @@ fn raise(
     let by_name = budget * 100 < situation.fleet_count;
     if by_name {
         for device in &waiting[..budget] {
-            step.grants.insert(device.node.clone(), Some(number));
+            step.grants.insert(device.node.to_owned(), Some(number));
         }
     } else {
         // The first that is not let in stands at the threshold.
-        let next = rollout::turn(&waiting[budget].uid, number);
+        let next = rollout::turn(waiting[budget].uid, number);
         step.threshold = Some(next).filter(|next| *next > threshold);
     }
     let reached = step.threshold.unwrap_or(threshold);
-    for device in free.iter().filter(|device| !rollout::admitted(&device.uid, number, reached)) {
-        step.grants.insert(device.node.clone(), Some(number));
+    for device in free.iter().filter(|device| !rollout::admitted(device.uid, number, reached)) {
+        step.grants.insert(device.node.to_owned(), Some(number));
     }
 }
 
@@ -136,12 +136,12 @@ fn nudge_returned(situation: &Situation<'_>, threshold: u64, step: &mut Step) {
     let text = number.to_string();
     let missed_at = situation.stepped.map(|stepped| Timestamp(stepped.0.saturating_add(MISSED_MS)));
     let missed = missed_at.is_none_or(|at| at <= situation.now);
-    let behind: Vec<&Device> = situation
+    let behind: Vec<&Device<'_>> = situation
         .devices
         .iter()
-        .filter(|device| !device.updated && rollout::admitted(&device.uid, number, threshold))
+        .filter(|device| !device.updated && rollout::admitted(device.uid, number, threshold))
         .collect();
-    let granted = |device: &&&Device| situation.state.grants.get(&device.node) == Some(&text);
+    let granted = |device: &&&Device<'_>| situation.state.grants.get(device.node) == Some(&text);
     let moving = behind.iter().filter(granted).count();
     let unavailable_updated = situation.devices.iter().filter(|device| device.updated && !device.available).count();
     let mut left = situation.unavailable_max.saturating_sub(moving + unavailable_updated);
@@ -149,20 +149,21 @@ fn nudge_returned(situation: &Situation<'_>, threshold: u64, step: &mut Step) {
         if !(device.returned || missed) {
             step.wake_at = missed_at;
         } else if !device.available {
-            step.grants.insert(device.node.clone(), Some(number));
+            step.grants.insert(device.node.to_owned(), Some(number));
         } else if left > 0 {
             left -= 1;
-            step.grants.insert(device.node.clone(), Some(number));
+            step.grants.insert(device.node.to_owned(), Some(number));
         }
     }
 }
 
 /// Takes grants away that have served, and says whether the rollout is over.
 fn settle(situation: &Situation<'_>, threshold: u64, step: &mut Step) {
-    let updated: BTreeSet<&str> =
-        situation.devices.iter().filter(|device| device.updated).map(|device| device.node.as_str()).collect();
-    step.finished = updated.len() == situation.devices.len() && (threshold == THRESHOLD_ALL || situation.on_delete);
-    if threshold == THRESHOLD_ALL {
+    let all_updated = situation.devices.iter().all(|device| device.updated);
+    step.finished = all_updated && (threshold == THRESHOLD_ALL || situation.on_delete);
+    if threshold == THRESHOLD_ALL && !situation.state.grants.is_empty() {
+        let updated: BTreeSet<&str> =
+            situation.devices.iter().filter(|device| device.updated).map(|device| device.node).collect();
         for node in situation.state.grants.keys().filter(|node| updated.contains(node.as_str())) {
             step.grants.insert(node.clone(), None);
         }

@@ -1,10 +1,11 @@
+use flotilla_manifests::{derive, kind};
 use serde_json::json;
 
 use super::super::fixture::{State, daemon_set as manifest, key, ready};
 use super::*;
 
 fn run(state: &mut State) -> Plan {
-    let plan = plan(&state.view(), &key(&kind::DAEMON_SET, "agent"));
+    let plan = state.plan_daemon_set(&key(&kind::DAEMON_SET, "agent"));
     state.carry_out(plan.clone());
     plan
 }
@@ -108,7 +109,7 @@ fn a_step_is_published_with_its_time() {
 #[test]
 fn grants_for_a_large_fleet_are_given_in_pieces() {
     let number = RolloutNumber::default();
-    let mut left: std::collections::BTreeMap<String, Option<RolloutNumber>> =
+    let mut left: BTreeMap<String, Option<RolloutNumber>> =
         (0..GRANTS_AT_ONCE_MAX * 2 + 3).map(|node| (format!("n{node:05}"), Some(number))).collect();
     let mut wakes = Vec::new();
     while !left.is_empty() {

@@ -2,12 +2,13 @@ use super::*;
 
 const NUMBER: RolloutNumber = RolloutNumber { incarnation: 1, counter: 2 };
 
-fn devices(count: usize, change: impl Fn(usize, &mut Device)) -> Vec<Device> {
+/// Their names stay until the tests end.
+fn devices(count: usize, change: impl Fn(usize, &mut Device<'_>)) -> Vec<Device<'static>> {
     (0..count)
         .map(|index| {
             let mut device = Device {
-                node: format!("edge-{index:04}"),
-                uid: format!("uid-{index}"),
+                node: format!("edge-{index:04}").leak(),
+                uid: format!("uid-{index}").leak(),
                 available: true,
                 updated: false,
                 vacant: false,
@@ -27,7 +28,7 @@ fn state(threshold: u64, grants: &[&str]) -> RolloutState {
     }
 }
 
-fn situation<'a>(devices: &'a [Device], state: &'a RolloutState, unavailable_max: usize) -> Situation<'a> {
+fn situation<'a>(devices: &'a [Device<'a>], state: &'a RolloutState, unavailable_max: usize) -> Situation<'a> {
     Situation {
         number: NUMBER,
         devices,
@@ -40,14 +41,14 @@ fn situation<'a>(devices: &'a [Device], state: &'a RolloutState, unavailable_max
     }
 }
 
-fn let_in(devices: &[Device], threshold: u64, step: &Step) -> Vec<String> {
+fn let_in(devices: &[Device<'_>], threshold: u64, step: &Step) -> Vec<String> {
     let reached = step.threshold.unwrap_or(threshold);
     devices
         .iter()
         .filter(|device| {
-            rollout::admitted(&device.uid, NUMBER, reached) || matches!(step.grants.get(&device.node), Some(Some(_)))
+            rollout::admitted(device.uid, NUMBER, reached) || matches!(step.grants.get(device.node), Some(Some(_)))
         })
-        .map(|device| device.node.clone())
+        .map(|device| device.node.to_owned())
         .collect()
 }
 
