@@ -34,6 +34,8 @@ pub struct Identity {
     pub writer: WriterMaterial,
     /// Kept as long as the certificate it shows: it resumes TLS sessions.
     connector: Option<Connector>,
+    /// Asked at each attempt to reach the hub; the certificate is parsed for it once.
+    renew_at: Timestamp,
 }
 
 /// Why there is no identity.
@@ -104,7 +106,8 @@ impl Identity {
         let node = enrolment.certificate.node.clone();
         let writer = open_writer(store, loaded, &keys, &enrolment).await?;
         let node_uid = enrolment.certificate.node_uid.clone();
-        Ok(Self { node, node_uid, keys, enrolment, writer, connector: None })
+        let renew_at = renew_at(&enrolment);
+        Ok(Self { node, node_uid, keys, enrolment, writer, connector: None, renew_at })
     }
 
     /// The way to sessions with the present certificate.
@@ -125,7 +128,7 @@ impl Identity {
 
     /// When the session certificate should be replaced by a younger one.
     pub fn renew_at(&self) -> Timestamp {
-        Timestamp(self.enrolment.credentials.renew_after_ms().unwrap_or(0))
+        self.renew_at
     }
 
     /// Enrols again with the device key, over one road; the new certificate is durable when this returns.
@@ -150,10 +153,16 @@ impl Identity {
         introduction.pin.copy_from_slice(pin.as_ref());
         let renewed = exchange(&introduction, &self.keys, target, time).await?;
         put(store, "enrolment", &renewed.to_material()).await?;
+        self.renew_at = renew_at(&renewed);
         self.enrolment = renewed;
         self.connector = None;
         Ok(())
     }
+}
+
+/// At once, when the certificate does not say.
+fn renew_at(enrolment: &Enrolment) -> Timestamp {
+    Timestamp(enrolment.credentials.renew_after_ms().unwrap_or(0))
 }
 
 /// Takes keys and enrolment from their second copy when the database has lost them: a device goes on being who it is.
