@@ -36,10 +36,16 @@ pub(super) fn ingest(batch: &mut Batch<'_>, node: &NodeName, inputs: Vec<Input>)
             Input::Batch(verified) | Input::Branch(verified) => verified.batch().writer,
             Input::Snapshot(verified) => verified.snapshot().list.writer,
         };
-        // A hub's own words from an earlier life, which its database has lost.
-        if batch.is_hub_writer(&writer)? == Some(true) {
-            learned |= take_lesson(batch, node, &input, &mut ingested)?;
-            continue;
+        match batch.is_hub_writer(&writer)? {
+            Some(false) => {}
+            // A hub's own words from an earlier life, which its database has lost.
+            Some(true) => {
+                learned |= take_lesson(batch, node, &input, &mut ingested)?;
+                continue;
+            }
+            None => {
+                return Err(ApiError::of(Reason::Conflict, format!("writer {writer} of device {node} is not known")));
+            }
         }
         match input {
             Input::Writer(_) => {}

@@ -26,7 +26,7 @@ use crate::learn::{Cause, Learning};
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_millis(500);
 /// Tables of a backup that holds the keys alone: who the hub is, and which devices it knows.
-const IDENTITY_TABLES: [&str; 5] = ["setting", "device", "meta", "writer", "life"];
+const IDENTITY_TABLES: [&str; 6] = ["setting", "device", "meta", "writer", "device_writer", "life"];
 
 /// What a backup holds.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -358,7 +358,7 @@ fn append(
         .map_err(|error| StoreError::Publish { what: channel.to_string(), why: error.to_string() })?;
     let (batch, head) = (verified.batch(), verified.head());
     store_batch(transaction, batch, head, count, now)?;
-    Ok(Grown { channel: channel.clone(), writer: batch.writer, head, batch: Some(batch.clone()) })
+    Ok(Grown { channel: channel.clone(), writer: batch.writer, head: Some(head), batch: Some(batch.clone()) })
 }
 
 /// Stores one batch at the end of its log.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use flotilla_sync::channel::{ChannelName, Head, Item, ItemId, Version, WriterId};
+use flotilla_sync::identity::NodeName;
 use flotilla_sync::identity::writer::{WriterChain, WriterSubject};
 use flotilla_sync::log::VerifiedBatch;
 use flotilla_sync::observation::Clock;
@@ -14,6 +15,8 @@ use super::{Batch, StoreError};
 const SUBJECTS_MAX: u64 = 4096;
 /// So many more may be there until the oldest of them go together.
 const SUBJECTS_BEYOND_MAX: u64 = 256;
+/// Writers of one device that are known, each with its log; the oldest are forgotten.
+const WRITERS_KEPT_MAX: i64 = 256;
 /// Removed items remembered of a device's own channel.
 const REMOVED_ITEMS_MAX: usize = 256;
 /// Records kept of each writer of a device, halved when there are more.
@@ -21,11 +24,41 @@ const DEVICE_RECORDS_MAX: u64 = 256;
 const DEVICE_LOG_BYTES_MAX: u64 = 256 * 1024;
 
 impl Batch<'_> {
+    /// Knows a writer from now on. An honest device has a new one when its database was lost or put back.
     pub(crate) fn put_writer(&mut self, chain: &WriterChain) -> Result<(), StoreError> {
         let hub = chain.subject == WriterSubject::Hub;
-        self.transaction
+        let new = self
+            .transaction
             .prepare_cached("INSERT OR IGNORE INTO writer (id, hub, chain) VALUES (?1, ?2, ?3)")?
             .execute(params![chain.id.0, hub, chain.encode()])?;
+        if let WriterSubject::Device(node) = &chain.subject
+            && new > 0
+        {
+            self.transaction
+                .prepare_cached("INSERT OR IGNORE INTO device_writer (node, writer) VALUES (?1, ?2)")?
+                .execute(params![node.as_str(), chain.id.0])?;
+            self.forget_writers(node)?;
+        }
+        Ok(())
+    }
+
+    /// Of very many writers of a device the oldest go, with what is kept of their logs. What they said is in the items.
+    fn forget_writers(&mut self, node: &NodeName) -> Result<(), StoreError> {
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT writer FROM device_writer WHERE node = ?1 ORDER BY number DESC LIMIT -1 OFFSET ?2",
+        )?;
+        let rows = statement.query_map(params![node.as_str(), WRITERS_KEPT_MAX], |row| Ok(WriterId(row.get(0)?)))?;
+        let channel = ChannelName::Device(node.clone());
+        for writer in rows.collect::<Result<Vec<_>, _>>()? {
+            for table in ["head", "batch"] {
+                self.transaction
+                    .prepare_cached(&format!("DELETE FROM {table} WHERE channel = ?1 AND writer = ?2"))?
+                    .execute(params![channel.to_string(), writer.0])?;
+            }
+            self.transaction.prepare_cached("DELETE FROM device_writer WHERE writer = ?1")?.execute([writer.0])?;
+            self.transaction.prepare_cached("DELETE FROM writer WHERE id = ?1")?.execute([writer.0])?;
+            self.grown.push(Grown { channel: channel.clone(), writer, head: None, batch: None });
+        }
         Ok(())
     }
 
@@ -76,7 +109,7 @@ impl Batch<'_> {
         self.transaction
             .prepare_cached("DELETE FROM batch WHERE channel = ?1 AND writer = ?2")?
             .execute(params![channel.to_string(), writer.0])?;
-        self.grown.push(Grown { channel: channel.clone(), writer, head, batch: None });
+        self.grown.push(Grown { channel: channel.clone(), writer, head: Some(head), batch: None });
         Ok(())
     }
 
@@ -89,7 +122,7 @@ impl Batch<'_> {
         super::channels::store_batch(self.transaction, batch, head, count, self.now)?;
         let grown = [batch.channel.clone()];
         super::channels::truncate(self.transaction, &batch.writer, &grown, DEVICE_RECORDS_MAX, DEVICE_LOG_BYTES_MAX)?;
-        self.grown.push(Grown { channel: batch.channel.clone(), writer: batch.writer, head, batch: None });
+        self.grown.push(Grown { channel: batch.channel.clone(), writer: batch.writer, head: Some(head), batch: None });
         Ok(())
     }
 

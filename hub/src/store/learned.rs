@@ -215,7 +215,7 @@ impl Batch<'_> {
         for row in rows {
             let (channel, writer, head) = row?;
             let Ok(channel) = ChannelName::parse(&channel) else { continue };
-            self.grown.push(Grown { channel, writer, head, batch: None });
+            self.grown.push(Grown { channel, writer, head: Some(head), batch: None });
         }
         Ok(())
     }
@@ -255,7 +255,7 @@ impl Batch<'_> {
         self.grown.push(Grown {
             channel: batch.channel.clone(),
             writer: batch.writer,
-            head: verified.head(),
+            head: Some(verified.head()),
             batch: None,
         });
         Ok(())

@@ -131,7 +131,11 @@ impl Logs {
         drop(tails);
         let mut heads = self.heads.write().unwrap_or_else(PoisonError::into_inner);
         for log in grown {
-            heads.entry(log.channel.clone()).or_default().insert(log.writer, log.head);
+            let logs = heads.entry(log.channel.clone()).or_default();
+            match log.head {
+                Some(head) => logs.insert(log.writer, head),
+                None => logs.remove(&log.writer),
+            };
         }
         self.growth.fetch_add(1, Ordering::Release);
     }

@@ -11,6 +11,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/learn.sql"),
     include_str!("schema/epochs.sql"),
     include_str!("schema/branches.sql"),
+    include_str!("schema/writers.sql"),
 ];
 
 /// A connection by SQLite's own VFS or another.
@@ -60,4 +61,32 @@ pub(crate) fn set_meta(transaction: &Transaction<'_>, name: &str, value: i64) ->
         )?
         .execute(rusqlite::params![name, value])?;
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writers_of_devices_in_an_older_database_are_counted() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        for statements in &MIGRATIONS[..5] {
+            connection.execute_batch(statements).unwrap();
+        }
+        connection
+            .execute_batch(
+                "INSERT INTO writer VALUES (x'01', 0, x''), (x'02', 0, x''), (x'03', 1, x'');
+                 INSERT INTO head VALUES ('device/edge-1', x'01', 1, x'', 1, 1, 1), ('device/edge-1', x'03', 1, x'', 1, 1, 1);
+                 PRAGMA user_version = 5;",
+            )
+            .unwrap();
+        migrate(&mut connection).unwrap();
+        let rows = |query: &str| -> Vec<String> {
+            let mut statement = connection.prepare(query).unwrap();
+            statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+        };
+        assert_eq!(rows("SELECT node || ' ' || hex(writer) FROM device_writer"), ["edge-1 01"]);
+        assert_eq!(rows("SELECT hex(id) FROM writer ORDER BY id"), ["01", "03"], "one that said nothing is forgotten");
+    }
 }

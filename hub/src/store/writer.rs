@@ -60,12 +60,13 @@ impl Working {
     }
 }
 
-/// A log that is longer now.
+/// A log that is longer now, or gone.
 #[derive(Debug, Clone)]
 pub(crate) struct Grown {
     pub(crate) channel: ChannelName,
     pub(crate) writer: WriterId,
-    pub(crate) head: Head,
+    /// `None`: it is forgotten.
+    pub(crate) head: Option<Head>,
     /// What was added, where sessions are to find it in memory: it follows what was there.
     pub(crate) batch: Option<LogBatch>,
 }

@@ -231,6 +231,11 @@ mod overrides {
     use flotilla_manifests::object::ObjectKey;
 
     fn log_of(world: &Reported) -> LogWriter {
+        log_by(world, [7; 32])
+    }
+
+    /// The log of another life of the device's database.
+    fn log_by(world: &Reported, secret: [u8; 32]) -> LogWriter {
         let node = world.bench.store.read(&ObjectKey::of(&kind::NODE, "", "a")).unwrap();
         let keys = &world.device.keys;
         let certificate: DeviceCertificate = world
@@ -238,7 +243,7 @@ mod overrides {
             .installation
             .certify_device(&world.device.node, node.uid(), keys.signing.public(), keys.sealing.public().unwrap(), 1)
             .unwrap();
-        let identity = WriterIdentity::for_device([7; 32], 2, &keys.signing, &certificate).unwrap();
+        let identity = WriterIdentity::for_device(secret, 2, &keys.signing, &certificate).unwrap();
         LogWriter::new(identity, BTreeMap::new())
     }
 
@@ -260,6 +265,49 @@ mod overrides {
         assert_eq!(left.len(), 256);
         assert!(left.contains(&"override/o299") && !left.contains(&"override/o43"), "the oldest go first");
         assert_eq!(world.bench.door.ingest(&peer, inputs).await.unwrap().applied, 0, "said again, nothing comes back");
+    }
+
+    /// A device that means harm begins anew as often as it likes.
+    #[tokio::test]
+    async fn of_very_many_writers_of_a_device_the_oldest_are_forgotten() {
+        let world = Reported::new().await;
+        let (channel, peer) = (ChannelName::Device(world.device.node.clone()), world.device.peer());
+        let mut lives = Vec::new();
+        for number in 0..260_u32 {
+            let mut secret = [1; 32];
+            secret[..4].copy_from_slice(&number.to_be_bytes());
+            let mut log = log_by(&world, secret);
+            let id = ItemId::parse(&format!("override/o{number}")).unwrap();
+            let draft = Draft::register(id, b"{}".to_vec(), "technician", 5);
+            let batch = log.append(&channel, vec![draft]).unwrap();
+            lives.push((log.identity().chain().clone(), Input::Batch(batch)));
+        }
+        for (chain, batch) in &lives {
+            let inputs = vec![Input::Writer(chain.clone()), batch.clone()];
+            world.bench.door.ingest(&peer, inputs).await.unwrap();
+        }
+        let logs = || world.bench.store.logs().heads(&channel);
+        let known = || lives.iter().map(|(chain, _)| chain.id).filter(|id| logs().contains_key(id)).collect::<Vec<_>>();
+        let (first, last) = (&lives[0], &lives[259]);
+        assert_eq!(known().len(), 256);
+        assert!(known().contains(&last.0.id) && !known().contains(&first.0.id), "the oldest are forgotten");
+        assert!(world.bench.store.logs().writer(&first.0.id).unwrap().is_none());
+        let own = channel.clone();
+        let items = world.bench.store.write(move |batch| Ok(batch.device_items(&own)?.len())).await.unwrap();
+        assert_eq!(items, 260, "what they said is kept");
+
+        // The first comes back in the place of the next.
+        world.bench.door.ingest(&peer, vec![Input::Writer(first.0.clone())]).await.unwrap();
+        assert_eq!(known().len(), 255, "it has said nothing since");
+        let refused = world.bench.door.ingest(&peer, vec![lives[4].1.clone()]).await.unwrap_err();
+        assert!(format!("{:?}", refused.source).contains("is not known"), "{refused:?}");
+        let again = vec![Input::Writer(lives[4].0.clone()), lives[4].1.clone()];
+        assert_eq!(
+            world.bench.door.ingest(&peer, again).await.unwrap().applied,
+            0,
+            "introduced again, it says what is known"
+        );
+        assert!(known().contains(&lives[4].0.id));
     }
 
     #[tokio::test]
