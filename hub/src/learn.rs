@@ -35,6 +35,8 @@ const LATE_PERIOD: Duration = Duration::from_secs(10);
 const RECONNECT_MS: u64 = 250;
 /// Clients that are refused come back after this.
 const RETRY_AFTER_SECONDS: u32 = 1;
+/// Writers of which it is remembered whether they are hubs': all of a large fleet's present ones. Of more it is found out anew.
+const WRITERS_REMEMBERED_MAX: usize = 65_536;
 
 /// A hub that learns. Kept in the database until it is done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,13 +199,19 @@ impl Lessons {
         if let Some(hub) = writers.get(writer) {
             return *hub;
         }
-        match look() {
-            Some(hub) => {
-                writers.insert(*writer, hub);
-                hub
+        let found = look();
+        if let Some(hub) = found {
+            if writers.len() >= WRITERS_REMEMBERED_MAX {
+                writers.clear();
             }
-            None => false,
+            writers.insert(*writer, hub);
         }
+        found.unwrap_or(false)
+    }
+
+    /// A writer is a hub's by the root's word, whatever a device said of its key before.
+    pub(crate) fn know_hub_writer(&self, writer: WriterId) {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner).insert(writer, true);
     }
 
     pub(crate) fn current(&self) -> Option<Learning> {

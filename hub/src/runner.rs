@@ -266,8 +266,12 @@ fn plan(view: &View<'_>, task: &Task) -> Plan {
         Task::Dependent(uid) => controllers::garbage::plan_dependent(view, uid),
         Task::Schedule => scheduler::plan(view),
         Task::Events => controllers::events::sweep(view),
-        // Those of DaemonSets are made by [`Runner::plan`].
-        Task::DaemonSet(_) | Task::Everything | Task::Contacts => Plan::default(),
+        Task::DaemonSet(key) => {
+            let View { index, contacts, started, now } = *view;
+            let around = View { index: &index.around(key), contacts, started, now };
+            controllers::daemon_set::plan(&around, &mut Readings::default())
+        }
+        Task::Everything | Task::Contacts => Plan::default(),
     }
 }
 

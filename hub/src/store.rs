@@ -48,7 +48,7 @@ use crate::clock::Clock;
 use crate::config::Retention;
 use history::{History, Kept, Read};
 use lanes::Entrances;
-use writer::{Call, Grown, Working};
+use writer::{Call, Moved, Working};
 
 /// Events a watcher may have unread in its channel; beyond that it falls behind in the history.
 const WATCH_LEN_MAX: usize = 16;
@@ -454,8 +454,8 @@ async fn feed(
 
 impl Shared {
     /// Makes a commit visible: state, history and version in one step.
-    fn publish(&self, events: Vec<Event>, grown: &[Grown], working: &Working, retention: &Retention, now: Timestamp) {
-        self.logs.grew(grown);
+    fn publish(&self, events: Vec<Event>, moved: &[Moved], working: &Working, retention: &Retention, now: Timestamp) {
+        self.logs.moved(moved);
         if events.is_empty() && working.rollouts_touched.is_empty() && !working.reborn {
             return;
         }

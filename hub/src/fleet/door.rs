@@ -16,7 +16,7 @@ use flotilla_sync::blob::{BlobRef, BlobStored, BlobWant};
 use flotilla_sync::channel::{ChannelName, Hash, Head, Heads, Positions, WriterId};
 use flotilla_sync::driver::SessionHandle;
 use flotilla_sync::few::Few;
-use flotilla_sync::identity::writer::{WriterChain, WriterIdentity};
+use flotilla_sync::identity::writer::{WriterChain, WriterIdentity, WriterSubject};
 use flotilla_sync::identity::{Installation, NodeName};
 use flotilla_sync::observation::{Clock, Observation, Urgency};
 use flotilla_sync::planted::{self, Bug};
@@ -411,6 +411,13 @@ impl Replica for FleetDoor {
         let tried = format!("take in the log of device {node}");
         if !planted::is(Bug::RestoreIgnored) {
             self.heed_quotes(&node, &inputs).await?;
+        }
+        for input in &inputs {
+            if let Input::Writer(chain) = input
+                && chain.subject == WriterSubject::Hub
+            {
+                self.lessons.know_hub_writer(chain.id);
+            }
         }
         let ingested = self.store.write(move |batch| ingest::ingest(batch, &node, inputs)).await;
         ingested.map_err(|source| ReplicaError { tried, source: Box::new(source) })

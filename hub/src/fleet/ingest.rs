@@ -6,6 +6,7 @@ use flotilla_manifests::object::{Object, ObjectKey};
 use flotilla_manifests::overrides::{self, OverrideRecord};
 use flotilla_sync::channel::{Applied, ChannelName, Item, ItemId, ItemKind};
 use flotilla_sync::identity::NodeName;
+use flotilla_sync::identity::writer::{WriterChain, WriterSubject};
 use flotilla_sync::list::VerifiedSnapshot;
 use flotilla_sync::log::{Placement, VerifiedBatch};
 use flotilla_sync::record::RecordKind;
@@ -30,7 +31,7 @@ pub(super) fn ingest(batch: &mut Batch<'_>, node: &NodeName, inputs: Vec<Input>)
     for input in inputs {
         let writer = match &input {
             Input::Writer(chain) => {
-                batch.put_writer(chain)?;
+                introduce(batch, node, chain)?;
                 continue;
             }
             Input::Batch(verified) | Input::Branch(verified) => verified.batch().writer,
@@ -62,6 +63,19 @@ pub(super) fn ingest(batch: &mut Batch<'_>, node: &NodeName, inputs: Vec<Input>)
         learn::take_late(batch)?;
     }
     Ok(ingested)
+}
+
+/// A hub's writer, or one of the device itself.
+fn introduce(batch: &mut Batch<'_>, node: &NodeName, chain: &WriterChain) -> Result<(), ApiError> {
+    let own = match &chain.subject {
+        WriterSubject::Hub => true,
+        WriterSubject::Device(of) => of == node,
+    };
+    if own && batch.put_writer(chain)? {
+        return Ok(());
+    }
+    let message = format!("device {node} introduces writer {}, which is another's", chain.id);
+    Err(ApiError::of(Reason::Forbidden, message))
 }
 
 /// What an earlier life of the hub said, given back by a device; `false` if it is known. The hub's present writer is nobody's to quote.
@@ -229,7 +243,9 @@ fn take_snapshot(
             Err(error) => ingested.set_aside.push(error.to_string()),
         }
     }
-    let covers = verified.covers();
+    let mut covers = verified.covers();
+    // A device says nothing for others, nor for lives of which it has no more than the names: each would be a row for ever.
+    covers.retain(|writer, _| *writer == snapshot.list.writer);
     for (id, mut item) in batch.device_items(&own)? {
         let listed = snapshot.list.items.iter().any(|entry| entry.item == id);
         let ItemKind::Register(register) = &item.kind else { continue };

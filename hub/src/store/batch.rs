@@ -15,7 +15,7 @@ use rusqlite::{Transaction, params};
 
 use super::history::{Change, Event};
 use super::index::{Index, RolloutState};
-use super::writer::{Grown, Working};
+use super::writer::{Moved, Working};
 use super::{StoreError, schema};
 use crate::mint;
 use crate::publish::RolloutsTouched;
@@ -46,7 +46,7 @@ pub struct Batch<'a> {
     /// Nodes whose Secrets are to be sealed to another key.
     pub(super) resealed: BTreeSet<String>,
     /// Logs of others that this job made longer.
-    pub(super) grown: Vec<Grown>,
+    pub(super) moved: Vec<Moved>,
     /// Who is behind this job: the author of its records.
     pub(super) author: String,
 }
@@ -72,7 +72,7 @@ impl Batch<'_> {
             rollouts_touched: RolloutsTouched::default(),
             drafts: BTreeMap::new(),
             resealed: BTreeSet::new(),
-            grown: Vec::new(),
+            moved: Vec::new(),
             author: String::new(),
         }
     }

@@ -22,7 +22,7 @@ use super::batch::Batch;
 use super::documents::Edited;
 use super::history::Event;
 use super::learned::DELETED;
-use super::writer::Grown;
+use super::writer::Moved;
 use super::{StoreError, devices};
 use crate::mint;
 use crate::publish::content::{self, Content};
@@ -326,23 +326,23 @@ pub(super) fn seal_logs(
     log: &mut LogWriter,
     drafts: BTreeMap<ChannelName, Vec<Draft>>,
     now: Timestamp,
-) -> Result<Vec<Grown>, StoreError> {
-    let mut grown = Vec::new();
+) -> Result<Vec<Moved>, StoreError> {
+    let mut sealed = Vec::new();
     for (channel, drafts) in drafts {
         let mut chunk = Vec::new();
         let mut bytes = 0;
         for draft in drafts {
             let more = draft.body.inline().map_or(0, Bytes::len) + RECORD_OVERHEAD_BYTES;
             if !chunk.is_empty() && (bytes + more > BATCH_BYTES_MAX || chunk.len() == BATCH_RECORDS_MAX) {
-                grown.push(append(transaction, log, &channel, std::mem::take(&mut chunk), now)?);
+                sealed.push(append(transaction, log, &channel, std::mem::take(&mut chunk), now)?);
                 bytes = 0;
             }
             bytes += more;
             chunk.push(draft);
         }
-        grown.push(append(transaction, log, &channel, chunk, now)?);
+        sealed.push(append(transaction, log, &channel, chunk, now)?);
     }
-    Ok(grown)
+    Ok(sealed)
 }
 
 fn append(
@@ -351,14 +351,14 @@ fn append(
     channel: &ChannelName,
     drafts: Vec<Draft>,
     now: Timestamp,
-) -> Result<Grown, StoreError> {
+) -> Result<Moved, StoreError> {
     let count = drafts.len() as u64;
     let verified = log
         .append(channel, drafts)
         .map_err(|error| StoreError::Publish { what: channel.to_string(), why: error.to_string() })?;
     let (batch, head) = (verified.batch(), verified.head());
     store_batch(transaction, batch, head, count, now)?;
-    Ok(Grown { channel: channel.clone(), writer: batch.writer, head: Some(head), batch: Some(batch.clone()) })
+    Ok(Moved { channel: channel.clone(), writer: batch.writer, head: Some(head), batch: Some(batch.clone()) })
 }
 
 /// Stores one batch at the end of its log.

@@ -8,7 +8,7 @@ use flotilla_sync::log::VerifiedBatch;
 use flotilla_sync::observation::Clock;
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::writer::Grown;
+use super::writer::Moved;
 use super::{Batch, StoreError};
 
 /// Subjects whose newest clock is remembered, per device; the longest unheard are forgotten first.
@@ -17,6 +17,8 @@ const SUBJECTS_MAX: u64 = 4096;
 const SUBJECTS_BEYOND_MAX: u64 = 256;
 /// Writers of one device that are known, each with its log; the oldest are forgotten.
 const WRITERS_KEPT_MAX: i64 = 256;
+/// Forgotten in one go: a database from before this bound may have many.
+const WRITERS_FORGOTTEN_MAX: i64 = 64;
 /// Removed items remembered of a device's own channel.
 const REMOVED_ITEMS_MAX: usize = 256;
 /// Records kept of each writer of a device, halved when there are more.
@@ -25,40 +27,70 @@ const DEVICE_LOG_BYTES_MAX: u64 = 256 * 1024;
 
 impl Batch<'_> {
     /// Knows a writer from now on. An honest device has a new one when its database was lost or put back.
-    pub(crate) fn put_writer(&mut self, chain: &WriterChain) -> Result<(), StoreError> {
+    ///
+    /// A device's certificate for a key does not show that it has the key: a hub's takes its place. Answers whether it is known now as
+    /// what it says it is.
+    pub(crate) fn put_writer(&mut self, chain: &WriterChain) -> Result<bool, StoreError> {
+        match (&chain.subject, self.is_hub_writer(&chain.id)?) {
+            (WriterSubject::Hub, Some(true)) => {}
+            (WriterSubject::Device(_), Some(true)) => return Ok(false),
+            (WriterSubject::Hub, Some(false)) => {
+                self.forget_writer(chain.id)?;
+                self.insert_writer(chain)?;
+            }
+            (_, None) => self.insert_writer(chain)?,
+            (WriterSubject::Device(node), Some(false)) => {
+                return Ok(self.device_of_writer(&chain.id)?.as_deref() == Some(node.as_str()));
+            }
+        }
+        Ok(true)
+    }
+
+    fn insert_writer(&mut self, chain: &WriterChain) -> Result<(), StoreError> {
         let hub = chain.subject == WriterSubject::Hub;
-        let new = self
-            .transaction
-            .prepare_cached("INSERT OR IGNORE INTO writer (id, hub, chain) VALUES (?1, ?2, ?3)")?
+        self.transaction
+            .prepare_cached("INSERT INTO writer (id, hub, chain) VALUES (?1, ?2, ?3)")?
             .execute(params![chain.id.0, hub, chain.encode()])?;
-        if let WriterSubject::Device(node) = &chain.subject
-            && new > 0
-        {
+        if let WriterSubject::Device(node) = &chain.subject {
             self.transaction
-                .prepare_cached("INSERT OR IGNORE INTO device_writer (node, writer) VALUES (?1, ?2)")?
+                .prepare_cached("INSERT INTO device_writer (node, writer) VALUES (?1, ?2)")?
                 .execute(params![node.as_str(), chain.id.0])?;
             self.forget_writers(node)?;
         }
         Ok(())
     }
 
-    /// Of very many writers of a device the oldest go, with what is kept of their logs. What they said is in the items.
+    fn device_of_writer(&self, writer: &WriterId) -> Result<Option<String>, StoreError> {
+        let mut statement = self.transaction.prepare_cached("SELECT node FROM device_writer WHERE writer = ?1")?;
+        Ok(statement.query_row([writer.0], |row| row.get(0)).optional()?)
+    }
+
+    /// Of very many writers of a device the oldest go. What they said is in the items.
     fn forget_writers(&mut self, node: &NodeName) -> Result<(), StoreError> {
         let mut statement = self.transaction.prepare_cached(
-            "SELECT writer FROM device_writer WHERE node = ?1 ORDER BY number DESC LIMIT -1 OFFSET ?2",
+            "SELECT writer FROM device_writer WHERE node = ?1 ORDER BY number DESC LIMIT ?2 OFFSET ?3",
         )?;
-        let rows = statement.query_map(params![node.as_str(), WRITERS_KEPT_MAX], |row| Ok(WriterId(row.get(0)?)))?;
-        let channel = ChannelName::Device(node.clone());
+        let bounds = params![node.as_str(), WRITERS_FORGOTTEN_MAX, WRITERS_KEPT_MAX];
+        let rows = statement.query_map(bounds, |row| Ok(WriterId(row.get(0)?)))?;
         for writer in rows.collect::<Result<Vec<_>, _>>()? {
-            for table in ["head", "batch"] {
-                self.transaction
-                    .prepare_cached(&format!("DELETE FROM {table} WHERE channel = ?1 AND writer = ?2"))?
-                    .execute(params![channel.to_string(), writer.0])?;
-            }
-            self.transaction.prepare_cached("DELETE FROM device_writer WHERE writer = ?1")?.execute([writer.0])?;
-            self.transaction.prepare_cached("DELETE FROM writer WHERE id = ?1")?.execute([writer.0])?;
-            self.grown.push(Grown { channel: channel.clone(), writer, head: None, batch: None });
+            self.forget_writer(writer)?;
         }
+        Ok(())
+    }
+
+    /// Forgets a device's writer with what is kept of its log.
+    fn forget_writer(&mut self, writer: WriterId) -> Result<(), StoreError> {
+        let node = self.device_of_writer(&writer)?;
+        self.transaction.prepare_cached("DELETE FROM device_writer WHERE writer = ?1")?.execute([writer.0])?;
+        self.transaction.prepare_cached("DELETE FROM writer WHERE id = ?1")?.execute([writer.0])?;
+        let Some(Ok(node)) = node.as_deref().map(NodeName::parse) else { return Ok(()) };
+        let channel = ChannelName::Device(node);
+        for table in ["head", "batch"] {
+            self.transaction
+                .prepare_cached(&format!("DELETE FROM {table} WHERE channel = ?1 AND writer = ?2"))?
+                .execute(params![channel.to_string(), writer.0])?;
+        }
+        self.moved.push(Moved { channel, writer, head: None, batch: None });
         Ok(())
     }
 
@@ -109,7 +141,7 @@ impl Batch<'_> {
         self.transaction
             .prepare_cached("DELETE FROM batch WHERE channel = ?1 AND writer = ?2")?
             .execute(params![channel.to_string(), writer.0])?;
-        self.grown.push(Grown { channel: channel.clone(), writer, head: Some(head), batch: None });
+        self.moved.push(Moved { channel: channel.clone(), writer, head: Some(head), batch: None });
         Ok(())
     }
 
@@ -120,9 +152,9 @@ impl Batch<'_> {
         let head = verified.head();
         let count = verified.records().len() as u64;
         super::channels::store_batch(self.transaction, batch, head, count, self.now)?;
-        let grown = [batch.channel.clone()];
-        super::channels::truncate(self.transaction, &batch.writer, &grown, DEVICE_RECORDS_MAX, DEVICE_LOG_BYTES_MAX)?;
-        self.grown.push(Grown { channel: batch.channel.clone(), writer: batch.writer, head: Some(head), batch: None });
+        let moved = [batch.channel.clone()];
+        super::channels::truncate(self.transaction, &batch.writer, &moved, DEVICE_RECORDS_MAX, DEVICE_LOG_BYTES_MAX)?;
+        self.moved.push(Moved { channel: batch.channel.clone(), writer: batch.writer, head: Some(head), batch: None });
         Ok(())
     }
 

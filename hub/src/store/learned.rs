@@ -15,7 +15,7 @@ use flotilla_sync::record::{Draft, Record, RecordKind};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::life;
-use super::writer::Grown;
+use super::writer::Moved;
 use super::{Batch, StoreError};
 
 /// Body of a removal that says: the object was deleted.
@@ -215,7 +215,7 @@ impl Batch<'_> {
         for row in rows {
             let (channel, writer, head) = row?;
             let Ok(channel) = ChannelName::parse(&channel) else { continue };
-            self.grown.push(Grown { channel, writer, head: Some(head), batch: None });
+            self.moved.push(Moved { channel, writer, head: Some(head), batch: None });
         }
         Ok(())
     }
@@ -252,7 +252,7 @@ impl Batch<'_> {
         let batch = verified.batch();
         let count = verified.records().len() as u64;
         super::channels::store_batch(self.transaction, batch, verified.head(), count, self.now)?;
-        self.grown.push(Grown {
+        self.moved.push(Moved {
             channel: batch.channel.clone(),
             writer: batch.writer,
             head: Some(verified.head()),

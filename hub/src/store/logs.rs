@@ -21,7 +21,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::watch;
 
 use super::damage::DamagedRow;
-use super::writer::Grown;
+use super::writer::Moved;
 use super::{StoreError, schema};
 
 use bells::Bells;
@@ -115,14 +115,14 @@ impl Logs {
     }
 
     /// What is longer now can be read: before anybody is told, see [`Self::ring`].
-    pub(super) fn grew(&self, grown: &[Grown]) {
-        if grown.is_empty() {
+    pub(super) fn moved(&self, moved: &[Moved]) {
+        if moved.is_empty() {
             return;
         }
         // Worked out before the lock that all who read wait for.
-        let told = self.told_by_difference(grown);
+        let told = self.told_by_difference(moved);
         let mut tails = self.tails.write().unwrap_or_else(PoisonError::into_inner);
-        for (log, batch) in grown.iter().zip(told) {
+        for (log, batch) in moved.iter().zip(told) {
             match batch {
                 Some(batch) => tails.grew(batch),
                 None => tails.forget(&(log.channel.clone(), log.writer)),
@@ -130,7 +130,7 @@ impl Logs {
         }
         drop(tails);
         let mut heads = self.heads.write().unwrap_or_else(PoisonError::into_inner);
-        for log in grown {
+        for log in moved {
             let logs = heads.entry(log.channel.clone()).or_default();
             match log.head {
                 Some(head) => logs.insert(log.writer, head),
@@ -141,10 +141,10 @@ impl Logs {
     }
 
     /// The batches that were added, each with how it differs from the one before it.
-    fn told_by_difference(&self, grown: &[Grown]) -> Vec<Option<Batch>> {
+    fn told_by_difference(&self, moved: &[Moved]) -> Vec<Option<Batch>> {
         let mut newest: BTreeMap<(&ChannelName, &WriterId), Batch> = BTreeMap::new();
-        let mut told = Vec::with_capacity(grown.len());
-        for log in grown {
+        let mut told = Vec::with_capacity(moved.len());
+        for log in moved {
             let Some(mut batch) = log.batch.clone() else {
                 told.push(None);
                 continue;
@@ -164,12 +164,12 @@ impl Logs {
     }
 
     /// Tells the sessions of what has grown.
-    pub(super) fn ring(&self, grown: &[Grown]) {
-        let shared = grown.iter().any(|log| matches!(log.channel, ChannelName::Fleet(_)));
+    pub(super) fn ring(&self, moved: &[Moved]) {
+        let shared = moved.iter().any(|log| matches!(log.channel, ChannelName::Fleet(_)));
         if shared && self.bells.ring_fleet() {
             return;
         }
-        for log in grown {
+        for log in moved {
             if let ChannelName::Device(node) = &log.channel {
                 self.bells.ring(node.as_str());
             }

@@ -409,7 +409,8 @@ fn writes_until_killed() {
             let name = format!("m{}", number % 20);
             put(&store, &name, &number.to_string()).await;
             use std::io::Write;
-            writeln!(std::io::stderr(), "acknowledged {number}").unwrap();
+            // In one call: it may be killed between any two.
+            std::io::stderr().write_all(format!("acknowledged {number}\n").as_bytes()).unwrap();
         }
     });
 }

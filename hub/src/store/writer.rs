@@ -60,9 +60,9 @@ impl Working {
     }
 }
 
-/// A log that is longer now, or gone.
+/// Where a log stands now.
 #[derive(Debug, Clone)]
-pub(crate) struct Grown {
+pub(crate) struct Moved {
     pub(crate) channel: ChannelName,
     pub(crate) writer: WriterId,
     /// `None`: it is forgotten.
@@ -140,10 +140,10 @@ impl Writer {
     /// Commits what waits, in one transaction, then answers all; `false` when nobody can bring anything any more.
     pub(super) async fn commit(&mut self, lanes: &mut Lanes) -> bool {
         let Some(mut turn) = lanes.turn().await else { return false };
-        let grown = commit(&mut self.connection, &mut self.working, &self.shared, &self.retention, &mut turn);
+        let moved = commit(&mut self.connection, &mut self.working, &self.shared, &self.retention, &mut turn);
         turn.answer();
         // Each device has a bell: whoever was answered does not wait for twenty thousand.
-        self.shared.logs.ring(&grown);
+        self.shared.logs.ring(&moved);
         true
     }
 }
@@ -155,12 +155,12 @@ fn commit(
     shared: &Shared,
     retention: &Retention,
     turn: &mut Turn<'_>,
-) -> Vec<Grown> {
+) -> Vec<Moved> {
     let now = (shared.clock)();
     let (version_before, incarnation_before) = (working.version, working.incarnation);
     let mut undo = Vec::new();
     let mut pace = Pace { began: now, ..Pace::default() };
-    let grown = match attempt(connection, working, shared, retention, turn, &mut pace, &mut undo) {
+    let moved = match attempt(connection, working, shared, retention, turn, &mut pace, &mut undo) {
         Ok(done) => {
             pace.durable = (shared.clock)();
             if done.swept {
@@ -169,9 +169,9 @@ fn commit(
             if let Some(publication) = &mut working.publication {
                 publication.settle();
             }
-            shared.publish(done.events, &done.grown, working, retention, now);
+            shared.publish(done.events, &done.moved, working, retention, now);
             pace.tell_if_slow((shared.clock)(), turn.len());
-            done.grown
+            done.moved
         }
         Err(error) => {
             tracing::error!(error = %Chain(&error), jobs = turn.len(), "a commit failed; its writes were undone");
@@ -192,7 +192,7 @@ fn commit(
     };
     working.rollouts_touched.clear();
     working.reborn = false;
-    grown
+    moved
 }
 
 /// Whoever waits for a commit for longer than this wants to know what it was.
@@ -233,7 +233,7 @@ impl Pace {
 /// What a transaction did.
 struct Done {
     events: Vec<Event>,
-    grown: Vec<Grown>,
+    moved: Vec<Moved>,
     /// Records went because they are old.
     swept: bool,
 }
@@ -251,16 +251,16 @@ fn attempt(
     // It will write: waiting for the lock now is possible, turning a reader into a writer later is not (`token create` beside us).
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let mut events = Vec::new();
-    let mut grown: Vec<Grown> = Vec::new();
+    let mut moved: Vec<Moved> = Vec::new();
     while let Some(job) = turn.next() {
         let job_began = (shared.clock)();
         transaction.execute_batch("SAVEPOINT job")?;
         let version_before = working.version;
         let mut batch = Batch::on(&transaction, working, now);
         let fine = run_job(job.as_mut(), &mut batch);
-        let Batch { events: more, undo: back, drafts, grown: heads, .. } = batch;
+        let Batch { events: more, undo: back, drafts, moved: heads, .. } = batch;
         if fine {
-            grown.extend(heads);
+            moved.extend(heads);
             events.extend(more);
             undo.extend(back);
             for (channel, more) in drafts {
@@ -284,7 +284,7 @@ fn attempt(
         let writer = log.identity().id();
         let channels: Vec<ChannelName> = own.iter().map(|log| log.channel.clone()).collect();
         channels::truncate(&transaction, &writer, &channels, retention.log_records_max, retention.log_bytes_max)?;
-        grown.extend(own);
+        moved.extend(own);
     }
     let mut swept = false;
     if now.0.abs_diff(working.swept.0) >= retention::SWEEP_MS {
@@ -296,7 +296,7 @@ fn attempt(
     }
     pace.written = (shared.clock)();
     transaction.commit()?;
-    Ok(Done { events, grown, swept })
+    Ok(Done { events, moved, swept })
 }
 
 /// Runs a job and publishes what it did; whatever fails of it, all of it is undone.

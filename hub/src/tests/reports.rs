@@ -235,7 +235,7 @@ mod overrides {
     }
 
     /// The log of another life of the device's database.
-    fn log_by(world: &Reported, secret: [u8; 32]) -> LogWriter {
+    pub(super) fn log_by(world: &Reported, secret: [u8; 32]) -> LogWriter {
         let node = world.bench.store.read(&ObjectKey::of(&kind::NODE, "", "a")).unwrap();
         let keys = &world.device.keys;
         let certificate: DeviceCertificate = world
@@ -265,49 +265,6 @@ mod overrides {
         assert_eq!(left.len(), 256);
         assert!(left.contains(&"override/o299") && !left.contains(&"override/o43"), "the oldest go first");
         assert_eq!(world.bench.door.ingest(&peer, inputs).await.unwrap().applied, 0, "said again, nothing comes back");
-    }
-
-    /// A device that means harm begins anew as often as it likes.
-    #[tokio::test]
-    async fn of_very_many_writers_of_a_device_the_oldest_are_forgotten() {
-        let world = Reported::new().await;
-        let (channel, peer) = (ChannelName::Device(world.device.node.clone()), world.device.peer());
-        let mut lives = Vec::new();
-        for number in 0..260_u32 {
-            let mut secret = [1; 32];
-            secret[..4].copy_from_slice(&number.to_be_bytes());
-            let mut log = log_by(&world, secret);
-            let id = ItemId::parse(&format!("override/o{number}")).unwrap();
-            let draft = Draft::register(id, b"{}".to_vec(), "technician", 5);
-            let batch = log.append(&channel, vec![draft]).unwrap();
-            lives.push((log.identity().chain().clone(), Input::Batch(batch)));
-        }
-        for (chain, batch) in &lives {
-            let inputs = vec![Input::Writer(chain.clone()), batch.clone()];
-            world.bench.door.ingest(&peer, inputs).await.unwrap();
-        }
-        let logs = || world.bench.store.logs().heads(&channel);
-        let known = || lives.iter().map(|(chain, _)| chain.id).filter(|id| logs().contains_key(id)).collect::<Vec<_>>();
-        let (first, last) = (&lives[0], &lives[259]);
-        assert_eq!(known().len(), 256);
-        assert!(known().contains(&last.0.id) && !known().contains(&first.0.id), "the oldest are forgotten");
-        assert!(world.bench.store.logs().writer(&first.0.id).unwrap().is_none());
-        let own = channel.clone();
-        let items = world.bench.store.write(move |batch| Ok(batch.device_items(&own)?.len())).await.unwrap();
-        assert_eq!(items, 260, "what they said is kept");
-
-        // The first comes back in the place of the next.
-        world.bench.door.ingest(&peer, vec![Input::Writer(first.0.clone())]).await.unwrap();
-        assert_eq!(known().len(), 255, "it has said nothing since");
-        let refused = world.bench.door.ingest(&peer, vec![lives[4].1.clone()]).await.unwrap_err();
-        assert!(format!("{:?}", refused.source).contains("is not known"), "{refused:?}");
-        let again = vec![Input::Writer(lives[4].0.clone()), lives[4].1.clone()];
-        assert_eq!(
-            world.bench.door.ingest(&peer, again).await.unwrap().applied,
-            0,
-            "introduced again, it says what is known"
-        );
-        assert!(known().contains(&lives[4].0.id));
     }
 
     #[tokio::test]
@@ -476,4 +433,111 @@ async fn an_event_is_a_devices_own_and_takes_nobodys_place() {
     assert_eq!(stored.finalizers(), Vec::<String>::new());
     let by_uid = world.bench.store.view(|index| index.by_uid(set.uid()).map(|found| found.key()));
     assert_eq!(by_uid, Some(world.set.clone()), "the uid still names the DaemonSet");
+}
+
+/// Who writes in a device's channel: its own lives, and no more of them than the hub remembers.
+mod writers {
+    use std::collections::BTreeMap;
+
+    use flotilla_sync::channel::{ChannelName, Head, ItemId, WriterId};
+    use flotilla_sync::identity::NodeName;
+    use flotilla_sync::identity::writer::WriterIdentity;
+    use flotilla_sync::list::{ChannelSnapshot, SignedList};
+    use flotilla_sync::record::Draft;
+    use flotilla_sync::replica::{Input, Replica};
+
+    use super::Reported;
+    use super::overrides::log_by;
+
+    /// A device that means harm begins anew as often as it likes.
+    #[tokio::test]
+    async fn of_very_many_writers_of_a_device_the_oldest_are_forgotten() {
+        let world = Reported::new().await;
+        let (channel, peer) = (ChannelName::Device(world.device.node.clone()), world.device.peer());
+        let mut lives = Vec::new();
+        for number in 0..260_u32 {
+            let mut secret = [1; 32];
+            secret[..4].copy_from_slice(&number.to_be_bytes());
+            let mut log = log_by(&world, secret);
+            let id = ItemId::parse(&format!("override/o{number}")).unwrap();
+            let draft = Draft::register(id, b"{}".to_vec(), "technician", 5);
+            let batch = log.append(&channel, vec![draft]).unwrap();
+            lives.push((log.identity().chain().clone(), Input::Batch(batch)));
+        }
+        for (chain, batch) in &lives {
+            let inputs = vec![Input::Writer(chain.clone()), batch.clone()];
+            world.bench.door.ingest(&peer, inputs).await.unwrap();
+        }
+        let logs = || world.bench.store.logs().heads(&channel);
+        let known = || lives.iter().map(|(chain, _)| chain.id).filter(|id| logs().contains_key(id)).collect::<Vec<_>>();
+        let (first, last) = (&lives[0], &lives[259]);
+        assert_eq!(known().len(), 256);
+        assert!(known().contains(&last.0.id) && !known().contains(&first.0.id), "the oldest are forgotten");
+        assert!(world.bench.store.logs().writer(&first.0.id).unwrap().is_none());
+        let own = channel.clone();
+        let items = world.bench.store.write(move |batch| Ok(batch.device_items(&own)?.len())).await.unwrap();
+        assert_eq!(items, 260, "what they said is kept");
+
+        // The first comes back in the place of the next.
+        world.bench.door.ingest(&peer, vec![Input::Writer(first.0.clone())]).await.unwrap();
+        assert_eq!(known().len(), 255, "it has said nothing since");
+        let refused = world.bench.door.ingest(&peer, vec![lives[4].1.clone()]).await.unwrap_err();
+        assert!(format!("{:?}", refused.source).contains("is not known"), "{refused:?}");
+        let again = vec![Input::Writer(lives[4].0.clone()), lives[4].1.clone()];
+        assert_eq!(
+            world.bench.door.ingest(&peer, again).await.unwrap().applied,
+            0,
+            "introduced again, it says what is known"
+        );
+        assert!(known().contains(&lives[4].0.id));
+    }
+
+    #[tokio::test]
+    async fn a_device_lists_its_own_log_alone() {
+        let world = Reported::new().await;
+        let (channel, peer) = (ChannelName::Device(world.device.node.clone()), world.device.peer());
+        let mut log = log_by(&world, [2; 32]);
+        let drafts = vec![Draft::register(ItemId::parse("override/o").unwrap(), b"{}".to_vec(), "technician", 5)];
+        let first = Input::Batch(log.append(&channel, drafts).unwrap());
+        world.bench.door.ingest(&peer, vec![Input::Writer(log.identity().chain().clone()), first]).await.unwrap();
+        let before = world.bench.store.logs().heads(&channel);
+
+        // What it never had, and what the hub itself has said there.
+        let mut covers: BTreeMap<WriterId, Head> =
+            (0..200).map(|n| (WriterId([n; 32]), Head { seq: 9, hash: [n; 32] })).collect();
+        covers.extend(before.iter().map(|(writer, head)| (*writer, Head { seq: head.seq + 9, hash: [1; 32] })));
+        covers.remove(&log.identity().id());
+        let list = SignedList::sign(log.identity(), &channel, log.head(&channel), Vec::new(), covers).unwrap();
+        let list = ChannelSnapshot { list, states: Vec::new() }.verify(log.identity().chain()).unwrap();
+        world.bench.door.ingest(&peer, vec![Input::Snapshot(list)]).await.unwrap();
+        assert_eq!(world.bench.store.logs().heads(&channel), before);
+    }
+
+    #[tokio::test]
+    async fn a_key_is_one_writers() {
+        let world = Reported::new().await;
+        let peer = world.device.peer();
+        let own = log_by(&world, [3; 32]).identity().chain().clone();
+        let id = own.id;
+        let is_hubs = || world.bench.store.logs().is_hub_writer(&id).unwrap();
+        world.bench.door.ingest(&peer, vec![Input::Writer(own.clone())]).await.unwrap();
+        assert_eq!(is_hubs(), Some(false));
+
+        // The device had claimed the key of a hub's life that the backup does not know.
+        let hubs = WriterIdentity::for_hub([3; 32], 9, world.bench.installation.root()).unwrap().chain().clone();
+        assert_eq!(hubs.id, id);
+        world.bench.door.ingest(&peer, vec![Input::Writer(hubs)]).await.unwrap();
+        assert_eq!(is_hubs(), Some(true), "the root's word is the truth");
+        let refused = world.bench.door.ingest(&peer, vec![Input::Writer(own)]).await.unwrap_err();
+        assert!(format!("{:?}", refused.source).contains("is another's"), "{refused:?}");
+
+        let keys = &world.device.keys;
+        let other = NodeName::parse("b").unwrap();
+        let sealing = keys.sealing.public().unwrap();
+        let certificate =
+            world.bench.installation.certify_device(&other, "b", keys.signing.public(), sealing, 1).unwrap();
+        let strange = WriterIdentity::for_device([4; 32], 2, &keys.signing, &certificate).unwrap();
+        let refused = world.bench.door.ingest(&peer, vec![Input::Writer(strange.chain().clone())]).await.unwrap_err();
+        assert!(format!("{:?}", refused.source).contains("is another's"), "{refused:?}");
+    }
 }

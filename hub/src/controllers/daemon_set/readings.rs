@@ -4,7 +4,7 @@
 //! Owns nothing that the rows do not say: a plan from kept readings is the plan from none. Start at [`Readings::renew`].
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use flotilla_manifests::derive::{DaemonPlacing, Selection};
 use flotilla_manifests::kind;
@@ -15,7 +15,7 @@ use flotilla_manifests::time::Timestamp;
 use crate::controllers::pods;
 use crate::store::Surroundings;
 
-/// What the rows around one DaemonSet said when they were last looked at. They are kept with it.
+/// What the rows around one DaemonSet said when they were last looked at.
 #[derive(Debug, Default)]
 pub struct Readings {
     /// The DaemonSet by whose spec they were read.
@@ -93,7 +93,7 @@ impl Readings {
     }
 }
 
-/// Rows with what they say, by the address of the row: it is kept with it, so that no other row can have that address.
+/// What rows say, by the address of the row.
 #[derive(Debug)]
 struct Rows<T> {
     read: HashMap<usize, Row<T>>,
@@ -103,8 +103,8 @@ struct Rows<T> {
 
 #[derive(Debug)]
 struct Row<T> {
-    /// Keeps the address.
-    _object: Arc<Object>,
+    /// Keeps the address from any other row, and not what stands there: a DaemonSet may rest for long.
+    _address: Weak<Object>,
     says: T,
     /// The last round in which the row was there.
     round: u64,
@@ -123,7 +123,7 @@ impl<T> Rows<T> {
         let mut count = 0;
         for object in rows {
             count += 1;
-            let new = || Row { _object: Arc::clone(object), says: read(object), round };
+            let new = || Row { _address: Arc::downgrade(object), says: read(object), round };
             self.read.entry(Arc::as_ptr(object).addr()).or_insert_with(new).round = round;
         }
         if self.read.len() > count {
