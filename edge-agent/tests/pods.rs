@@ -277,7 +277,7 @@ async fn who_ignores_term_is_killed_after_the_grace() {
     device.sandbox(0).await;
     device.start(&shell("stubborn", "trap '' TERM; echo up; while :; do sleep 0.05; done")).await;
     device.printed("stubborn", "up").await;
-    device.runtime.stop_container(&device.uid, "stubborn", 0, Duration::from_millis(200)).await.unwrap();
+    device.runtime.stop_container(&device.uid, "stubborn", 0, Duration::from_secs(2)).await.unwrap();
     let ContainerState::Running { stopping, .. } = device.container("stubborn").await.state else {
         panic!("killed before its grace was over");
     };

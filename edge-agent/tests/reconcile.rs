@@ -190,8 +190,8 @@ async fn probes_decide_readiness_and_kill() {
     let flag = device.folder.path().join("healthy");
     std::fs::write(&flag, "").unwrap();
     let mut app = shell("exec sleep 600");
-    let check =
-        json!({"exec": {"command": ["test", "-e", flag.to_str().unwrap()]}, "periodSeconds": 1, "failureThreshold": 1});
+    let check = json!({"exec": {"command": ["test", "-e", flag.to_str().unwrap()]}, "periodSeconds": 1, "failureThreshold": 1,
+               "timeoutSeconds": 15});
     app["readinessProbe"] = check.clone();
     app["livenessProbe"] = check;
     device.want(json!({"terminationGracePeriodSeconds": 1, "containers": [app]}));
@@ -265,6 +265,14 @@ async fn a_failed_post_start_ends_the_container() {
     let stopped =
         |plan: &Plan| plan.statuses[&uid]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 143;
     device.until("its end", stopped).await;
+    // The hook tells that it failed by a way of its own, perhaps later.
+    let told = tokio::time::timeout(LIMIT, async {
+        while !device.executor.failures().contains_key(&uid) {
+            let done = device.done.recv().await.unwrap();
+            device.executor.finished(done, now());
+        }
+    });
+    told.await.expect("the failed hook is told");
     let failure = device.executor.failures().get(&uid).map(|failure| failure.message.clone()).unwrap_or_default();
     assert!(failure.contains("postStart hook of container app failed: exit code 3: not warm"), "{failure}");
 }

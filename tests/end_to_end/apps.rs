@@ -2,7 +2,7 @@
 //! And images as other tools make them, and imports that are killed.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use flotilla_tests::fleet::{Containers, Fleet, Road};
 use flotilla_tests::images::{self, Image};
 use flotilla_tests::kubectl::Kubectl;
-use flotilla_tests::{process_path, skip, wait};
+use flotilla_tests::{port, process_path, skip, wait};
 use serde_json::{Value, json};
 
 use crate::{BINARY, story};
@@ -36,10 +36,6 @@ fn debian(name: &str, packages: &[PathBuf]) -> Image {
     let image = Image::named(name).with_packages(packages);
     let image = image.with_file("etc/passwd", 0o644, PASSWD).with_file("etc/group", 0o644, GROUP);
     image.with_folder("run", 0o755).with_folder("tmp", 0o1777).with_folder("proc", 0o555).with_folder("dev", 0o755)
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// One request, and all that comes back.
@@ -104,7 +100,7 @@ fn nginx_waits_for_its_image_and_serves() {
     let Some(packages) = packages("nginx") else { return };
     let fleet = fleet();
     let kubectl = fleet.kubectl();
-    let port = free_port();
+    let port = port::free();
     kubectl.apply(&format!(
         r#"
 apiVersion: v1
@@ -183,7 +179,7 @@ fn redis_runs_as_its_own_user_and_keeps_its_data_in_a_volume() {
         )
         .write(&layout);
     import(&fleet, &layout);
-    let port = free_port();
+    let port = port::free();
     kubectl.apply(&format!(
         r#"
 apiVersion: apps/v1
@@ -229,7 +225,7 @@ fn python_serves_what_a_config_map_says_now() {
     let layout = fleet.folder().join("python-layout");
     debian("python:3", &packages).configured(json!({"Cmd": ["python3"]})).write(&layout);
     import(&fleet, &layout);
-    let port = free_port();
+    let port = port::free();
     let content = |page: &str| {
         format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: pages}}, data: {{index.html: '<p>{page}</p>'}}}}")
     };

@@ -21,6 +21,7 @@ const FLOOD_ROUND: usize = 384;
 
 fn wait_for_colour(fleet: &Fleet, node: &str, value: &str) {
     wait::until(&format!("{node} runs COLOUR={value}"), || {
+        story::process_has(fleet, node, "COLOUR", value)?;
         let pods = fleet.local_kubectl(node).json("get pods -A -l app=web")?;
         let pods = pods["items"].as_array().unwrap();
         let right = pods.iter().any(|pod| env(pod, "COLOUR") == value && flotilla_tests::fleet::is_ready(pod));
@@ -50,8 +51,10 @@ fn a_fleet_lives_behind_a_broker_that_trusts_nobody() {
     for node in ["n1", "n2"] {
         wait_for_colour(&fleet, node, "green");
     }
-    let after = by_node(&fleet, "app=web", 2);
-    assert_ne!(before, after, "the hub sees the new pods");
+    wait::until("the hub sees the new pods", || {
+        let after = by_node(&fleet, "app=web", 2);
+        if after.iter().all(|(node, pod)| *pod != before[node]) { Ok(()) } else { Err(format!("{after:?}")) }
+    });
 
     // The broker dies and returns, and nothing that runs takes notice.
     let pids = pod_pids(&fleet, "n1");

@@ -23,6 +23,7 @@ fn damaged_rows_stop_nothing_and_come_again() {
     let local = fleet.local_kubectl("n1");
     local.run("set env ds/web MINE=kept");
     wait::until("the technician's edit runs", || {
+        story::process_has(&fleet, "n1", "MINE", "kept")?;
         let (_, pod) = fleet.running_pods("app=web", 1).pop_first().unwrap();
         if env(&pod, "MINE") == "kept" { Ok(()) } else { Err(pod.to_string()) }
     });
@@ -156,8 +157,10 @@ fn a_damaged_database_stops_no_pod_and_is_mended() {
         });
         local_pods(&local, 2);
         assert_eq!(pod_pids(&fleet, "n1"), pids, "{how:?}: no pod was restarted");
-        let node = kubectl.json("get node n1").unwrap();
-        assert!(condition(&node, "StorageDamaged"), "{node}");
+        wait::until("the hub names the damage", || {
+            let node = kubectl.json("get node n1")?;
+            if condition(&node, "StorageDamaged") { Ok(()) } else { Err(node.to_string()) }
+        });
     }
     assert_eq!(kubectl.run("get overrides -A --no-headers").lines().count(), 1);
     let said = fleet.run(&["agent", "damage", "--data", &folder.to_string_lossy(), "--clear"]).unwrap();
@@ -175,6 +178,7 @@ fn a_damaged_database_stops_no_pod_and_is_mended() {
 /// Waits until hub and device show the web Pod running with the technician's value.
 fn web_says(fleet: &Fleet, value: &str) {
     wait::until(&format!("web runs with MINE={value}"), || {
+        story::process_has(fleet, "n1", "MINE", value)?;
         let pod = fleet.running_pods("app=web", 1).pop_first().unwrap().1;
         let local = local_pods(&fleet.local_kubectl("n1"), 2);
         let here = local.values().any(|pod| env(pod, "MINE") == value);

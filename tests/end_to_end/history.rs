@@ -79,5 +79,5 @@ fn a_device_that_was_away_for_many_epochs_comes_back_in_one_list() {
     });
     local_pods(&local, 1);
     assert_eq!(pod_pids(&fleet, "n1"), pids, "the return restarted the pod");
-    kubectl.run("rollout status ds/web --timeout=60s");
+    kubectl.run("rollout status ds/web --timeout=120s");
 }

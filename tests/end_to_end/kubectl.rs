@@ -112,11 +112,11 @@ fn long_lists(fleet: &Fleet) {
 
 fn drains(turn: &Turn<'_>) {
     turn.feed("apply", &story::deployment(2, "1"));
-    turn.shows("rollout status deploy/shop --timeout=60s", &["successfully rolled out"]);
+    turn.shows("rollout status deploy/shop --timeout=120s", &["successfully rolled out"]);
     turn.feed("apply", WEB);
-    turn.shows("rollout status ds/web --timeout=60s", &["successfully rolled out"]);
-    turn.refuses("drain n1 --timeout=60s", &["DaemonSet", "--ignore-daemonsets"]);
-    turn.shows("drain n1 --ignore-daemonsets --timeout=60s", &["drained"]);
+    turn.shows("rollout status ds/web --timeout=120s", &["successfully rolled out"]);
+    turn.refuses("drain n1 --timeout=120s", &["DaemonSet", "--ignore-daemonsets"]);
+    turn.shows("drain n1 --ignore-daemonsets --timeout=120s", &["drained"]);
     wait::until("every pod of the Deployment on the other device", || {
         let pods = turn.kubectl.json(&turn.line("get pods -l app=shop"))?;
         let nodes: Vec<&str> =
@@ -187,7 +187,7 @@ fn streams_lists(turn: &Turn<'_>) {
     });
     assert_eq!(end, Some(events.len() - 1), "{text}");
     assert!(events[..events.len() - 1].iter().all(|event| event["type"] == "ADDED"), "{text}");
-    let mut command = turn.kubectl.command(&turn.line("wait --for=jsonpath={.data.a}=1 cm/note --timeout=30s"));
+    let mut command = turn.kubectl.command(&turn.line("wait --for=jsonpath={.data.a}=1 cm/note --timeout=120s"));
     let output = command.env("KUBE_FEATURE_WatchListClient", "true").output().unwrap();
     assert!(output.status.success(), "{}: {}", turn.name, String::from_utf8_lossy(&output.stderr));
 }
@@ -205,7 +205,7 @@ fn gives_priority(turn: &Turn<'_>) {
     turn.shows("get pc", &["system-node-critical", &class]);
     turn.refuses("delete pc system-node-critical", &["cannot be deleted"]);
     turn.run(&format!("delete pc {class}"));
-    turn.shows("wait --for=condition=Ready pod/urgent --timeout=60s", &["condition met"]);
+    turn.shows("wait --for=condition=Ready pod/urgent --timeout=120s", &["condition met"]);
     turn.run("delete pod urgent --now");
 }
 
@@ -243,7 +243,7 @@ fn goes(turn: &Turn<'_>) {
         if text.contains("example.org/hold in 1 resource instances") { Ok(()) } else { Err(text) }
     });
     turn.run("patch cm note --type=merge -p {\"metadata\":{\"finalizers\":null}}");
-    turn.run(&format!("wait --for=delete ns/{} --timeout=60s", turn.space));
+    turn.run(&format!("wait --for=delete ns/{} --timeout=120s", turn.space));
 }
 
 /// A technician's change that ends by itself.

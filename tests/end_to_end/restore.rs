@@ -9,7 +9,7 @@ use flotilla_tests::{skip, wait};
 use serde_json::Value;
 
 use crate::BINARY;
-use crate::story::{self, WEB, deployment, env, pod_pids};
+use crate::story::{self, WEB, deployment, env, pod_pids, process_has};
 
 const NODES: [&str; 2] = ["n1", "n2"];
 
@@ -57,8 +57,8 @@ impl Restored {
             kubectl.run(&format!("annotate ds/web --overwrite count={count}"));
         }
         fleet.running_pods("app=fresh", 2);
-        kubectl.run("rollout status ds/web --timeout=60s");
-        kubectl.run("rollout status deploy/shop --timeout=60s");
+        kubectl.run("rollout status ds/web --timeout=120s");
+        kubectl.run("rollout status deploy/shop --timeout=120s");
         let before = pod_pids(&fleet, "n2");
         fleet.local_kubectl("n2").run("set env ds/fresh COLOUR=red");
         wait::until("the hub shows the override", || {
@@ -118,6 +118,9 @@ impl Restored {
         let kubectl = self.fleet.kubectl();
         kubectl.run(&format!("set env ds/web COLOUR={colour}"));
         wait::until("the edit runs on every device", || {
+            for node in NODES {
+                process_has(&self.fleet, node, "COLOUR", colour)?;
+            }
             let pods = self.fleet.running_pods("app=web", NODES.len());
             if pods.values().all(|pod| env(pod, "COLOUR") == colour) { Ok(()) } else { Err(format!("{pods:?}")) }
         });
@@ -180,8 +183,8 @@ fn a_backup_from_an_hour_ago_is_restored_under_a_running_fleet() {
         let now = world.shown();
         if now == shown { Ok(()) } else { Err(format!("{now:#?}\nbefore: {shown:#?}")) }
     });
-    kubectl.run("rollout status ds/web --timeout=60s");
-    kubectl.run("rollout status deploy/shop --timeout=60s");
+    kubectl.run("rollout status ds/web --timeout=120s");
+    kubectl.run("rollout status deploy/shop --timeout=120s");
     assert_eq!(world.shown(), shown);
     assert_eq!(world.pids(), pids, "a workload was touched");
     let overrides = items(&kubectl, "get overrides.flotilla.dev");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use flotilla_tests::fleet::{Containers, Fleet, Road};
 use flotilla_tests::relay::Relay;
 use flotilla_tests::wait;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::BINARY;
 use crate::story::{self, WEB, by_node, pod_pids};
@@ -28,10 +28,13 @@ fn wait_for_road(fleet: &Fleet, wanted: &str) {
 fn change_arrives(fleet: &Fleet, value: &str) {
     fleet.kubectl().run(&format!("set env ds/web COLOUR={value}"));
     wait::until(&format!("the device runs COLOUR={value}"), || {
+        story::process_has(fleet, "n1", "COLOUR", value)?;
         let pods = fleet.local_kubectl("n1").json("get pods -A -l app=web")?;
-        let pods = pods["items"].as_array().unwrap().clone();
-        let right = pods.iter().any(|pod| story::env(pod, "COLOUR") == value && flotilla_tests::fleet::is_ready(pod));
-        if right { Ok(()) } else { Err(json!(pods).to_string()) }
+        let told = fleet.kubectl().json("get pods -l app=web")?;
+        let restarts = |pods: &Value| pods["items"][0]["status"]["containerStatuses"][0]["restartCount"].clone();
+        let here = &pods["items"][0];
+        let right = story::env(here, "COLOUR") == value && flotilla_tests::fleet::is_ready(here);
+        if right && restarts(&pods) == restarts(&told) { Ok(()) } else { Err(format!("{pods} {told}")) }
     });
 }
 
@@ -66,7 +69,7 @@ fn a_device_takes_the_best_road_there_is_and_no_workload_notices() {
     fleet.local_kubectl("n1").run("label daemonset web note=here --overwrite");
     wait_for_road(&fleet, "mqtt");
     flotilla_tests::say(&format!("from QUIC to MQTT after {:.1} s", blocked.elapsed().as_secs_f64()));
-    assert!(blocked.elapsed() < Duration::from_secs(30), "{:?}", blocked.elapsed());
+    assert!(blocked.elapsed() < Duration::from_secs(60), "{:?}", blocked.elapsed());
     assert_eq!(by_node(&fleet, "app=web", 1), before);
     assert_eq!(pod_pids(&fleet, "n1"), pids, "no workload notices");
     change_arrives(&fleet, "yellow");
@@ -161,7 +164,7 @@ fn large_values_come_over_mqtt_too() {
     by_node(&fleet, "app=reader", 1);
 }
 
-/// 1 MB over a link of 1 Mbit/s, which takes 8 s.
+/// 1 MB over a link of 500 kbit/s, which takes 16 s.
 #[test]
 fn a_small_change_overtakes_a_large_value() {
     if !story::ready_to_run() {
@@ -180,7 +183,7 @@ fn a_small_change_overtakes_a_large_value() {
     by_node(&fleet, "app=web", 1);
     let pids = pod_pids(&fleet, "n1");
 
-    relay.slow_down(125_000);
+    relay.slow_down(62_500);
     let before = relay.down();
     let started = Instant::now();
     kubectl.feed("replace", &big(&second)).unwrap();
@@ -188,7 +191,7 @@ fn a_small_change_overtakes_a_large_value() {
     let sync = |fleet: &Fleet| fleet.kubectl().json("get node n1").unwrap()["metadata"]["annotations"].clone();
     let said = wait::until("the hub shows what the device waits for", || {
         let said = sync(&fleet)["flotilla.dev/sync"].clone();
-        if said == "waits for values" || started.elapsed() > Duration::from_secs(7) {
+        if said == "waits for values" || started.elapsed() > Duration::from_secs(15) {
             Ok(said)
         } else {
             Err(said.to_string())
@@ -213,11 +216,11 @@ fn a_small_change_overtakes_a_large_value() {
     wait_for_value(&fleet, "the new large value", &second);
     let (large, bytes) = (started.elapsed(), relay.down() - before);
     flotilla_tests::say(&format!(
-        "1 MB over 1 Mbit/s: the small change took {:.2} s, the large value {:.1} s and {bytes} bytes with a kill in between",
+        "1 MB over 500 kbit/s: the small change took {:.2} s, the large value {:.1} s and {bytes} bytes with a kill in between",
         small.as_secs_f64(),
         large.as_secs_f64()
     ));
-    assert!(small < Duration::from_secs(3), "{small:?}");
+    assert!(small < Duration::from_secs(6), "{small:?}");
     assert!(bytes < 1_400_000, "{bytes}");
     assert_eq!(pod_pids(&fleet, "n1"), pids, "no workload is restarted");
     let documents = flotilla_tests::database::largest_document(&fleet.hub_folder());

@@ -83,19 +83,19 @@ fn spreads_rolls_and_goes_back(containers: Containers) {
     fleet.apply(&deployment(6, "1"));
     let pods = fleet.running_pods("app=shop", 6);
     assert_eq!(per_node(&pods), BTreeMap::from([("n1", 2), ("n2", 2), ("n3", 2)]));
-    kubectl.run("rollout status deploy/shop --timeout=30s");
+    kubectl.run("rollout status deploy/shop --timeout=120s");
 
     let mut seen = Seen::follow(&kubectl, 5, 7);
     kubectl.run("set env deploy/shop VERSION=2");
     seen.until("six pods of the second version", runs("2", 6));
-    let status = kubectl.run("rollout status deploy/shop --timeout=30s");
+    let status = kubectl.run("rollout status deploy/shop --timeout=120s");
     assert!(status.contains("successfully rolled out"), "{status}");
     assert!(seen.states > 12, "a rolling update of six pods in {} states", seen.states);
     assert_eq!(revisions(&kubectl), ["1", "2"]);
 
     kubectl.run("rollout undo deploy/shop");
     seen.until("six pods of the first version again", runs("1", 6));
-    kubectl.run("rollout status deploy/shop --timeout=30s");
+    kubectl.run("rollout status deploy/shop --timeout=120s");
     assert_eq!(revisions(&kubectl), ["2", "3"]);
     let before = kubectl.run("rollout history deploy/shop --revision=2");
     assert!(before.contains("VERSION:\t2"), "{before}");
@@ -169,7 +169,7 @@ fn a_silent_device(containers: Containers) {
         if (web, shop, pods.len()) == (3, 6, 9) { Ok(()) } else { Err(list.to_string()) }
     });
     silent_is_told_apart(&kubectl, 3, "0");
-    kubectl.run("rollout status deploy/shop --timeout=30s");
+    kubectl.run("rollout status deploy/shop --timeout=120s");
     wait::until("as many processes as pods", || {
         let pids: Vec<_> = NODES.iter().map(|node| pod_pids(&fleet, node)).collect();
         if pids.iter().map(Vec::len).sum::<usize>() == 9 { Ok(()) } else { Err(format!("{pids:?}")) }
@@ -179,7 +179,7 @@ fn a_silent_device(containers: Containers) {
 /// Both workloads move on where they can, and the Pods of the silent device are neither touched nor replaced, at any moment.
 fn rollouts_pass_it_by(kubectl: &Kubectl, there: &BTreeSet<String>) {
     kubectl.run("set env ds/web SIZE=large");
-    kubectl.run("rollout status ds/web --timeout=60s");
+    kubectl.run("rollout status ds/web --timeout=120s");
     let watch = kubectl.watch("get pods -l app=shop");
     let mut pods: BTreeMap<String, Value> = BTreeMap::new();
     kubectl.run("set env deploy/shop VERSION=2");

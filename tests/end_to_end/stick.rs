@@ -70,7 +70,7 @@ fn a_restored_hub_learns_by_stick() {
     desert.fleet.run(&["hub", "backup", "--data", text(&hub), text(&backup)]).unwrap();
     kubectl.run("set env ds/web COLOUR=red");
     desert.import("n1", &desert.export_down("n1", "second"), 0);
-    local_colour(&local, "red");
+    local_colour(&desert, &local, "red");
     let before = local_pods(&local, 1).into_values().next().unwrap();
 
     desert.fleet.stop_hub();
@@ -166,7 +166,7 @@ fn is_updated(desert: &Desert, kubectl: &Kubectl, local: &Kubectl) {
     assert!(!endless.status.success() && said.contains("no regular file"), "{said}");
     let taken = desert.import("n1", &down, 0);
     assert_eq!(taken["report"]["whole"], true);
-    local_colour(local, "red");
+    local_colour(desert, local, "red");
     desert.import("hub", &desert.up_when(local, "red-up"), 0);
     hub_colour(kubectl, "red");
 }
@@ -174,7 +174,7 @@ fn is_updated(desert: &Desert, kubectl: &Kubectl, local: &Kubectl) {
 /// A technician's edit shows at the hub with its author; the operator ends it.
 fn overrides_travel(desert: &Desert, kubectl: &Kubectl, local: &Kubectl) {
     local.run("set env ds/web COLOUR=white");
-    local_colour(local, "white");
+    local_colour(desert, local, "white");
     desert.import("hub", &desert.up_when(local, "white-up"), 0);
     let overrides = kubectl.json("get overrides -A").unwrap().to_string();
     for word in ["COLOUR", "white", "red", "technician"] {
@@ -190,7 +190,7 @@ fn overrides_travel(desert: &Desert, kubectl: &Kubectl, local: &Kubectl) {
     let name = kubectl.run("get overrides -o name");
     kubectl.run(&format!("delete {} --wait=false", name.trim()));
     desert.import("n1", &desert.export_down("n1", "reverted"), 0);
-    local_colour(local, "red");
+    local_colour(desert, local, "red");
     desert.import("hub", &desert.up_when(local, "reverted-up"), 0);
     assert_eq!(kubectl.run("get overrides -A -o name"), "");
     hub_colour(kubectl, "red");
@@ -202,7 +202,7 @@ fn lost_and_old_sticks(desert: &Desert, kubectl: &Kubectl, local: &Kubectl) {
     std::fs::remove_file(desert.export_down("n1", "lost")).unwrap();
     kubectl.run("set env ds/web SIZE=large");
     desert.import("n1", &desert.export_down("n1", "found"), 0);
-    local_colour(local, "green");
+    local_colour(desert, local, "green");
     let pods = local_pods(local, 1);
     assert_eq!(env(pods.values().next().unwrap(), "SIZE"), "large");
 
@@ -210,6 +210,7 @@ fn lost_and_old_sticks(desert: &Desert, kubectl: &Kubectl, local: &Kubectl) {
     std::fs::remove_file(desert.export_up("n1", "lost-up")).unwrap();
     local.run("set env ds/web HINT=two");
     let before = wait::until("both edits run", || {
+        story::process_has(&desert.fleet, "n1", "HINT", "two")?;
         let pods = local_pods(local, 1);
         let pod = pods.values().next().unwrap().clone();
         if env(&pod, "NOTE") == "one" && env(&pod, "HINT") == "two" { Ok(pod) } else { Err(pod.to_string()) }
@@ -247,7 +248,7 @@ fn nothing_runs_and_bundles_work(desert: &mut Desert, kubectl: &Kubectl) {
     let up = desert.export_up("n1", "stopped-up");
     desert.import("hub", &up, 0);
     desert.start("n1", &[]);
-    local_colour(&desert.local("n1"), "violet");
+    local_colour(desert, &desert.local("n1"), "violet");
 }
 
 /// What is deleted ends, and both sides say so.
@@ -294,8 +295,13 @@ impl Desert {
         let pid = self.devices.iter().find(|(name, _)| name == node).unwrap().1.pid();
         let path = self.path(&format!("kubectl-{node}-{pid}"));
         let kubectl = binaries().pop().unwrap();
-        std::fs::write(&path, format!("#!/bin/sh\nexec nsenter -t {pid} -n {} \"$@\"\n", kubectl.display())).unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let text = format!("#!/bin/sh\nexec nsenter -t {pid} -n {} \"$@\"\n", kubectl.display());
+        // Written by a process of its own: a child of another test that was just made would have it open for writing, and nobody could run it.
+        let mut install = Command::new("install");
+        install.args(["-m", "755", "/dev/stdin"]).arg(&path).stdin(std::process::Stdio::piped());
+        let mut install = install.spawn().unwrap();
+        std::io::Write::write_all(&mut install.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        assert!(install.wait().unwrap().success());
         path
     }
 
@@ -350,8 +356,9 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn local_colour(local: &Kubectl, colour: &str) {
+fn local_colour(desert: &Desert, local: &Kubectl, colour: &str) {
     wait::until(&format!("COLOUR={colour} at the device"), || {
+        story::process_has(&desert.fleet, "n1", "COLOUR", colour)?;
         let list = local.json("get pods")?;
         let right = |pod: &Value| is_ready(pod) && env(pod, "COLOUR") == colour;
         let pods = list["items"].as_array().unwrap();

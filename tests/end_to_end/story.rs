@@ -113,6 +113,17 @@ pub(crate) fn pod_pids(fleet: &Fleet, node: &str) -> Vec<i32> {
     pids
 }
 
+/// Whether a container's process at this device has this variable. A Pod says what it is to be before its process is another.
+pub(crate) fn process_has(fleet: &Fleet, node: &str, name: &str, value: &str) -> Result<(), String> {
+    let set = format!("{name}={value}");
+    let pids = pod_pids(fleet, node);
+    let has = |pid: &i32| {
+        let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environ.split(|byte| *byte == 0).any(|variable| variable == set.as_bytes())
+    };
+    if pids.iter().any(has) { Ok(()) } else { Err(format!("no process of {pids:?} has {set}")) }
+}
+
 /// Waits until a device's own API shows `count` ready pods, and returns them by name.
 pub(crate) fn local_pods(kubectl: &Kubectl, count: usize) -> BTreeMap<String, Value> {
     wait::until(&format!("{count} ready pods at the device"), || {

@@ -98,9 +98,9 @@ fn applies(turn: &Turn) {
     assert!(made.contains("configmap/note created"), "{made}");
     let again = turn.kubectl.feed(&format!("-n {} create", turn.space), NOTE);
     assert!(again.unwrap_err().contains("AlreadyExists"));
-    turn.shows("rollout status deploy/shop --timeout=60s", &["successfully rolled out"]);
-    turn.shows("wait --for=condition=Available deploy/shop --timeout=60s", &["condition met"]);
-    turn.shows("wait --for=condition=Ready pod -l app=shop --timeout=60s", &["condition met"]);
+    turn.shows("rollout status deploy/shop --timeout=120s", &["successfully rolled out"]);
+    turn.shows("wait --for=condition=Available deploy/shop --timeout=120s", &["condition met"]);
+    turn.shows("wait --for=condition=Ready pod -l app=shop --timeout=120s", &["condition met"]);
 }
 
 fn reads(turn: &Turn) {
@@ -158,17 +158,17 @@ fn edits(turn: &Turn) {
 
 fn rolls(turn: &Turn) {
     turn.shows("set env deploy/shop VERSION=2", &["env updated"]);
-    turn.shows("rollout status deploy/shop --timeout=60s", &["successfully rolled out"]);
+    turn.shows("rollout status deploy/shop --timeout=120s", &["successfully rolled out"]);
     turn.shows("rollout history deploy/shop", &["REVISION", "1", "2", "second"]);
     turn.shows("rollout undo deploy/shop", &["rolled back"]);
-    turn.shows("rollout status deploy/shop --timeout=60s", &["successfully rolled out"]);
+    turn.shows("rollout status deploy/shop --timeout=120s", &["successfully rolled out"]);
     turn.shows("rollout restart deploy/shop", &["restarted"]);
-    turn.shows("rollout status deploy/shop --timeout=60s", &["successfully rolled out"]);
+    turn.shows("rollout status deploy/shop --timeout=120s", &["successfully rolled out"]);
     turn.shows("rollout pause deploy/shop", &["paused"]);
     turn.shows("set image deploy/shop shop=host:2", &["image updated"]);
     turn.shows("set image deploy/shop shop=host", &["image updated"]);
     turn.shows("rollout resume deploy/shop", &["resumed"]);
-    turn.shows("rollout status deploy/shop --timeout=60s", &["successfully rolled out"]);
+    turn.shows("rollout status deploy/shop --timeout=120s", &["successfully rolled out"]);
 }
 
 fn watches_and_logs(turn: &Turn) {
@@ -237,7 +237,7 @@ fn cordons_and_deletes(turn: &Turn) {
     turn.comes_to_show("get deploy shop", &["3/3"]);
     turn.shows("delete cm -l app=shop", &["configmap \"note\" deleted"]);
     turn.shows("delete deploy shop --cascade=foreground", &["deleted"]);
-    turn.run(&format!("delete ns {} --timeout=60s", turn.space));
+    turn.run(&format!("delete ns {} --timeout=120s", turn.space));
     let left = turn.run("get deploy,rs,pods,cm -o name");
     assert!(left.is_empty(), "{left}");
     let gone = turn.kubectl.attempt(&format!("get ns {}", turn.space)).unwrap_err();

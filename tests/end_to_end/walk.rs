@@ -102,7 +102,7 @@ fn applied(fleet: &Fleet) {
     let described = kubectl.run(&format!("describe pod {name}"));
     assert!(described.contains("Node:") && described.contains("n2"), "{described}");
     assert!(described.contains("State:          Running"), "{described}");
-    kubectl.run("rollout status ds/web --timeout=30s");
+    kubectl.run("rollout status ds/web --timeout=120s");
 }
 
 /// Story f's extra: the broker goes and comes back; nothing restarts and edits arrive again.
@@ -134,7 +134,10 @@ fn hub_gone(fleet: &mut Fleet) {
     let pods = local_pods(&local, 1);
     let name = pods.keys().next().unwrap();
     assert!(local.run("get pods").contains(name.as_str()));
-    assert_eq!(local.run(&format!("logs {name}")), "hello from the hub blue\n");
+    wait::until("the greeting of the new process is in its log", || {
+        let log = local.attempt(&format!("logs {name}"))?;
+        if log == "hello from the hub blue\n" { Ok(()) } else { Err(log) }
+    });
     assert_eq!(pod_pids(fleet, "n2"), before[1]);
     assert_eq!(pod_pids(fleet, "n3"), before[2]);
 }

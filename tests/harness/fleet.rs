@@ -1,7 +1,6 @@
 //! A hub and its agents as real processes in one temporary folder.
 
 use std::collections::BTreeMap;
-use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,6 +9,7 @@ use serde_json::Value;
 use crate::images;
 use crate::kubectl::Kubectl;
 use crate::leftovers;
+use crate::port;
 use crate::process::{self, Process};
 use crate::wait;
 
@@ -59,14 +59,14 @@ impl Fleet {
 
     pub fn start_with(binary: &str, road: Road, containers: Containers, hub_arguments: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("flotilla-test-").tempdir().unwrap();
-        let broker_port = free_tcp_port();
+        let broker_port = port::free();
         let mut fleet = Self {
             binary: binary.into(),
             folder,
             road,
             containers,
-            api_port: free_tcp_port(),
-            quic_port: UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(),
+            api_port: port::free(),
+            quic_port: port::free(),
             broker_port,
             hub: None,
             broker: None,
@@ -163,7 +163,7 @@ impl Fleet {
     /// must be told.
     pub fn secure_broker(&mut self) {
         self.kill_broker();
-        let (folder, enrol_port) = (self.folder.path().join("broker"), free_tcp_port());
+        let (folder, enrol_port) = (self.folder.path().join("broker"), port::free());
         let (data, out) = (self.hub_folder(), folder.to_string_lossy().into_owned());
         let (port, enrol) = (self.broker_port.to_string(), enrol_port.to_string());
         let words = ["hub", "broker", "--data", &data.to_string_lossy(), "--name", "localhost", "--name", "127.0.0.1"];
@@ -418,8 +418,4 @@ fn summary(pods: &BTreeMap<String, Value>) -> String {
         )
     };
     pods.iter().map(one).collect::<Vec<_>>().join("; ")
-}
-
-fn free_tcp_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

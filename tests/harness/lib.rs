@@ -13,6 +13,7 @@ pub mod images;
 pub mod kubectl;
 pub mod leftovers;
 pub mod mqtt;
+pub mod port;
 pub mod process;
 pub mod relay;
 pub mod wait;
