@@ -1,5 +1,5 @@
--- Writers of devices, in the order in which the hub met them: each life of a device's database has one, and of very many the oldest are
--- forgotten.
+-- Writers of devices, in the order in which the hub met them (those that were known before, by chance): each life of a device's database
+-- has one, and of very many the oldest are forgotten.
 CREATE TABLE device_writer (number INTEGER PRIMARY KEY, node TEXT NOT NULL, writer BLOB NOT NULL UNIQUE);
 CREATE INDEX device_writer_node ON device_writer (node, number);
 INSERT OR IGNORE INTO device_writer (node, writer)
