@@ -87,6 +87,7 @@ pub(crate) fn tell(batch: &mut Batch<'_>, report: &Report) -> Result<(), ApiErro
 fn document(batch: &mut Batch<'_>, uid: &str, places: &[&Learned], report: &mut Report) -> Result<(), ApiError> {
     let present = batch.index().by_uid(uid).cloned();
     let live = places.iter().any(|one| one.fate == Fate::Live);
+    let lives_on = places.iter().any(|one| one.fate == Fate::Withdrawn { certain: true });
     match &present {
         Some(object) if places.iter().any(|one| one.fate == Fate::Deleted) => {
             return if kept_in_this_life(batch, uid)? { Ok(()) } else { delete(batch, object, report) };
@@ -95,8 +96,8 @@ fn document(batch: &mut Batch<'_>, uid: &str, places: &[&Learned], report: &mut 
         Some(pod) if pod.kind() == &kind::POD && !live => {
             return if pod.deletion_timestamp().is_some() { Ok(()) } else { delete(batch, pod, report) };
         }
-        // It was deleted, or left every channel: nobody holds it.
-        None if !live => return Ok(()),
+        // It was deleted, or nobody knows.
+        None if places.iter().any(|one| one.fate == Fate::Deleted) || !(live || lives_on) => return Ok(()),
         _ => {}
     }
     let (joined, held, rollouts) = match read(batch, uid, places) {
@@ -107,7 +108,7 @@ fn document(batch: &mut Batch<'_>, uid: &str, places: &[&Learned], report: &mut 
             return Ok(());
         }
     };
-    if present.is_none() && is_taken(batch, &held.key(), report)? {
+    if present.is_none() && (!live && held.kind() == &kind::POD || is_taken(batch, &held.key(), report)?) {
         return Ok(());
     }
     let covered = digest::of_value(&json!({"object": held.value(), "rollout": rollouts})).to_vec();

@@ -548,6 +548,35 @@ async fn a_workload_switched_off_by_its_selector_stays_off() {
     assert!(again.store.read(&set("web")).is_none());
 }
 
+/// Its last content was said before it left the channel: the backup lacks it, and the devices' proofs do not.
+#[tokio::test]
+async fn a_workload_made_since_and_switched_off_comes_back_switched_off() {
+    let mut world = World::new(Retention::default()).await;
+    world.bench.create(daemon_set("web", "red")).await.unwrap();
+    world.pull().await;
+    let backup = world.back_up();
+    let nowhere = json!({"spec": {"template": {"spec": {"nodeSelector": {"nobody": "here"}}}}});
+    for name in ["late", "brief"] {
+        world.bench.create(daemon_set(name, "blue")).await.unwrap();
+        world.pull().await;
+        world.bench.merge(&set(name), nowhere.clone()).await.unwrap();
+        world.pull().await;
+    }
+    world.bench.delete(&set("brief")).await.unwrap();
+    world.pull().await;
+    let before = world.bench.store.read(&set("late")).unwrap();
+
+    let bench = world.restored(&backup, "second").await;
+    world.teach(&bench).await;
+    assert!(!bench.door.lessons.is_on());
+    let late = bench.store.read(&set("late")).unwrap();
+    assert_eq!((late.uid(), late.spec()), (before.uid(), before.spec()));
+    assert!(bench.store.read(&set("brief")).is_none(), "it was deleted where no channel had it");
+    world.pull_from(&bench).await;
+    let held = fleet_of(&world.devices[0]);
+    assert!(!held.iter().any(|value| value["object"]["metadata"]["name"] == "late"), "{held:?}");
+}
+
 #[tokio::test]
 async fn an_old_record_said_again_brings_nothing_back() {
     let mut world = World::new(Retention::default()).await;
