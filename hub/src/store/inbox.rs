@@ -39,9 +39,11 @@ impl Batch<'_> {
                 self.insert_writer(chain)?;
             }
             (_, None) => self.insert_writer(chain)?,
-            (WriterSubject::Device(node), Some(false)) => {
-                return Ok(self.device_of_writer(&chain.id)?.as_deref() == Some(node.as_str()));
-            }
+            (WriterSubject::Device(node), Some(false)) => match self.device_of_writer(&chain.id)? {
+                Some(known) => return Ok(known == node.as_str()),
+                // Its row was damaged: it is counted again.
+                None => self.count_writer(node, chain.id)?,
+            },
         }
         Ok(true)
     }
@@ -52,12 +54,16 @@ impl Batch<'_> {
             .prepare_cached("INSERT INTO writer (id, hub, chain) VALUES (?1, ?2, ?3)")?
             .execute(params![chain.id.0, hub, chain.encode()])?;
         if let WriterSubject::Device(node) = &chain.subject {
-            self.transaction
-                .prepare_cached("INSERT INTO device_writer (node, writer) VALUES (?1, ?2)")?
-                .execute(params![node.as_str(), chain.id.0])?;
-            self.forget_writers(node)?;
+            self.count_writer(node, chain.id)?;
         }
         Ok(())
+    }
+
+    fn count_writer(&mut self, node: &NodeName, writer: WriterId) -> Result<(), StoreError> {
+        self.transaction
+            .prepare_cached("INSERT INTO device_writer (node, writer) VALUES (?1, ?2)")?
+            .execute(params![node.as_str(), writer.0])?;
+        self.forget_writers(node)
     }
 
     fn device_of_writer(&self, writer: &WriterId) -> Result<Option<String>, StoreError> {

@@ -522,6 +522,12 @@ mod writers {
         let is_hubs = || world.bench.store.logs().is_hub_writer(&id).unwrap();
         world.bench.door.ingest(&peer, vec![Input::Writer(own.clone())]).await.unwrap();
         assert_eq!(is_hubs(), Some(false));
+        // A damaged row locks nobody out: the writer is counted again.
+        let file = rusqlite::Connection::open(world.folder.path().join(crate::config::DATABASE_FILE)).unwrap();
+        assert_eq!(file.execute("DELETE FROM device_writer", []).unwrap(), 1);
+        world.bench.door.ingest(&peer, vec![Input::Writer(own.clone())]).await.unwrap();
+        let counted: i64 = file.query_row("SELECT count(*) FROM device_writer", [], |row| row.get(0)).unwrap();
+        assert_eq!(counted, 1);
 
         // The device had claimed the key of a hub's life that the backup does not know.
         let hubs = WriterIdentity::for_hub([3; 32], 9, world.bench.installation.root()).unwrap().chain().clone();
